@@ -1,0 +1,4 @@
+from .configuration import PretrainedConfig as PretrainedConfig
+from .models.bert.config import BertConfig as BertConfig
+
+__version__: str

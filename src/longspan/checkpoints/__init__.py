@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: file resolution, formats, parameter names, reports."""

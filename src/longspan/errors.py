@@ -1,0 +1,66 @@
+"""Exceptions of longspan.
+
+Every error that a caller can cause is a `LongspanError` and also the built-in exception that Python programmers
+expect (`ValueError`, `OSError`, `ImportError`), so that both `except LongspanError` and existing handlers work.
+Messages state the rule first, then what came.
+"""
+
+from __future__ import annotations
+
+
+class LongspanError(Exception):
+    """Base class of all errors that longspan raises on purpose."""
+
+
+class ConfigError(LongspanError, ValueError):
+    """A configuration value breaks a rule."""
+
+
+class InputError(LongspanError, ValueError):
+    """An argument of a call (ids, masks, labels, texts) breaks a rule."""
+
+
+class CheckpointError(LongspanError, ValueError):
+    """A checkpoint is damaged, or does not fit the model."""
+
+
+class CheckpointNotFoundError(CheckpointError, OSError):
+    """A directory, repository or file of a checkpoint does not exist or cannot be reached."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint holds something that would run code or reach outside its directory."""
+
+
+class MissingFrameworkError(LongspanError, ImportError):
+    """A class needs a framework that is not installed."""
+
+
+#: module that is missing -> (name for people, extra that installs it)
+_FRAMEWORKS = {
+    "torch": ("PyTorch", "torch"),
+    "jax": ("JAX", "flax"),
+    "flax": ("Flax", "flax"),
+    "keras": ("Keras", "keras"),
+    "tensorflow": ("TensorFlow", "keras"),
+}
+
+
+def missing_framework(name: str, error: ModuleNotFoundError) -> MissingFrameworkError | None:
+    """Translate a failed framework import into one line that names the extra to install.
+
+    Args:
+        name: What the user asked for, e.g. `"BertModel"`.
+        error: The import error that was raised.
+
+    Returns:
+        The error to raise instead, or None if the missing module is not a framework.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in _FRAMEWORKS:
+        return None
+    label, extra = _FRAMEWORKS[module]
+    return MissingFrameworkError(f"{name} needs {label}, which is not installed: pip install 'longspan[{extra}]'")
