@@ -1,0 +1,180 @@
+"""What happened when a checkpoint met a model: one report, or one error that lists everything.
+
+The rule. Every parameter of the model must come from the checkpoint, and every tensor of the checkpoint must go into
+the model, with these exceptions, each listed in the report:
+
+- A head (or pooler) that the checkpoint lacks *as a whole* starts afresh: a classifier on a pretrained base.
+- A head that the model lacks *as a whole* stays in the file: a masked-language-model checkpoint in a classifier.
+- Entries that hold no parameter (position id buffers), older names of a parameter that is also stored under its
+  present name, and repeats of a tied parameter are passed over.
+
+Anything else — a layer too few or too many, half a head, a parameter of another shape — raises unless the caller
+says `strict=False` (keys) or `ignore_mismatched_sizes=True` (shapes).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from longspan.checkpoints.names import KeyMatch
+from longspan.errors import CheckpointError
+
+#: lists longer than this are shown with runs of numbers folded, `layer.{0..11}.output.dense.weight`
+_FOLD_ABOVE = 20
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of a checkpoint and of a model.
+
+    Attributes:
+        loaded: Keys of the model that took their values from the checkpoint.
+        missing: Keys of the model that should have been in the checkpoint and were not; initialised if not strict.
+        unexpected: Keys of the checkpoint that should have had a place in the model and had none.
+        mismatched: (key of the model, shape in the file, shape in the model), initialised if allowed.
+        tied: Key of the model to the key of the model whose parameter it shares.
+        initialised: Keys of new heads, which start afresh.
+        ignored: Keys of the checkpoint that were passed over for a good reason, with that reason.
+    """
+
+    loaded: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    initialised: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_match(cls, match: KeyMatch, mismatched: Sequence[Mismatch] = ()) -> LoadReport:
+        """Make the report of a key match.
+
+        Args:
+            match: Result of `match_keys`.
+            mismatched: Matched keys whose shapes differ; they do not count as loaded.
+        """
+        wrong = {key for key, _, _ in mismatched}
+        ignored = dict.fromkeys(match.other_heads, "part of a head that this model lacks")
+        ignored |= dict.fromkeys(match.ignorable, "holds no parameter")
+        ignored |= {key: f"older name of {kept}" for key, kept in match.shadowed.items()}
+        ignored |= {key: f"tied to {kept}" for key, kept in match.repeated.items()}
+        return cls(
+            loaded=tuple(key for key in match.sources if key not in wrong),
+            missing=match.missing,
+            unexpected=match.unexpected,
+            mismatched=tuple(mismatched),
+            tied=dict(match.tied),
+            initialised=match.initialised,
+            ignored=ignored,
+        )
+
+    def raise_if_broken(self, *, strict: bool = True, ignore_mismatched_sizes: bool = False, name: str = "") -> None:
+        """Raise one error that lists every defect.
+
+        Args:
+            strict: Missing and unexpected keys are defects.
+            ignore_mismatched_sizes: Shapes that differ are no defect.
+            name: Name of the checkpoint, for the message.
+
+        Raises:
+            CheckpointError: if there is a defect; its `report` attribute holds this report.
+        """
+        missing = self.missing if strict else ()
+        unexpected = self.unexpected if strict else ()
+        mismatched = () if ignore_mismatched_sizes else self.mismatched
+        if not (missing or unexpected or mismatched):
+            return
+        lines = [f"The checkpoint{f' {name}' if name else ''} does not fit the model."]
+        lines += _section("missing from the checkpoint", missing)
+        lines += _section("unexpected in the checkpoint", unexpected)
+        lines += _section("of another shape", _describe_mismatches(mismatched))
+        if missing or unexpected:
+            lines.append("strict=False loads what fits and initialises the rest.")
+        if mismatched:
+            lines.append("ignore_mismatched_sizes=True initialises parameters of another shape afresh.")
+        raise LoadError("\n".join(lines), report=self)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} parameters loaded"]
+        lines += _section("tied", [f"{key} = {source}" for key, source in self.tied.items()])
+        lines += _section("initialised afresh (new head)", self.initialised)
+        lines += _section("missing from the checkpoint", self.missing)
+        lines += _section("unexpected in the checkpoint", self.unexpected)
+        lines += _section("of another shape", _describe_mismatches(self.mismatched))
+        for reason in dict.fromkeys(self.ignored.values()):
+            lines += _section(f"ignored, {reason}", [key for key, why in self.ignored.items() if why == reason])
+        return "\n".join(lines)
+
+
+class LoadError(CheckpointError):
+    """A checkpoint does not fit the model. `report` is the `LoadReport`."""
+
+    def __init__(self, message: str, *, report: LoadReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _load_error, (str(self), self.report)
+
+
+def _load_error(message: str, report: LoadReport) -> LoadError:
+    return LoadError(message, report=report)
+
+
+def _describe_mismatches(mismatched: Iterable[Mismatch]) -> list[str]:
+    return [f"{key}: {_shape(filed)} in the file, {_shape(own)} in the model" for key, filed, own in mismatched]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
+
+def _section(title: str, entries: Iterable[str]) -> list[str]:
+    entries = list(entries)
+    if not entries:
+        return []
+    shown = entries if len(entries) <= _FOLD_ABOVE else fold_numbers(entries)
+    return [f"  {title} ({len(entries)}):", *(f"    {entry}" for entry in shown)]
+
+
+def fold_numbers(entries: Iterable[str]) -> list[str]:
+    """Join entries that differ only in numbers between dots, so that every key is listed and the list stays short.
+
+    Example:
+        >>> fold_numbers(["layer.0.bias", "layer.1.bias", "pooler.bias"])
+        ['layer.{0..1}.bias', 'pooler.bias']
+    """
+    groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    for entry in entries:
+        texts = tuple(_NUMBER.split(entry))
+        groups.setdefault(texts, []).append(tuple(int(number) for number in _NUMBER.findall(entry)))
+    folded = []
+    for texts, found in groups.items():
+        columns = [sorted(set(column)) for column in zip(*found, strict=True)]
+        if math.prod(len(column) for column in columns) == len(found):
+            folded.append(_weave(texts, [_ranges(column) for column in columns]))
+        else:
+            folded += [_weave(texts, [str(number) for number in numbers]) for numbers in found]
+    return folded
+
+
+def _weave(texts: Sequence[str], numbers: Sequence[str]) -> str:
+    return "".join(text + number for text, number in zip(texts, [*numbers, ""], strict=True))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as `3`, `{0..11}` or `{0,2..4}`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+    return text if text.isdigit() else "{" + text + "}"
