@@ -1,4 +1,4 @@
-"""Opening a checkpoint: which file it is in, whatever the format, in one piece or in shards."""
+"""Opening and saving a checkpoint: which file it is in, whatever the format, in one piece or in shards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from typing import Any
 from longspan.checkpoints.formats_safetensors import SafetensorsReader, unique_keys
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import Bytes, CheckpointReader
+from longspan.checkpoints.writer import LazyTensor, save_checkpoint
 from longspan.errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
 
-__all__ = ["FORMATS", "CheckpointReader", "Format", "ShardedReader", "open_checkpoint"]
+__all__ = [
+    "FORMATS",
+    "CheckpointReader",
+    "Format",
+    "LazyTensor",
+    "ShardedReader",
+    "open_checkpoint",
+    "save_checkpoint",
+]
 
 
 @dataclass(frozen=True)
