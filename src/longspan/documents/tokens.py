@@ -1,0 +1,108 @@
+"""Tokens of whole texts, of any length, with the characters they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+#: Texts above this length are tokenized piece by piece, so that memory stays bounded.
+SEGMENT_CHARACTERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one text, without special tokens.
+
+    Attributes:
+        ids: (T,) int32 vocabulary indices.
+        starts: (T,) int64: first character of each token; empty if offsets were not asked for.
+        ends: (T,) int64: one past the last character of each token; empty likewise.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    def span(self, start: int, stop: int) -> tuple[int, int]:
+        """First character and one past the last character of tokens `start` to `stop` (not included)."""
+        return int(self.starts[start:stop].min()), int(self.ends[start:stop].max())
+
+
+def tokenize(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    with_offsets: bool = True,
+    segment_characters: int = SEGMENT_CHARACTERS,
+) -> list[Tokens]:
+    """Tokenize texts, each exactly once and in one batch, without special tokens, truncation or padding.
+
+    Very long texts are cut into segments before a white-space character that follows other text, where the tokenizers
+    of all five families split anyway; only a text without any white space in `segment_characters` is cut elsewhere.
+
+    Args:
+        tokenizer: Tokenizer with truncation and padding switched off.
+        texts: Texts of any length.
+        with_offsets: Whether the tokens' characters are wanted (slower).
+        segment_characters: Length above which a text is cut.
+
+    Returns:
+        The tokens of each text, in order.
+    """
+    segments: list[str] = []
+    shifts: list[int] = []
+    counts: list[int] = []
+    for text in texts:
+        cuts = list(_segments(text, segment_characters))
+        counts.append(len(cuts))
+        shifts.extend(start for start, _ in cuts)
+        segments.extend(text[start:stop] for start, stop in cuts)
+    encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
+    encodings = encode(segments, add_special_tokens=False)
+    parts = [_to_arrays(encoding, shift, with_offsets) for encoding, shift in zip(encodings, shifts, strict=True)]
+    results = []
+    first = 0
+    for count in counts:
+        results.append(_join(parts[first : first + count]))
+        first += count
+    return results
+
+
+def _segments(text: str, limit: int) -> Iterator[tuple[int, int]]:
+    start = 0
+    while len(text) - start > limit:
+        stop = _last_cut(text, start + limit // 2, start + limit)
+        yield start, stop
+        start = stop
+    yield start, len(text)
+
+
+def _last_cut(text: str, low: int, high: int) -> int:
+    """Last position in `[low, high]` where white space follows other text, or `high` if there is none."""
+    for position in range(high, low - 1, -1):
+        if text[position].isspace() and not text[position - 1].isspace():
+            return position
+    return high
+
+
+def _to_arrays(encoding: Encoding, shift: int, with_offsets: bool) -> Tokens:
+    ids = np.asarray(encoding.ids, np.int32)
+    if not with_offsets:
+        empty = np.empty(0, np.int64)
+        return Tokens(ids, empty, empty)
+    offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2) + shift
+    return Tokens(ids, offsets[:, 0], offsets[:, 1])
+
+
+def _join(parts: list[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
+    return Tokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.ends for part in parts]),
+    )

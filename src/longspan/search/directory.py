@@ -1,0 +1,98 @@
+"""Indexes as folders: shards that stay where the run wrote them, and a manifest that says which rows count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from longspan.search.journal import Slice
+from longspan.search.passages import IndexFileError, IndexInfo, Passages
+from longspan.search.shards import ShardReader, atomic_write
+
+MANIFEST = "manifest.json"
+_FORMAT = {"format": "longspan-index", "version": 1}
+#: Rows of a block that is compared at once; slices of small files are joined up to it.
+_BLOCK_ROWS = 8192
+_OPEN_SHARDS = 16
+
+
+def write_manifest(folder: Path, info: IndexInfo, slices: Sequence[Sequence[Slice]]) -> None:
+    """Make the shards in `folder` an index, atomically.
+
+    Args:
+        folder: Index folder.
+        info: What the index says about itself.
+        slices: For each file of `info`, where its passages are.
+    """
+    values = {**_FORMAT, "index": info.to_json(), "slices": [[astuple(piece) for piece in parts] for parts in slices]}
+    with atomic_write(folder / MANIFEST, folder / f"{MANIFEST}.partial") as file:
+        file.write(json.dumps(values, indent=1).encode())
+
+
+class DirectoryIndex:
+    """An index in a folder.
+
+    Args:
+        folder: The folder that `longspan embed` wrote.
+
+    Raises:
+        IndexFileError: the folder is no index, its run was interrupted, or a shard is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            values = json.loads((folder / MANIFEST).read_bytes())
+        except FileNotFoundError as error:
+            unfinished = (folder / "journal.jsonl").exists()
+            reason = "its run was interrupted; run `longspan embed` again to finish it" if unfinished else "it has none"
+            raise IndexFileError(f"An index folder must hold {MANIFEST}. Received: {folder} ({reason})") from error
+        except (OSError, ValueError) as error:
+            raise IndexFileError(f"{MANIFEST} of an index must be whole JSON. Received: {folder} ({error})") from error
+        if not isinstance(values, dict) or {key: values.get(key) for key in _FORMAT} != _FORMAT:
+            raise IndexFileError(
+                f"An index folder must be written by `longspan embed`. Received: {folder}, which is not"
+            )
+        self.info = IndexInfo.from_json(values["index"])
+        self.slices = [[Slice(*piece) for piece in parts] for parts in values["slices"]]
+        self._pieces = [piece for parts in self.slices for piece in parts]
+        sizes = (piece.stop - piece.start for piece in self._pieces)
+        self._starts = np.fromiter(accumulate(sizes, initial=0), np.int64, len(self._pieces) + 1)
+        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+
+    def rows(self, start: int, stop: int) -> Passages:
+        """Passages `start` to `stop` (not included), with their embeddings."""
+        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        parts = []
+        for index in range(first, last + 1):
+            piece, offset = self._pieces[index], int(self._starts[index])
+            low, high = max(start - offset, 0), min(stop - offset, piece.stop - piece.start)
+            parts.append(self._shard(piece.shard).rows(piece.start + low, piece.start + high))
+        return Passages.concatenate(parts)
+
+    def take(self, rows: Sequence[int]) -> Passages:
+        """Passages of the given rows, in that order, with their embeddings."""
+        return Passages.concatenate([self.rows(row, row + 1) for row in rows])
+
+    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of consecutive blocks."""
+        pending: list[npt.NDArray[np.float32]] = []
+        first = num_pending = 0
+        for piece in self._pieces:
+            pending.append(self._shard(piece.shard).embeddings(piece.start, piece.stop))
+            num_pending += len(pending[-1])
+            if num_pending >= _BLOCK_ROWS:
+                yield first, np.concatenate(pending)
+                first, pending, num_pending = first + num_pending, [], 0
+        if pending:
+            yield first, np.concatenate(pending)
+
+    def _open_shard(self, name: str) -> ShardReader:
+        return ShardReader(self._folder / "shards" / f"{name}.safetensors")

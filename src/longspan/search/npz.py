@@ -1,0 +1,136 @@
+"""Indexes as `.npz` files: the columns as NumPy arrays, no library besides NumPy needed to read them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longspan.search.passages import (
+    INTEGER_COLUMNS,
+    FileRecord,
+    IndexFileError,
+    IndexInfo,
+    Passages,
+    pack_texts,
+    unpack_texts,
+)
+from longspan.search.shards import atomic_write
+
+_FORMAT = {"format": "longspan-index", "version": 1}
+_BLOCK_ROWS = 8192
+#: Fixed date of every member, so that equal passages give equal files.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+Blocks = Callable[[], Iterable[tuple[FileRecord, Passages]]]
+
+
+def write_npz(path: Path, scratch: Path, info: IndexInfo, blocks: Blocks) -> None:
+    """Write an index as one `.npz` file, atomically, an array at a time so that memory stays bounded.
+
+    Arrays: the integer columns of `Passages`; `file` (N,), index into `paths`; `paths`, `units`; `embedding` (N, D);
+    `text`, the UTF-8 bytes of all texts, and `text_ends` (N + 1,), where each starts and ends; `metadata`, JSON.
+
+    Args:
+        path: File to write.
+        scratch: Name to write under meanwhile.
+        info: What the index says about itself.
+        blocks: Gives the passages with the file that they are from, in the order of `info.files`; called once an array.
+    """
+    num_rows = info.num_passages
+    num_bytes = sum(pack_texts(passages.text)[1][-1] for _, passages in blocks())
+    with atomic_write(path, scratch) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        _write_member(archive, "metadata", [np.array(json.dumps({**_FORMAT, "index": info.to_json()}))])
+        _write_member(archive, "paths", [np.array([record.path for record in info.files], dtype=np.str_)])
+        _write_member(archive, "units", [np.array([record.unit for record in info.files], dtype=np.str_)])
+        _write_member(
+            archive, "file", [np.repeat(np.arange(len(info.files), dtype=np.int32), [r.rows for r in info.files])]
+        )
+        for name, dtype in INTEGER_COLUMNS.items():
+            _write_member(archive, name, (getattr(p, name) for _, p in blocks()), (num_rows,), dtype)
+        _write_member(archive, "text_ends", _text_ends(blocks), (num_rows + 1,), np.int64)
+        _write_member(archive, "text", (pack_texts(p.text)[0] for _, p in blocks()), (num_bytes,), np.uint8)
+        shape = (num_rows, info.dimension)
+        _write_member(archive, "embedding", (p.embedding for _, p in blocks()), shape, np.float32)
+
+
+class NpzIndex:
+    """An index in an `.npz` file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        IndexFileError: the file is damaged, or is no index of longspan.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                if "metadata" not in arrays:
+                    raise IndexFileError(
+                        f"An npz index must be written by `longspan embed`. Received: {path}, which is not"
+                    )
+                self.info = IndexInfo.from_json(json.loads(str(arrays["metadata"]))["index"])
+                self._columns = {name: arrays[name] for name in INTEGER_COLUMNS}
+                self._embedding = arrays["embedding"]
+                self._text, self._text_ends = arrays["text"], arrays["text_ends"]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            if isinstance(error, IndexFileError):
+                raise
+            raise IndexFileError(f"An index must be a whole npz file. Received: {path} ({error})") from error
+
+    def rows(self, start: int, stop: int) -> Passages:
+        """Passages `start` to `stop` (not included), with their embeddings."""
+        return Passages(
+            text=unpack_texts(self._text, self._text_ends[start : stop + 1]),
+            embedding=self._embedding[start:stop],
+            **{name: column[start:stop] for name, column in self._columns.items()},
+        )
+
+    def take(self, rows: Sequence[int]) -> Passages:
+        """Passages of the given rows, in that order, without embeddings."""
+        chosen = np.asarray(rows, np.int64)
+        return Passages(
+            text=[unpack_texts(self._text, self._text_ends[row : row + 2])[0] for row in rows],
+            embedding=np.empty((len(rows), 0), np.float32),
+            **{name: column[chosen] for name, column in self._columns.items()},
+        )
+
+    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of consecutive blocks."""
+        for start in range(0, len(self._embedding), _BLOCK_ROWS):
+            yield start, self._embedding[start : start + _BLOCK_ROWS]
+
+
+def _text_ends(blocks: Blocks) -> Iterator[npt.NDArray[np.int64]]:
+    yield np.zeros(1, np.int64)
+    total = 0
+    for _, passages in blocks():
+        ends = pack_texts(passages.text)[1]
+        yield ends[1:] + total
+        total += ends[-1]
+
+
+def _write_member(
+    archive: zipfile.ZipFile,
+    name: str,
+    parts: Iterable[npt.NDArray[Any]],
+    shape: tuple[int, ...] | None = None,
+    dtype: npt.DTypeLike | None = None,
+) -> None:
+    """Write one array from parts along its first axis; shape and type are those of the first part unless given."""
+    parts = iter(parts)
+    if shape is None:
+        only = next(parts)
+        shape, dtype, parts = only.shape, only.dtype, iter([only])
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with archive.open(zipfile.ZipInfo(f"{name}.npy", _DATE), "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_2_0(member, header)
+        for part in parts:
+            member.write(np.ascontiguousarray(part, dtype).tobytes())

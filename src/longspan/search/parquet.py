@@ -1,0 +1,156 @@
+"""Indexes as Parquet files (extra `documents`): one row a passage, the table of files in the schema's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from longspan.errors import MissingFrameworkError
+from longspan.search.passages import INTEGER_COLUMNS, FileRecord, IndexFileError, IndexInfo, Passages
+from longspan.search.shards import atomic_write
+
+#: Rows of a row group, whatever the sizes of the blocks that come in: the same passages give the same file.
+_GROUP_ROWS = 4096
+_METADATA_KEY = b"longspan"
+_FORMAT = {"format": "longspan-index", "version": 1}
+
+
+def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[tuple[FileRecord, Passages]]) -> None:
+    """Write an index as one Parquet file, atomically, a row group at a time.
+
+    Columns: `path`, the integer columns of `Passages`, `unit`, `text`, `embedding` (fixed-size list of float32).
+
+    Args:
+        path: File to write.
+        scratch: Name to write under meanwhile.
+        info: What the index says about itself.
+        blocks: Passages with the file that they are from, in the order of `info.files`.
+    """
+    pa, pq = _import_pyarrow()
+    schema = _schema(pa, info)
+    with atomic_write(path, scratch) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        pending: list[Any] = []
+        num_pending = 0
+        for record, passages in blocks:
+            pending.append(_to_table(pa, schema, record, passages))
+            num_pending += len(passages)
+            if num_pending >= _GROUP_ROWS:
+                table = pa.concat_tables(pending)
+                whole = num_pending - num_pending % _GROUP_ROWS
+                writer.write_table(table.slice(0, whole), row_group_size=_GROUP_ROWS)
+                pending, num_pending = [table.slice(whole)], num_pending - whole
+        if num_pending:
+            writer.write_table(pa.concat_tables(pending), row_group_size=_GROUP_ROWS)
+
+
+class ParquetIndex:
+    """An index in a Parquet file, read by memory map a row group at a time.
+
+    Args:
+        path: The file.
+
+    Raises:
+        IndexFileError: the file is damaged, or is no index of longspan.
+        MissingFrameworkError: `pyarrow` is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        pa, pq = _import_pyarrow()
+        try:
+            self._file = pq.ParquetFile(path, memory_map=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise IndexFileError(f"An index must be a whole Parquet file. Received: {path} ({error})") from error
+        metadata = (self._file.schema_arrow.metadata or {}).get(_METADATA_KEY)
+        if metadata is None:
+            raise IndexFileError(f"A Parquet index must be written by `longspan embed`. Received: {path}, which is not")
+        self.info = IndexInfo.from_json(json.loads(metadata)["index"])
+        groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
+
+    def rows(self, start: int, stop: int) -> Passages:
+        """Passages `start` to `stop` (not included), with their embeddings."""
+        parts = []
+        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        for group in range(first, last + 1):
+            offset = int(self._starts[group])
+            table = self._file.read_row_group(group).slice(max(0, start - offset))
+            parts.append(self._to_passages(table.slice(0, stop - max(start, offset))))
+        return Passages.concatenate(parts)
+
+    def take(self, rows: Sequence[int]) -> Passages:
+        """Passages of the given rows, in that order, without embeddings."""
+        columns = [*INTEGER_COLUMNS, "text"]
+        order = np.argsort(np.asarray(rows), kind="stable")
+        parts = []
+        groups = np.searchsorted(self._starts, np.asarray(rows)[order], side="right") - 1
+        for group in np.unique(groups):
+            inside = np.asarray(rows)[order[groups == group]] - self._starts[group]
+            parts.append(self._to_passages(self._file.read_row_group(group, columns=columns).take(inside)))
+        found = Passages.concatenate(parts)
+        back = np.argsort(order, kind="stable")
+        return Passages(
+            text=[found.text[i] for i in back],
+            embedding=found.embedding[back],
+            **{name: column[back] for name, column in found.integers().items()},
+        )
+
+    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of each row group."""
+        for group in range(self._file.num_row_groups):
+            table = self._file.read_row_group(group, columns=["embedding"])
+            yield int(self._starts[group]), self._to_matrix(table)
+
+    def _to_passages(self, table: Any) -> Passages:
+        return Passages(
+            text=table["text"].to_pylist(),
+            embedding=self._to_matrix(table),
+            **{name: table[name].to_numpy() for name in INTEGER_COLUMNS},
+        )
+
+    def _to_matrix(self, table: Any) -> npt.NDArray[np.float32]:
+        if "embedding" not in table.column_names:
+            return np.empty((len(table), 0), np.float32)
+        column = table["embedding"].combine_chunks()
+        return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), self.info.dimension)
+
+
+def _import_pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise MissingFrameworkError(
+            "Parquet files need pyarrow, which is not installed: pip install 'longspan[documents]' "
+            "(or write .npz or an index folder)"
+        ) from error
+    return pa, pq
+
+
+def _schema(pa: Any, info: IndexInfo) -> Any:
+    fields = [
+        pa.field("path", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in INTEGER_COLUMNS.items()),
+        pa.field("unit", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), info.dimension), nullable=False),
+    ]
+    return pa.schema(fields, metadata={_METADATA_KEY: json.dumps({**_FORMAT, "index": info.to_json()})})
+
+
+def _to_table(pa: Any, schema: Any, record: FileRecord, passages: Passages) -> Any:
+    zeros = pa.array(np.zeros(len(passages), np.int32))
+    columns = {
+        "path": pa.DictionaryArray.from_arrays(zeros, pa.array([record.path])),
+        "unit": pa.DictionaryArray.from_arrays(zeros, pa.array([record.unit])),
+        "text": pa.array(passages.text, pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(
+            pa.array(passages.embedding.reshape(-1)), type=schema.field("embedding").type
+        ),
+        **{name: pa.array(column) for name, column in passages.integers().items()},
+    }
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
