@@ -1,0 +1,113 @@
+"""Walks a PyTorch model's own tree and fills it from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from longspan.checkpoints.files import CheckpointReader
+from longspan.checkpoints.names import ParameterNames, match_keys
+from longspan.checkpoints.report import LoadReport
+
+_IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
+
+
+class _SkipParameterInit(TorchFunctionMode):
+    """Leaves parameters uninitialised: their values come from a file, so drawing random ones is wasted time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        is_init = getattr(func, "__module__", None) == "torch.nn.init" or func in _IN_PLACE
+        if is_init and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def skip_parameter_init() -> Iterator[None]:
+    """Build modules without initialising their parameters; buffers are computed as usual."""
+    with _SkipParameterInit():
+        yield
+
+
+def fill(
+    model: nn.Module,
+    reader: CheckpointReader,
+    *,
+    names: ParameterNames,
+    config: object,
+    initialise: Callable[[nn.Module], None],
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+) -> LoadReport:
+    """Fill every parameter and persistent buffer of `model` from a checkpoint.
+
+    Tensors are copied one at a time into the model's own memory and cast to its dtype, so that the peak is the size
+    of the model plus one tensor, and later changes of the file cannot reach the model.
+
+    Args:
+        model: Model whose parameters may be uninitialised.
+        reader: The open checkpoint.
+        names: Facts about the family's parameter names.
+        config: Configuration of the model; it switches ties on and off.
+        initialise: Gives a module that lacks values in the checkpoint its random ones.
+        strict: Missing and unexpected keys raise.
+        ignore_mismatched_sizes: Tensors of another shape are initialised instead of raising.
+
+    Returns:
+        What became of every key.
+
+    Raises:
+        CheckpointError: listing every key that is missing, unexpected or of another shape.
+    """
+    targets = model.state_dict(keep_vars=True)
+    match = match_keys(targets, reader.keys(), names, config)
+    mismatched = [
+        (key, tuple(reader.shape(stored)), tuple(targets[key].shape))
+        for key, stored in match.sources.items()
+        if tuple(reader.shape(stored)) != tuple(targets[key].shape)
+    ]
+    report = LoadReport.from_match(match, mismatched)
+    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=str(reader.name))
+    fresh = {*report.missing, *report.initialised, *(key for key, _, _ in mismatched)}
+    for module in _owners(model, fresh):
+        initialise(module)
+    for key in report.loaded:
+        reader.fill_torch(match.sources[key], targets[key].data)
+    return report
+
+
+def _owners(model: nn.Module, keys: set[str]) -> list[nn.Module]:
+    """The modules that directly hold one of the named parameters."""
+    paths = {key.rpartition(".")[0] for key in keys}
+    return [module for path, module in model.named_modules(remove_duplicate=False) if path in paths]
+
+
+def tie(model: nn.Module, names: ParameterNames, config: object, *, is_base: bool) -> None:
+    """Make the parameters of each tied pair one object.
+
+    Args:
+        model: The model.
+        names: Facts about the family's parameter names.
+        config: Configuration; it switches ties on and off.
+        is_base: The model is the bare base, whose keys lack the base prefix.
+    """
+    prefix = f"{names.base_prefix}." if is_base and names.base_prefix else ""
+    for pair in names.active_ties(config):
+        source = _lookup(model, pair.source.removeprefix(prefix))
+        parent_path, _, attribute = pair.target.removeprefix(prefix).rpartition(".")
+        if source is None or _lookup(model, pair.target.removeprefix(prefix)) is None:
+            continue
+        setattr(model.get_submodule(parent_path), attribute, source)
+
+
+def _lookup(model: nn.Module, key: str) -> nn.Parameter | None:
+    try:
+        return model.get_parameter(key)
+    except AttributeError:
+        return None

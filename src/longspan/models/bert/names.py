@@ -1,0 +1,16 @@
+"""Facts about BERT's parameter names."""
+
+from __future__ import annotations
+
+from longspan.checkpoints.names import ParameterNames, Tied
+
+NAMES = ParameterNames(
+    base_prefix="bert",
+    tied=(
+        Tied("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight", switch="tie_word_embeddings"),
+        Tied("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    legacy=((r"\.gamma$", ".weight"), (r"\.beta$", ".bias")),
+    ignorable=(r"\.embeddings\.(position_ids|token_type_ids)$",),
+    heads=("bert.pooler", "bert.encoder.layer.*.crossattention", "cls.predictions", "cls.seq_relationship"),
+)

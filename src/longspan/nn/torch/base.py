@@ -1,0 +1,441 @@
+"""The base class of all PyTorch models: loading, saving, resizing, pruning, gradient checkpointing."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from longspan.checkpoints.files import open_checkpoint, save_checkpoint
+from longspan.checkpoints.hub import Source
+from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.torch import fill, skip_parameter_init, tie
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.errors import ConfigError, InputError
+from longspan.nn.torch.resizing import resize_embedding, resize_linear
+
+
+class PreTrainedModel(nn.Module):
+    """What every PyTorch model of longspan can do.
+
+    Subclasses set `config_class`, `base_model_prefix` and `names`, build their modules in `__init__` under the names of
+    the checkpoint keys, call `post_init()` at its end, and draw the values of one module in `_init_weights`.
+
+    Args:
+        config: Configuration; the model gets random weights.
+
+    Raises:
+        ConfigError: the configuration is of another class or breaks a rule.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]]
+    base_model_prefix: ClassVar[str] = ""
+    names: ClassVar[ParameterNames] = ParameterNames()
+    main_input_name: ClassVar[str] = "input_ids"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    config: PretrainedConfig
+    #: what became of every key of the checkpoint, after `from_pretrained`
+    load_report: LoadReport | None = None
+
+    def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__()
+        if inputs or kwargs:
+            raise TypeError(f"{type(self).__name__} takes a configuration. Received as well: {inputs} {kwargs}")
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}"
+            )
+        config.validate()
+        self.config = config
+        self.check_implementation(config.attn_implementation)
+
+    # -- to be given by families --------------------------------------------------------------------------------
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the parameters that `module` itself holds."""
+        raise NotImplementedError(f"{type(self).__name__} must say how its weights are initialised")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that embeds `input_ids`."""
+        base = self.base_model
+        if base is self:
+            raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
+        return base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the module that embeds `input_ids`."""
+        base = self.base_model
+        if base is self:
+            raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
+        base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The projection onto the vocabulary, or None if the model has none."""
+        return None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection onto the vocabulary."""
+        raise InputError(f"{type(self).__name__} has no output embeddings to set")
+
+    def check_implementation(self, name: str) -> None:
+        """Raise `InputError` unless `name` is an attention implementation of this family."""
+
+    def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
+        raise InputError(f"{type(self).__name__} cannot prune attention heads")
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    def post_init(self) -> None:
+        """Finish construction: draw the weights that were not drawn yet, prune, tie."""
+        for module in self.modules():
+            if not getattr(module, "_is_initialised", False):
+                self._init_weights(module)
+                module._is_initialised = True  # type: ignore[assignment]
+        if self.config.pruned_heads and self.base_model is self:
+            self._prune_heads(self.config.pruned_heads)
+        self.tie_weights()
+
+    def init_weights(self) -> None:
+        """Draw all weights anew."""
+        self.apply(self._init_weights)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the parameters of each tied pair one object, as the configuration says."""
+        tie(self, self.names, self.config, is_base=self.base_model is self)
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The model without its head (itself if it has none)."""
+        return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the floating-point parameters."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count the parameters; tied ones count once.
+
+        Args:
+            only_trainable: Leave out those that take no gradient.
+            exclude_embeddings: Leave out the weights of embedding modules.
+        """
+        embeddings = (
+            {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        )
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if (parameter.requires_grad or not only_trainable) and id(parameter) not in embeddings
+        )
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters, and of the buffers if `return_buffers`."""
+        tensors: list[Tensor] = list(self.parameters())
+        tensors += list(self.buffers()) if return_buffers else []
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    # -- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        config: PretrainedConfig | str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        device_map: torch.device | str | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from a directory or a hub repository; it comes back in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub repository with `config.json` and weights.
+            *model_args: Further positional arguments of the constructor.
+            config: Configuration to use instead of the stored one, or where to read it from.
+            dtype: Dtype of the weights: a `torch.dtype`, its name, or `"auto"` for the stored one. Default: float32.
+            torch_dtype: Older name of `dtype`.
+            strict: Raise if a key is missing or unexpected. A head that the checkpoint lacks as a whole is
+                initialised and reported either way (see `LoadReport`).
+            ignore_mismatched_sizes: Initialise parameters whose shape differs instead of raising.
+            output_loading_info: Return `(model, report)`.
+            device_map: One device to put the model on, e.g. `"cuda"`.
+            **kwargs: `revision`, `subfolder`, `cache_dir`, `local_files_only`, `force_download`, `token` say where to
+                look; arguments of the constructor (`add_pooling_layer=False`) are passed on; all others override
+                settings of the configuration (`num_labels=3`, `attn_implementation="eager"`).
+
+        Returns:
+            The model, or `(model, LoadReport)`. The report is kept as `model.load_report` too.
+
+        Raises:
+            CheckpointNotFoundError: there is no such checkpoint, or it has no weights.
+            CheckpointError: the weights are damaged or do not fit the model; every key is listed.
+            ConfigError: a keyword is no setting of the configuration, or a value breaks a rule.
+        """
+        source_arguments = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
+        source = Source(pretrained_model_name_or_path, **source_arguments)
+        model_kwargs = _constructor_arguments(cls, kwargs)
+        resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
+        with open_checkpoint(source) as reader:
+            target = _target_dtype(dtype if dtype is not None else torch_dtype, resolved, reader)
+            with skip_parameter_init():
+                model = cls(resolved, *model_args, **model_kwargs)
+            _cast_uninitialised(model, target)
+            model.load_report = fill(
+                model,
+                reader,
+                names=cls.names,
+                config=resolved,
+                initialise=model._initialise_missing,
+                strict=strict,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+            )
+        model.tie_weights()
+        model.config.dtype = target
+        model.eval()
+        if device_map is not None:
+            model.to(_single_device(device_map))
+        return (model, model.load_report) if output_loading_info else model
+
+    @classmethod
+    def _resolve_config(
+        cls, config: Any, name: str | os.PathLike[str], source: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> PretrainedConfig:
+        if isinstance(config, PretrainedConfig):
+            config = copy.deepcopy(config)
+            config.update(overrides)
+        else:
+            config = cls.config_class.from_pretrained(config if config is not None else name, **source, **overrides)
+        config.name_or_path = str(name)
+        return config
+
+    def _initialise_missing(self, module: nn.Module) -> None:
+        """Give one module random values, whether or not its family knows its kind."""
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        self._init_weights(module)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
+
+        The files load here, in the other frameworks and in `transformers`. A save that is killed leaves either the
+        whole old checkpoint or the whole new one.
+
+        Args:
+            save_directory: Directory; made if need be.
+            is_main_process: False does nothing, for all but one process of a distributed run.
+            state_dict: Tensors to save instead of the model's own, under the model's keys.
+            max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
+            safe_serialization: Must be True: only safetensors are written.
+
+        Raises:
+            InputError: `safe_serialization` is False.
+        """
+        if not safe_serialization:
+            raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
+        if not is_main_process:
+            return
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.dtype = self.dtype
+        save_checkpoint(
+            Path(save_directory),
+            self._tensors_to_save(state_dict),
+            files={CONFIG_NAME: config.to_json_string().encode()},
+            max_shard_size=max_shard_size,
+        )
+
+    def _tensors_to_save(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The model's tensors by key, each tied parameter once, under the key that owns it."""
+        tensors = dict(self.state_dict() if state_dict is None else state_dict)
+        prefix = f"{self.names.base_prefix}." if self.base_model is self and self.names.base_prefix else ""
+        for pair in self.names.active_ties(self.config):
+            source, target = pair.source.removeprefix(prefix), pair.target.removeprefix(prefix)
+            if source in tensors:
+                tensors.pop(target, None)
+        return tensors
+
+    # -- vocabulary ---------------------------------------------------------------------------------------------
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Change the size of the vocabulary in the input and output embeddings.
+
+        Args:
+            new_num_tokens: New size; None keeps the present one.
+            pad_to_multiple_of: Round the size up to a multiple of this.
+            mean_resizing: New rows are the mean of the old ones, which keeps the model's predictions close to what
+                they were (Hewitt, 2021). False draws them as at initialisation.
+
+        Returns:
+            The input embeddings.
+
+        Raises:
+            InputError: a size is not positive.
+        """
+        embeddings = self.get_input_embeddings()
+        size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be positive. Received: {name}={value}")
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != embeddings.num_embeddings:
+            self.set_input_embeddings(
+                resize_embedding(embeddings, size, initialise=self._init_weights, mean_resizing=mean_resizing)
+            )
+            output = self.get_output_embeddings()
+            if isinstance(output, nn.Linear):
+                self.set_output_embeddings(
+                    resize_linear(output, size, initialise=self._init_weights, mean_resizing=mean_resizing)
+                )
+            self.config.vocab_size = size
+            self.tie_weights()
+        return self.get_input_embeddings()
+
+    # -- heads --------------------------------------------------------------------------------------------------
+
+    def prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
+        """Remove attention heads for good.
+
+        Args:
+            heads_to_prune: Heads to remove from each layer, `{layer: [heads]}`, by their original numbers.
+
+        Raises:
+            InputError: a layer or head does not exist, or no head would be left.
+        """
+        self.base_model._prune_heads(heads_to_prune)
+        pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
+        for layer, heads in heads_to_prune.items():
+            pruned.setdefault(layer, set()).update(heads)
+        self.config.pruned_heads = {layer: sorted(heads) for layer, heads in pruned.items()}
+
+    # -- gradient checkpointing -----------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Recompute the layers' activations in the backward pass: less memory, about a third more time.
+
+        Args:
+            gradient_checkpointing_kwargs: Arguments of `torch.utils.checkpoint.checkpoint`; default
+                `{"use_reentrant": False}`.
+
+        Raises:
+            InputError: the model does not support it.
+        """
+        if not self.supports_gradient_checkpointing:
+            raise InputError(f"{type(self).__name__} does not support gradient checkpointing")
+        self._set_checkpointing({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})})
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep the activations again."""
+        self._set_checkpointing(None)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """True if the layers' activations are recomputed."""
+        return any(isinstance(m, CheckpointedLayers) and m.checkpoint_arguments is not None for m in self.modules())
+
+    def _set_checkpointing(self, arguments: dict[str, Any] | None) -> None:
+        for module in self.modules():
+            if isinstance(module, CheckpointedLayers):
+                module.checkpoint_arguments = arguments
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the embeddings' output although the embeddings are frozen (adapters need that)."""
+        self._require_grads_hook = self.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, output: output.requires_grad_(True)
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        self._require_grads_hook.remove()
+
+
+class CheckpointedLayers(nn.Module):
+    """Base of encoders and decoders: runs their layers, recomputing activations if gradient checkpointing is on."""
+
+    #: arguments of `torch.utils.checkpoint.checkpoint`, or None if activations are kept
+    checkpoint_arguments: dict[str, Any] | None = None
+
+    def run_layer(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `layer`, with its activations recomputed in the backward pass if that is on."""
+        if self.checkpoint_arguments is not None and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *args, **self.checkpoint_arguments, **kwargs)
+        return layer(*args, **kwargs)
+
+    def resolve_use_cache(self, use_cache: bool) -> bool:
+        """A cache and recomputed activations exclude each other."""
+        if use_cache and self.checkpoint_arguments is not None and self.training:
+            warnings.warn("use_cache=True cannot be used with gradient checkpointing; no cache is kept", stacklevel=3)
+            return False
+        return use_cache
+
+
+def _constructor_arguments(cls: type[nn.Module], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take from `kwargs` what the constructor of `cls` names."""
+    names = set(inspect.signature(cls.__init__).parameters) - {"self", "config", "inputs", "kwargs"}
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+
+
+def _target_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, reader: Any) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, str):
+        name = dtype
+        if dtype == "auto":
+            stored = {reader.dtype(key) for key in reader.keys()}
+            floating = sorted(name for name in stored if name.startswith(("float", "bfloat")))
+            name = config.dtype or (floating[0] if len(floating) == 1 else "float32")
+        dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating-point dtype, its name, or 'auto'. Received: {dtype!r}")
+    return dtype
+
+
+def _cast_uninitialised(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the dtype of parameters without reading their memory, which the operating system has not given yet."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                parameter.data = torch.empty_like(parameter.data, dtype=dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                setattr(module, name, buffer.to(dtype))
+
+
+def _single_device(device_map: Any) -> torch.device:
+    if isinstance(device_map, Mapping) or device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        raise InputError(
+            "device_map must be one device, such as 'cuda' or 'cpu'; use accelerate to spread a model over several. "
+            f"Received: device_map={device_map!r}"
+        )
+    return torch.device(device_map)

@@ -1,0 +1,89 @@
+"""Checks of inputs that give a clear error before work is lost.
+
+Reading values costs a wait on an accelerator and is impossible while a graph is traced, so rules on *values* are
+checked on the CPU in eager mode only; rules on *shapes* are always checked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longspan.errors import InputError
+
+
+def values_visible(tensor: Tensor) -> bool:
+    """True if looking at the values of `tensor` is possible and cheap."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+    )
+
+
+def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> None:
+    """Check that all ids lie in [0, limit).
+
+    Raises:
+        InputError: naming the range, the offending value and its place.
+    """
+    if not values_visible(ids) or ids.numel() == 0:
+        return
+    low, high = torch.aminmax(ids)
+    if low < 0 or high >= limit:
+        place = tuple(torch.nonzero((ids < 0) | (ids >= limit))[0].tolist())
+        raise InputError(
+            f"{name} must lie in [0, {limit_name}={limit}). Received: {ids[place].item()} at position {place}"
+        )
+
+
+def check_shape(tensor: Tensor | None, expected: tuple[int, ...], *, name: str, axes: str) -> None:
+    """Check the shape of an optional argument.
+
+    Args:
+        tensor: The argument, or None.
+        expected: The shape that it must have.
+        name: Name of the argument.
+        axes: What the axes mean, e.g. `"(batch, tokens)"`.
+
+    Raises:
+        InputError: naming both shapes.
+    """
+    if tensor is not None and tuple(tensor.shape) != tuple(expected):
+        raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(tensor.shape)}")
+
+
+def input_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
+    """Batch size and length, from exactly one of ids (B, S) and embeddings (B, S, H).
+
+    Raises:
+        InputError: neither or both were given, or the shape is wrong.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise InputError(f"exactly one of input_ids and inputs_embeds must be given. Received: {given}")
+    if input_ids is not None:
+        if input_ids.dim() != 2:
+            raise InputError(f"input_ids must have the shape (batch, tokens). Received: {tuple(input_ids.shape)}")
+        return input_ids.shape[0], input_ids.shape[1]
+    assert inputs_embeds is not None
+    if inputs_embeds.dim() != 3:
+        raise InputError(
+            f"inputs_embeds must have the shape (batch, tokens, width). Received: {tuple(inputs_embeds.shape)}"
+        )
+    return inputs_embeds.shape[0], inputs_embeds.shape[1]
+
+
+def check_length(length: int, limit: int, *, limit_name: str = "max_position_embeddings") -> None:
+    """Check that a sequence fits the positions of a model.
+
+    Raises:
+        InputError: naming the length, the limit and what to do.
+    """
+    if length > limit:
+        raise InputError(
+            f"the input must not be longer than {limit_name}={limit} tokens. Received: {length} tokens. "
+            f"Truncate it (tokenizer(..., truncation=True, max_length={limit})), split it into windows "
+            "(return_overflowing_tokens=True, stride=...), or use a model with more positions"
+        )

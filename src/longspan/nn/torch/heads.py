@@ -1,0 +1,88 @@
+"""Blocks of task heads that more than one family uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longspan.errors import InputError
+from longspan.nn.torch.activations import get_activation
+
+
+class Pooler(nn.Module):
+    """tanh(W h₀ + b) of the first token's state (BERT, Longformer).
+
+    Args:
+        hidden_size: Width H.
+    """
+
+    def __init__(self, *, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, H) -> (B, H)."""
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class FirstTokenClassificationHead(nn.Module):
+    """dropout → dense → tanh → dropout → projection of the first token's state (Longformer, MEGA).
+
+    Args:
+        hidden_size: Width H.
+        dropout: Dropout probability.
+        num_labels: Number of classes N.
+    """
+
+    def __init__(self, *, hidden_size: int, dropout: float, num_labels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, H) -> (B, N)."""
+        pooled = self.dropout(hidden_states[:, 0])
+        return self.out_proj(self.dropout(torch.tanh(self.dense(pooled))))
+
+
+class PredictionHeadTransform(nn.Module):
+    """dense → activation → layer norm, before the vocabulary projection of BERT.
+
+    Args:
+        hidden_size: Width H.
+        activation: Name of the activation.
+        layer_norm_eps: Epsilon of the norm.
+    """
+
+    def __init__(self, *, hidden_size: int, activation: str, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = get_activation(activation)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, H) -> (B, S, H)."""
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+def fold_choices(*inputs: Tensor | None) -> tuple[int, tuple[Tensor | None, ...]]:
+    """Fold the axis of choices into the batch.
+
+    Args:
+        *inputs: Each None or of the shape (B, C, ...), with one C.
+
+    Returns:
+        C, and the inputs as (B·C, ...).
+
+    Raises:
+        InputError: an input lacks the axis, or the inputs disagree in B or C.
+    """
+    shapes = {tuple(tensor.shape[:2]) for tensor in inputs if tensor is not None}
+    if len(shapes) != 1 or any(tensor is not None and tensor.dim() < 3 for tensor in inputs):
+        received = [tuple(tensor.shape) for tensor in inputs if tensor is not None]
+        raise InputError(
+            f"inputs of multiple choice must all have the shape (batch, choices, ...). Received: {received}"
+        )
+    num_choices = shapes.pop()[1]
+    return num_choices, tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)

@@ -1,0 +1,104 @@
+"""Losses of the task heads. All compute in float32 and return a 0-d tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.configuration import PretrainedConfig
+from longspan.errors import InputError
+from longspan.nn.torch.checks import check_shape, values_visible
+
+IGNORE_INDEX = -100
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels") -> Tensor:
+    """Mean cross-entropy over the labels that are not -100.
+
+    Args:
+        logits: Scores, (..., N).
+        labels: Class indices in [0, N) or -100, (...).
+        name: Name of the labels in errors.
+
+    Raises:
+        InputError: a label is out of range, or the shapes disagree.
+    """
+    check_shape(labels, tuple(logits.shape[:-1]), name=name, axes="of the scores without their last axis")
+    num_classes = logits.shape[-1]
+    if values_visible(labels):
+        wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))
+        if wrong.any():
+            raise InputError(
+                f"{name} must lie in [0, {num_classes}) or be {IGNORE_INDEX} (ignored). "
+                f"Received: {labels[wrong][0].item()} at position {tuple(torch.nonzero(wrong)[0].tolist())}"
+            )
+    return F.cross_entropy(
+        logits.float().reshape(-1, num_classes), labels.reshape(-1).long(), ignore_index=IGNORE_INDEX
+    )
+
+
+def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Next-token cross-entropy: the score at i is compared with the label at i + 1.
+
+    Args:
+        logits: (B, S, V).
+        labels: (B, S), aligned with the input ids; -100 is ignored.
+    """
+    check_shape(labels, tuple(logits.shape[:-1]), name="labels", axes="(batch, tokens)")
+    return cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+def problem_type(config: PretrainedConfig, labels: Tensor) -> str:
+    """The kind of a sequence-classification problem: as configured, or inferred from N and the dtype of the labels."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def sequence_classification_loss(config: PretrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared error, cross-entropy, or binary cross-entropy with logits, by `problem_type`.
+
+    Args:
+        config: Gives `problem_type` and `num_labels`.
+        logits: (B, N).
+        labels: (B,) class indices, (B,) or (B, N) targets of a regression, or (B, N) multi-hot floats.
+
+    Raises:
+        InputError: labels out of range or of the wrong shape.
+    """
+    kind = problem_type(config, labels)
+    if kind == "regression":
+        targets = labels.to(torch.float32)
+        if config.num_labels == 1:
+            return F.mse_loss(logits.float().reshape(-1), targets.reshape(-1))
+        check_shape(labels, tuple(logits.shape), name="labels", axes="(batch, num_labels)")
+        return F.mse_loss(logits.float(), targets)
+    if kind == "single_label_classification":
+        return cross_entropy(logits, labels.reshape(-1))
+    check_shape(labels, tuple(logits.shape), name="labels", axes="(batch, num_labels)")
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def question_answering_loss(
+    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+) -> Tensor:
+    """Mean of the start and the end cross-entropy; positions outside the sequence do not count.
+
+    Args:
+        start_logits: (B, S).
+        end_logits: (B, S).
+        start_positions: (B,); clamped to [0, S], where S is ignored.
+        end_positions: (B,); likewise.
+    """
+    length = start_logits.shape[1]
+
+    def one_side(logits: Tensor, positions: Tensor) -> Tensor:
+        if positions.dim() > 1:
+            positions = positions.squeeze(-1)
+        check_shape(positions, (logits.shape[0],), name="start_positions and end_positions", axes="(batch,)")
+        return F.cross_entropy(logits.float(), positions.clamp(0, length).long(), ignore_index=length)
+
+    return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2

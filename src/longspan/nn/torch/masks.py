@@ -1,0 +1,82 @@
+"""Boolean attention masks, True = attend.
+
+Axes: B batch, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.errors import InputError
+
+
+def key_mask(attention_mask: Tensor, *, batch: int, num_keys: int, name: str = "attention_mask") -> Tensor:
+    """Bring a padding mask to a form that broadcasts over (B, H, T, S).
+
+    Args:
+        attention_mask: (B, S), (B, T, S) or (B, 1, T, S); nonzero = attend.
+        batch: B.
+        num_keys: S.
+        name: Name of the mask in errors.
+
+    Returns:
+        Boolean, (B, 1, 1, S) or (B, 1, T, S).
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    if (
+        attention_mask.dim() not in (2, 3, 4)
+        or attention_mask.shape[0] != batch
+        or attention_mask.shape[-1] != num_keys
+    ):
+        raise InputError(
+            f"{name} must have the shape (batch, keys) = ({batch}, {num_keys}), or (batch, queries, keys). "
+            f"Received: {tuple(attention_mask.shape)}"
+        )
+    mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
+    if mask.dim() == 2:
+        return mask[:, None, None, :]
+    return mask[:, None] if mask.dim() == 3 else mask
+
+
+def causal_mask(query_positions: Tensor, num_keys: int) -> Tensor:
+    """Query at position p sees keys 0…p.
+
+    Args:
+        query_positions: Positions of the queries among the keys, (T,).
+        num_keys: S.
+
+    Returns:
+        Boolean, (T, S).
+    """
+    keys = torch.arange(num_keys, device=query_positions.device)
+    return keys[None, :] <= query_positions[:, None]
+
+
+def extend_mask(mask: Tensor, num_keys: int) -> Tensor:
+    """Pad the key axis of a boolean mask with False up to `num_keys` (the unused end of a static cache)."""
+    return F.pad(mask, (0, num_keys - mask.shape[-1]), value=False) if mask.shape[-1] < num_keys else mask
+
+
+def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: int) -> Tensor | None:
+    """Bring a head mask to (L, 1, H, 1, 1).
+
+    Args:
+        head_mask: (H,) for all layers, or (L, H); 1 keeps a head, 0 removes it.
+        num_layers: L.
+        num_heads: H.
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    if head_mask is None:
+        return None
+    if tuple(head_mask.shape) not in ((num_heads,), (num_layers, num_heads)):
+        raise InputError(
+            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = ({num_layers}, {num_heads}). "
+            f"Received: {tuple(head_mask.shape)}"
+        )
+    return head_mask.expand(num_layers, num_heads)[:, None, :, None, None]

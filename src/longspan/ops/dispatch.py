@@ -1,0 +1,104 @@
+"""Which implementation of an operation runs.
+
+An implementation has a name and says *why not* when it cannot serve a request. An explicit name that cannot serve
+raises with that reason; only `"auto"` chooses, in a stated order, and logs once what it chose.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+from longspan.errors import InputError
+
+logger = logging.getLogger("longspan")
+
+Request = TypeVar("Request")
+
+#: reason why an implementation cannot serve a request, or None if it can
+WhyNot = Callable[[Request], str | None]
+
+_recorders: ContextVar[tuple[list[str], ...]] = ContextVar("longspan_recorders", default=())
+_announced: set[tuple[str, str]] = set()
+
+
+class Dispatcher(Generic[Request]):
+    """Chooses among the named implementations of one operation.
+
+    Args:
+        operation: Name of the operation, for messages.
+        implementations: Name -> `why_not(request)`; `"auto"` tries them in this order.
+
+    Example:
+        >>> def odd(n): return "n must be even" if n % 2 else None
+        >>> dispatcher = Dispatcher("toy", {"fast": odd, "slow": lambda n: None})
+        >>> dispatcher.choose("auto", 3)
+        'slow'
+    """
+
+    def __init__(self, operation: str, implementations: Mapping[str, WhyNot[Request]]) -> None:
+        self.operation = operation
+        self.implementations = dict(implementations)
+
+    def check_name(self, name: str) -> None:
+        """Raise `InputError` unless `name` is `"auto"` or an implementation."""
+        if name != "auto" and name not in self.implementations:
+            known = ", ".join(["auto", *self.implementations])
+            raise InputError(f"attn_implementation must be one of {known} for {self.operation}. Received: {name!r}")
+
+    def choose(self, name: str, request: Request, *, tracing: bool = False) -> str:
+        """The name of the implementation that serves `request`.
+
+        Args:
+            name: `"auto"`, or the name that must serve.
+            request: What is asked of the operation.
+            tracing: A graph is being traced: neither log nor record.
+
+        Raises:
+            InputError: the name is unknown or cannot serve; the message says why.
+        """
+        self.check_name(name)
+        if name != "auto":
+            reason = self.implementations[name](request)
+            if reason is not None:
+                raise InputError(f"attn_implementation={name!r} cannot serve this call of {self.operation}: {reason}")
+            chosen = name
+        else:
+            chosen = next(key for key, why_not in self.implementations.items() if why_not(request) is None)
+        if not tracing:
+            self._announce(chosen)
+            record(chosen)
+        return chosen
+
+    def _announce(self, chosen: str) -> None:
+        key = (self.operation, chosen)
+        if key not in _announced:
+            _announced.add(key)
+            logger.info("%s runs attn_implementation=%r", self.operation, chosen)
+
+
+def record(implementation: str) -> None:
+    """Tell the open `recording()` blocks that an implementation runs."""
+    for recorder in _recorders.get():
+        recorder.append(implementation)
+
+
+@contextmanager
+def recording() -> Iterator[list[str]]:
+    """Collect the names of the implementations that run inside the block, in order.
+
+    Example:
+        >>> with recording() as ran:
+        ...     record("sdpa")
+        >>> ran
+        ['sdpa']
+    """
+    ran: list[str] = []
+    token = _recorders.set((*_recorders.get(), ran))
+    try:
+        yield ran
+    finally:
+        _recorders.reset(token)
