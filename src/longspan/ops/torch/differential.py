@@ -1,0 +1,277 @@
+"""Differential attention: the difference of two softmax maps, over causal, padded or packed sequences.
+
+Axes: B batch, A softmax maps ("heads" of the configuration), K key/value heads, S queries, T keys, D head size.
+
+Map a reads key head a // (A/K). The maps are paired half against half; pair j owns maps j and j + A/2, and a value of
+2D that joins the value heads of both (Ye et al., 2024, "Differential Transformer", equation 1):
+
+    weights_a = softmax(q_a kᵀ · scale)
+    output_j  = (weights_j − λ · weights_{j + A/2}) [v_j, v_{j + A/2}]
+
+Subtracting before the value product, rather than after, computes each score once and halves the products with the
+values. A query that may attend to no key gives 0, in every implementation and dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.errors import InputError
+from longspan.ops.dispatch import Dispatcher
+from longspan.ops.torch.differential_chunked import chunked_attention
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the operation, as far as the choice of an implementation depends on it."""
+
+    device: str
+    output_weights: bool
+
+
+def _why_not_chunked(request: Request) -> str | None:
+    if request.output_weights:
+        return "it never holds the attention weights that were asked for"
+    return None
+
+
+def _why_not_sdpa(request: Request) -> str | None:
+    if request.output_weights:
+        return "scaled_dot_product_attention does not return the attention weights that were asked for"
+    return None
+
+
+#: "chunked" takes a few query rows at a time; "sdpa" calls the fused kernels of PyTorch; "eager" is the definition
+IMPLEMENTATIONS: Dispatcher[Request] = Dispatcher(
+    "differential attention", {"chunked": _why_not_chunked, "sdpa": _why_not_sdpa, "eager": lambda _: None}
+)
+
+
+def choose_implementation(name: str, request: Request) -> str:
+    """The implementation that serves `request`: on an accelerator `"auto"` prefers the fused kernels.
+
+    Raises:
+        InputError: the name is unknown or cannot serve.
+    """
+    if name == "auto" and request.device != "cpu" and not request.output_weights:
+        name = "sdpa"
+    return IMPLEMENTATIONS.choose(name, request, tracing=torch.compiler.is_compiling())
+
+
+@dataclass(frozen=True)
+class DifferentialAttention:
+    """Result of `differential_attention`.
+
+    Attributes:
+        output: (B, S, A/2, 2D).
+        weights: The softmax maps before the subtraction, after dropout, (B, A, S, T); None unless asked for.
+        differential_weights: weights_j − λ · weights_{j + A/2}, (B, A/2, S, T); None unless asked for.
+    """
+
+    output: Tensor
+    weights: Tensor | None = None
+    differential_weights: Tensor | None = None
+
+
+def differential_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lam: Tensor,
+    *,
+    implementation: str = "auto",
+    position: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    output_weights: bool = False,
+) -> DifferentialAttention:
+    """Causal differential attention.
+
+    Args:
+        query: (B, A, S, D).
+        key: (B, K, T, D); K divides A. Never repeated in memory by `"chunked"` and `"eager"`.
+        value: (B, K, T, D).
+        lam: λ, a 0-d float32 tensor.
+        implementation: `"auto"`, `"chunked"`, `"sdpa"` or `"eager"`.
+        position: Place of each query among the keys, (S,): query i sees keys 0…position[i]. Default: the queries are
+            the last S keys.
+        key_mask: (B, T), True = attend; hides padding.
+        segment_ids: (B, T) integers; a query sees only keys of its own segment (packed documents).
+        scale: Factor of the scores; default 1/√D.
+        dropout: Probability with which an entry of a map is dropped; one draw serves both halves of the value.
+        output_weights: Return the maps as well; only `"eager"` holds them.
+
+    Returns:
+        The output and, if asked for, the maps.
+
+    Raises:
+        InputError: shapes or dtypes disagree, A is odd, K does not divide A, or the implementation cannot serve.
+    """
+    _check(query, key, value, position, key_mask, segment_ids)
+    chosen = choose_implementation(implementation, Request(query.device.type, output_weights))
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if chosen == "chunked":
+        output = chunked_attention(
+            query,
+            key,
+            value,
+            lam,
+            position=position,
+            key_mask=key_mask,
+            segment_ids=segment_ids,
+            scale=scale,
+            dropout=dropout,
+        )
+        return DifferentialAttention(output)
+    plain = position is None and key_mask is None and segment_ids is None
+    if chosen == "sdpa" and plain and query.shape[2] in (1, key.shape[2]):  # no mask: the leanest kernels
+        causal = query.shape[2] > 1
+        return DifferentialAttention(
+            sdpa_attention(query, key, value, lam, mask=None, causal=causal, scale=scale, dropout=dropout)
+        )
+    mask = visible_keys(query, key, position=position, key_mask=key_mask, segment_ids=segment_ids)
+    if chosen == "sdpa":
+        return DifferentialAttention(sdpa_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout))
+    return eager_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout)
+
+
+def visible_keys(
+    query: Tensor, key: Tensor, *, position: Tensor | None, key_mask: Tensor | None, segment_ids: Tensor | None
+) -> Tensor:
+    """Which keys each query may see; arguments as in `differential_attention`.
+
+    Returns:
+        Boolean, (1 or B, 1, S, T).
+    """
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    keys = torch.arange(num_keys, device=key.device)
+    if position is None:
+        position = keys[num_keys - num_queries :]
+    visible = (keys <= position[:, None])[None, None]
+    if key_mask is not None:
+        visible = visible & key_mask[:, None, None, :]
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, position][:, None, :, None] == segment_ids[:, None, None, :])
+    return visible
+
+
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, lam: Tensor, *, mask: Tensor, scale: float, dropout: float = 0.0
+) -> DifferentialAttention:
+    """Differential attention by its definition, with all maps in memory.
+
+    Args:
+        query: (B, A, S, D).
+        key: (B, K, T, D).
+        value: (B, K, T, D).
+        lam: λ, a 0-d float32 tensor.
+        mask: True = attend, (1 or B, 1, S, T).
+        scale: Factor of the scores.
+        dropout: Probability with which an entry of a map is dropped.
+    """
+    batch, num_maps, num_queries, head_dim = query.shape
+    num_kv, num_keys = key.shape[1:3]
+    grouped = (query * scale).reshape(batch, num_kv, -1, head_dim)  # (B, K, A/K·S, D)
+    scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, num_maps, num_queries, num_keys)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=dropout > 0.0)
+    first, second = weights.chunk(2, dim=1)
+    difference = (first.float() - lam * second.float()).to(query.dtype)  # (B, A/2, S, T)
+    # maps j and j + A/2 read their own value head with the same difference
+    both = torch.cat((difference, difference), dim=1).view(batch, num_kv, -1, num_keys)
+    product = torch.matmul(both, value).view(batch, 2, num_maps // 2, num_queries, head_dim)
+    output = product.permute(0, 3, 2, 1, 4).reshape(batch, num_queries, num_maps // 2, 2 * head_dim)
+    return DifferentialAttention(output, weights, difference)
+
+
+def sdpa_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lam: Tensor,
+    *,
+    mask: Tensor | None,
+    causal: bool = False,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Differential attention by one fused call with queries, keys and values of equal width 2D.
+
+    The fused kernels want values as wide as the keys, so queries and keys are padded with zeros to 2D: the scores stay
+    the same and both value halves share one softmax and one dropout mask.
+
+    Args:
+        query: (B, A, S, D).
+        key: (B, K, T, D).
+        value: (B, K, T, D).
+        lam: λ, a 0-d float32 tensor.
+        mask: True = attend, (1 or B, 1, S, T).
+        causal: Query i sees keys 0…i; needs S = T and no mask.
+        scale: Factor of the scores.
+        dropout: Probability with which an entry of a map is dropped.
+
+    Returns:
+        (B, S, A/2, 2D).
+    """
+    num_maps, num_kv, width = query.shape[1], key.shape[1], query.shape[-1]
+    if num_kv % 2:  # the halves of the maps split the middle group: every key/value head serves two groups of maps
+        key, value = (tensor.repeat_interleave(2, dim=1) for tensor in (key, value))
+    joined = torch.cat(value.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1)  # (B, K, T, 2D)
+    query, key = F.pad(query, (0, width)), F.pad(key, (0, width))
+    if query.device.type == "cpu" or mask is not None:  # kernels that do not group heads
+        key, joined = (tensor.repeat_interleave(num_maps // tensor.shape[1], dim=1) for tensor in (key, joined))
+    grouped = key.shape[1] != num_maps
+    attends = None
+    if mask is not None:
+        attends = mask.any(dim=-1, keepdim=True)
+        mask = mask | ~attends
+    output = F.scaled_dot_product_attention(
+        query, key, joined, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+    first, second = output.chunk(2, dim=1)  # (B, A/2, S, 2D)
+    difference = (first.float() - lam * second.float()).to(query.dtype)
+    if attends is not None:
+        difference = difference.masked_fill(~attends, 0.0)
+    return difference.transpose(1, 2)
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor | None,
+    key_mask: Tensor | None,
+    segment_ids: Tensor | None,
+) -> None:
+    batch, num_maps, num_queries, head_dim = query.shape
+    num_kv, num_keys = key.shape[1:3]
+    if num_maps % 2 or num_maps % num_kv:
+        raise InputError(
+            "differential attention needs an even number of maps that the key/value heads divide. "
+            f"Received: {num_maps} maps, {num_kv} key/value heads"
+        )
+    if key.shape != value.shape or key.shape[0] != batch or key.shape[3] != head_dim:
+        raise InputError(
+            "query (B, A, S, D), key (B, K, T, D) and value (B, K, T, D) must agree in B, K, T and D. "
+            f"Received: {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    if not query.dtype == key.dtype == value.dtype:
+        raise InputError(
+            f"query, key and value must have one dtype. Received: {query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    if position is not None and tuple(position.shape) != (num_queries,):
+        raise InputError(f"position must have the shape (S,) = ({num_queries},). Received: {tuple(position.shape)}")
+    for name, tensor in (("key_mask", key_mask), ("segment_ids", segment_ids)):
+        if tensor is not None and tuple(tensor.shape) != (batch, num_keys):
+            raise InputError(
+                f"{name} must have the shape (B, T) = ({batch}, {num_keys}). Received: {tuple(tensor.shape)}"
+            )
