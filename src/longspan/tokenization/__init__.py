@@ -1,0 +1,1 @@
+"""Tokenizers over the `tokenizers` library: `AutoTokenizer`, `PreTrainedTokenizer`, `BatchEncoding`."""

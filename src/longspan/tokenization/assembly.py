@@ -1,0 +1,145 @@
+"""`tokenizers` objects assembled from vocabularies, and changes of their components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from longspan.errors import CheckpointError
+
+
+def wordpiece_tokenizer(
+    vocab: Mapping[str, int],
+    *,
+    unk_token: str,
+    cls_token: str,
+    sep_token: str,
+    do_lower_case: bool,
+    strip_accents: bool | None,
+    tokenize_chinese_chars: bool,
+) -> Tokenizer:
+    """BERT's tokenizer: clean and lower text, split at blanks and punctuation, longest pieces first.
+
+    Args:
+        vocab: Ids of the word pieces.
+        unk_token: Stands for words that no pieces make.
+        cls_token: First token of a row.
+        sep_token: Last token of each sequence.
+        do_lower_case: Lower the text.
+        strip_accents: Remove accents; None does so when lowering.
+        tokenize_chinese_chars: Split at each CJK character.
+
+    Returns:
+        The tokenizer, without added tokens.
+
+    Raises:
+        CheckpointError: the vocabulary lacks one of the three tokens.
+    """
+    for token in (unk_token, cls_token, sep_token):
+        if token not in vocab:
+            raise CheckpointError(
+                f"The vocabulary (vocab.txt) must hold the token {token!r}. It has {len(vocab)} others"
+            )
+    tokenizer = Tokenizer(models.WordPiece(dict(vocab), unk_token=unk_token))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=tokenize_chinese_chars,
+        strip_accents=strip_accents,
+        lowercase=do_lower_case,
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=[(cls_token, vocab[cls_token]), (sep_token, vocab[sep_token])],
+    )
+    return tokenizer
+
+
+def byte_level_tokenizer(
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    *,
+    cls_token: str,
+    sep_token: str,
+    add_prefix_space: bool,
+    trim_offsets: bool,
+) -> Tokenizer:
+    """RoBERTa's tokenizer (Longformer, MEGA): byte pair encoding of UTF-8 bytes.
+
+    Args:
+        vocab: Ids of the tokens.
+        merges: Pairs of tokens in the order in which they are merged.
+        cls_token: First token of a row.
+        sep_token: Last token of each sequence; two of them stand between sequences.
+        add_prefix_space: Read the first word as if a blank stood before it.
+        trim_offsets: Leave blanks out of the characters of a token.
+
+    Returns:
+        The tokenizer, without added tokens.
+
+    Raises:
+        CheckpointError: the vocabulary lacks a token that it needs.
+    """
+    for token in (cls_token, sep_token):
+        if token not in vocab:
+            raise CheckpointError(
+                f"The vocabulary (vocab.json) must hold the token {token!r}. It has {len(vocab)} others"
+            )
+    try:
+        model = models.BPE(
+            vocab=dict(vocab), merges=list(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
+        )
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"merges.txt must hold pairs of tokens of vocab.json. Received: {error}") from None
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        sep=(sep_token, vocab[sep_token]),
+        cls=(cls_token, vocab[cls_token]),
+        add_prefix_space=add_prefix_space,
+        trim_offsets=trim_offsets,
+    )
+    return tokenizer
+
+
+def set_add_prefix_space(tokenizer: Tokenizer, value: bool) -> None:
+    """Set `add_prefix_space` of the pre-tokenizer, if it has one."""
+    _replace_component(tokenizer, "pre_tokenizer", pre_tokenizers, {"add_prefix_space": value})
+
+
+def set_byte_level_offsets(tokenizer: Tokenizer, *, add_prefix_space: bool, trim_offsets: bool) -> None:
+    """Set how the post-processor trims blanks off the characters of a token, if it does."""
+    settings = {"add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets}
+    _replace_component(tokenizer, "post_processor", processors, settings)
+
+
+def set_bert_normalizer(
+    tokenizer: Tokenizer, *, do_lower_case: bool, strip_accents: bool | None, tokenize_chinese_chars: bool
+) -> None:
+    """Set how the normalizer reads text, if it is BERT's."""
+    settings = {
+        "lowercase": do_lower_case,
+        "strip_accents": strip_accents,
+        "handle_chinese_chars": tokenize_chinese_chars,
+    }
+    _replace_component(tokenizer, "normalizer", normalizers, settings)
+
+
+def _replace_component(tokenizer: Tokenizer, name: str, module: Any, settings: Mapping[str, Any]) -> None:
+    """Replace a component by one with other `settings`; those that it does not have are left out."""
+    component = getattr(tokenizer, name)
+    if component is None:
+        return
+    state = json.loads(component.__getstate__())
+    known = {key: value for key, value in settings.items() if key in state}
+    if all(state[key] == value for key, value in known.items()):
+        return
+    state.update(known)
+    make = getattr(module, state.pop("type"))
+    setattr(tokenizer, name, make(**{key: tuple(v) if isinstance(v, list) else v for key, v in state.items()}))

@@ -1,0 +1,68 @@
+"""Readers of a tokenizer's files. A damaged file raises `CheckpointError`, which names it and what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from longspan.errors import CheckpointError
+
+
+def read_text(path: Path) -> str:
+    r"""The file's text, line ends as `\n`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path} must be UTF-8 text. Received: byte {error.start} is not ({error.reason})"
+        ) from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object that the file holds."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} must be JSON. Received: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
+    return content
+
+
+def read_tokenizer_file(path: Path) -> Tokenizer:
+    """The `tokenizers` object that a `tokenizer.json` holds."""
+    text = read_text(path)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} must be a file of the tokenizers library. Received: {error}") from None
+
+
+def read_wordpiece(path: Path) -> dict[str, int]:
+    """Ids of the tokens of a `vocab.txt`, one token a line."""
+    lines = read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise CheckpointError(f"{path} must hold one token a line. Received: an empty file")
+    return {token: index for index, token in enumerate(lines)}
+
+
+def read_bpe(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids of the tokens of a `vocab.json`, and the pairs of a `merges.txt` in order."""
+    vocab = read_json_object(vocab_path)
+    for token, index in vocab.items():
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise CheckpointError(f"{vocab_path} must give each token an id. Received: {token!r}: {index!r}")
+    merges = []
+    for number, line in enumerate(read_text(merges_path).split("\n"), start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            raise CheckpointError(f"{merges_path} must hold two tokens a line. Received: line {number}: {line!r}")
+        merges.append((parts[0], parts[1]))
+    return vocab, merges

@@ -1,0 +1,485 @@
+"""`PreTrainedTokenizer`: from text to the ids a model reads, and back."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+from tokenizers import AddedToken, Tokenizer
+
+from longspan.errors import ConfigError, InputError
+from longspan.tokenization.assembly import set_add_prefix_space
+from longspan.tokenization.backend import Backend
+from longspan.tokenization.columns import Fill, Wanted
+from longspan.tokenization.encoding import BatchEncoding
+from longspan.tokenization.files import read_tokenizer_file
+from longspan.tokenization.inputs import TextInput, read_batch
+from longspan.tokenization.request import Request
+from longspan.tokenization.settings import (
+    VERY_LARGE_INTEGER,
+    Padding,
+    Warn,
+    check_max_length,
+    check_multiple,
+    check_side,
+    resolve_padding,
+    resolve_truncation,
+)
+from longspan.tokenization.special_tokens import Token, text_of
+from longspan.tokenization.tensors import tensor_converter, to_lists
+from longspan.tokenization.vocabulary import Vocabulary, check_ids
+
+
+class PreTrainedTokenizer(Vocabulary):
+    """A tokenizer: normalizer, pre-tokenizer, vocabulary and special tokens, over the `tokenizers` library.
+
+    Threads may share one: calls read its settings and never change it.
+
+    Args:
+        tokenizer_object: A `tokenizers.Tokenizer` to use (copied).
+        tokenizer_file: A `tokenizer.json` to read.
+        **settings: What `tokenizer_config.json` holds: special tokens (`pad_token="[PAD]"`), `model_max_length`,
+            `padding_side`, `truncation_side`, `model_input_names`, `clean_up_tokenization_spaces`, and settings of
+            the class. Keys that nothing reads are kept and saved.
+
+    Attributes:
+        name_or_path: Where the tokenizer was loaded from.
+        model_max_length: Most tokens, special ones included, that the model reads; 1e30 if unknown.
+        padding_side: `"right"` or `"left"`.
+        truncation_side: Side that loses tokens, `"right"` or `"left"`.
+        model_input_names: Columns that a call returns when it is not told.
+        clean_up_tokenization_spaces: Default of `decode`.
+        split_special_tokens: Read special tokens inside texts as plain text.
+    """
+
+    #: Settings of the class, used where neither files nor caller name them.
+    default_settings: ClassVar[Mapping[str, Any]] = {}
+    default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "attention_mask")
+    #: Files of the vocabulary, by the argument that names them; `tokenizer.json` serves every class.
+    vocabulary_files: ClassVar[Mapping[str, str]] = {}
+    #: Name in `tokenizer_config.json`, which `transformers` reads too.
+    saved_class_name: ClassVar[str] = "PreTrainedTokenizerFast"
+
+    def __init__(
+        self,
+        *,
+        tokenizer_object: Tokenizer | None = None,
+        tokenizer_file: str | os.PathLike[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        settings = {**self.default_settings, **settings}
+        added = settings.pop("added_tokens_decoder", {})
+        tokenizer = self._make_tokenizer(tokenizer_object, tokenizer_file, settings)
+        for key, value in _settings_inside(tokenizer).items():
+            settings.setdefault(key, value)
+        self._read_settings(settings)
+        self._warned: set[str] = set()
+        self._configure(tokenizer, settings)
+        self._backend = Backend(tokenizer)
+        self._register_tokens(added)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load a tokenizer of this class from a local directory or a hub repository.
+
+        Args:
+            pretrained_model_name_or_path: Directory, or repository id such as `"allenai/longformer-base-4096"`.
+            **kwargs: `revision`, `subfolder`, `cache_dir`, `local_files_only`, `force_download`, `token`, and
+                settings that override the files' (`model_max_length=4096`, `padding_side="left"`).
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            CheckpointNotFoundError: there is no such checkpoint, or it has no tokenizer files.
+            CheckpointError: a file is damaged.
+        """
+        from longspan.tokenization.loading import load_tokenizer
+
+        return cast(Self, load_tokenizer(pretrained_model_name_or_path, cls=cls, **kwargs))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
+
+        Both longspan and `transformers` load them. Each file is written whole or not at all.
+
+        Args:
+            save_directory: Directory; made if it does not exist.
+
+        Returns:
+            Paths of the files.
+        """
+        from longspan.tokenization.saving import save_tokenizer
+
+        return save_tokenizer(self, Path(save_directory))
+
+    @classmethod
+    def _make_tokenizer(
+        cls,
+        tokenizer_object: Tokenizer | None,
+        tokenizer_file: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+    ) -> Tokenizer:
+        if tokenizer_object is not None:
+            return copy.deepcopy(tokenizer_object)
+        if tokenizer_file is not None:
+            return read_tokenizer_file(Path(tokenizer_file))
+        return cls._build(settings)
+
+    @classmethod
+    def _build(cls, settings: dict[str, Any]) -> Tokenizer:
+        """Make the `tokenizers` object of vocabulary files that `settings` name; classes of a model override it."""
+        raise ConfigError(f"{cls.__name__} needs tokenizer_file or tokenizer_object. Received: {sorted(settings)}")
+
+    @classmethod
+    def _configure(cls, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+        """Make `tokenizer` follow `settings`, in place; classes of a model extend it."""
+        set_add_prefix_space(tokenizer, bool(settings.get("add_prefix_space", False)))
+
+    def _read_settings(self, settings: dict[str, Any]) -> None:
+        self.init_kwargs = copy.deepcopy(settings)
+        self.name_or_path = str(settings.get("name_or_path", ""))
+        limit = settings.get("model_max_length", settings.get("max_len"))
+        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else limit
+        self.padding_side = check_side("padding_side", settings.get("padding_side", "right"))
+        self.truncation_side = check_side("truncation_side", settings.get("truncation_side", "right"))
+        self.model_input_names: list[str] = list(settings.get("model_input_names") or self.default_model_input_names)
+        self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
+        self.split_special_tokens = bool(settings.get("split_special_tokens", False))
+        self.pad_token_type_id = int(settings.get("pad_token_type_id", 0))
+        self.chat_template = settings.get("chat_template")
+        self._init_special_tokens(settings, dict(settings.get("extra_special_tokens") or {}))
+
+    def _register_tokens(self, added: Mapping[int, AddedToken]) -> None:
+        """Make the tokenizer see added and special tokens as units, giving ids to those without one."""
+        present = self.added_tokens_decoder
+        known = {repr(token) for token in present.values()}
+        tokens: list[Token] = [added[index] for index in sorted(added) if repr(added[index]) not in known]
+        names = {token.content for token in present.values()} | {text_of(token) for token in tokens}
+        special = set(self.all_special_tokens)
+        tokens += [
+            token
+            for token in self.all_special_tokens_extended
+            if (token not in names if isinstance(token, str) else token not in tokens)
+        ]
+        marked = []
+        for token in tokens:
+            if isinstance(token, str):
+                marked.append(AddedToken(token, special=token in special))
+            else:
+                token.special = token.special or token.content in special
+                marked.append(token)
+        if marked:
+            self._backend.tokenizer.add_tokens(marked)
+
+    def __call__(
+        self,
+        text: TextInput | None = None,
+        text_pair: TextInput | None = None,
+        text_target: TextInput | None = None,
+        text_pair_target: TextInput | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+    ) -> BatchEncoding:
+        """Tokenize one text, one pair, or a batch of them.
+
+        A row longer than `model_max_length` that is not truncated is returned whole, with a warning. `truncation`
+        without any known maximum cuts nothing, with a warning; `max_length` alone, without `padding` or `truncation`,
+        cuts to it, with a warning. Each warning is given once per tokenizer.
+
+        Args:
+            text: A string, a list of strings, or a list of pairs of strings; with `is_split_into_words` a list of
+                words or a list of such lists.
+            text_pair: Second sequence of each row, in the same form.
+            text_target: Texts whose ids are returned as `labels` (or alone, if `text` is None).
+            text_pair_target: Second sequences of `text_target`.
+            add_special_tokens: Add the special tokens of the model.
+            padding: `True` or `"longest"` pads to the longest row, `"max_length"` to `max_length`.
+            truncation: `True` or `"longest_first"`, `"only_first"`, `"only_second"`: what is cut to `max_length`.
+            max_length: Number of tokens, special ones included; None takes `model_max_length`.
+            stride: Number of tokens that neighbouring windows of a text share.
+            is_split_into_words: Texts are lists of words.
+            pad_to_multiple_of: Round the padded length up to a multiple of this.
+            padding_side: `"right"` or `"left"`; None takes the tokenizer's.
+            return_tensors: `"np"`, `"pt"`, `"tf"` or `"jax"`; None returns lists.
+            return_token_type_ids: Return the segment of each token, 0 or 1.
+            return_attention_mask: Return 1 for tokens, 0 for padding.
+            return_overflowing_tokens: Return every window of a text that is cut, as further rows, and the text each
+                row is from as `overflow_to_sample_mapping`.
+            return_special_tokens_mask: Return 1 for special tokens and padding, 0 for tokens of the text.
+            return_offsets_mapping: Return the characters (start, end) of each token in its text.
+            return_length: Return the number of tokens of each row, padding included.
+            verbose: False gives no warnings.
+            split_special_tokens: Read special tokens inside texts as plain text; None takes the tokenizer's.
+
+        Returns:
+            Columns of `B` rows: lists, or tensors of shape `(B, S)`. A single text without `return_tensors` and
+            `return_overflowing_tokens` gives columns without the batch axis.
+
+        Raises:
+            InputError: an argument breaks a rule, or rows of different lengths are to make a tensor.
+            MissingFrameworkError: the framework of `return_tensors` is not installed.
+        """
+        if text is None and text_target is None:
+            raise InputError("A call needs text or text_target. Received: None for both")
+        warn = self._warn_once if verbose else _be_silent
+        limit = check_max_length(max_length)
+        if limit is not None and padding is False and truncation is None:
+            warn("truncation-not-asked", "max_length without truncation cuts to it; pass truncation=True to say so.")
+            truncation = True
+        cut = resolve_truncation(
+            truncation,
+            max_length=limit,
+            model_max_length=self.model_max_length,
+            stride=stride,
+            side=self.truncation_side,
+            warn=warn,
+        )
+        fill_up, fill = self._padding(padding, limit, pad_to_multiple_of, padding_side, warn)
+        check_multiple(fill_up, cut)
+        if padding is True and limit is not None and cut is None:
+            warn(
+                "max-length-ignored", "padding=True pads to the longest row: without truncation, max_length is unused."
+            )
+        request = Request(
+            truncation=cut,
+            padding=fill_up,
+            fill=fill,
+            wanted=self._wanted(
+                return_token_type_ids,
+                return_attention_mask,
+                special_tokens_mask=return_special_tokens_mask,
+                offset_mapping=return_offsets_mapping,
+                length=return_length,
+            ),
+            convert=None if return_tensors is None else tensor_converter(return_tensors),
+            add_special_tokens=add_special_tokens,
+            is_split_into_words=is_split_into_words,
+            split_special_tokens=self.split_special_tokens if split_special_tokens is None else split_special_tokens,
+            overflowing=return_overflowing_tokens,
+            warn_longer=self.model_max_length if limit is None and cut is None else None,
+            warn=warn,
+        )
+        if text is None:
+            return self._encode(text_target, text_pair_target, request)
+        encoded = self._encode(text, text_pair, request)
+        if text_target is not None:
+            encoded["labels"] = self._encode(text_target, text_pair_target, request)["input_ids"]
+        return encoded
+
+    def _encode(self, text: Any, text_pair: Any, request: Request) -> BatchEncoding:
+        batch = read_batch(text, text_pair, is_split_into_words=request.is_split_into_words)
+        self._check_words(request.is_split_into_words)
+        return request.run(self._backend, batch)
+
+    def _check_words(self, is_split_into_words: bool) -> None:
+        """Raise `InputError` if texts split into words cannot be read; classes of a model override it."""
+
+    def _wanted(self, token_type_ids: bool | None, attention_mask: bool | None, **others: bool) -> Wanted:
+        names = self.model_input_names
+        return Wanted(
+            token_type_ids="token_type_ids" in names if token_type_ids is None else token_type_ids,
+            attention_mask="attention_mask" in names if attention_mask is None else attention_mask,
+            **others,
+        )
+
+    def _padding(
+        self, padding: Any, max_length: int | None, multiple: int | None, side: str | None, warn: Warn
+    ) -> tuple[Padding | None, Fill | None]:
+        resolved = resolve_padding(
+            padding,
+            max_length=max_length,
+            model_max_length=self.model_max_length,
+            side=self.padding_side if side is None else side,
+            multiple=multiple,
+            warn=warn,
+        )
+        return resolved, None if resolved is None else self._fill()
+
+    def _fill(self) -> Fill:
+        token = self.pad_token
+        index = None if token is None else self._backend.tokenizer.token_to_id(token)
+        if token is None or index is None:
+            raise InputError(
+                "Padding needs a pad_token of the vocabulary: set tokenizer.pad_token = tokenizer.eos_token, or add "
+                f"one with tokenizer.add_special_tokens({{'pad_token': '[PAD]'}}). Received: pad_token={token!r}"
+            )
+        return Fill(token, index, self.pad_token_type_id)
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, UserWarning, stacklevel=4)
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Tokens of a text (or pair) as strings.
+
+        Args:
+            text: The text.
+            pair: Second text.
+            add_special_tokens: Add the special tokens of the model.
+            **kwargs: Arguments of a call.
+
+        Returns:
+            The tokens.
+        """
+        return self(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
+
+    def encode(
+        self,
+        text: TextInput,
+        text_pair: TextInput | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Ids of a text (or pair): the `input_ids` of a call with the same arguments."""
+        encoded = self(
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            **kwargs,
+        )
+        return encoded["input_ids"]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Number of special tokens added to a text, or to a pair of texts."""
+        return self._backend.num_special_tokens(is_pair=pair)
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Most tokens of a text, special ones not counted."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=False)
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Most tokens of a pair of texts, special ones not counted."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """Text of one row of ids.
+
+        Args:
+            token_ids: One id or a row of them: list, array or tensor of shape `(S,)`. Ids that the vocabulary lacks
+                are left out.
+            skip_special_tokens: Leave out special tokens.
+            clean_up_tokenization_spaces: Remove blanks before English punctuation; None takes the tokenizer's.
+
+        Returns:
+            The text.
+
+        Raises:
+            InputError: `token_ids` is not a row of ids.
+        """
+        ids = to_lists(token_ids)
+        return self._decode_rows([[ids] if isinstance(ids, int) else ids], skip_special_tokens,
+                                 clean_up_tokenization_spaces)[0]  # fmt: skip
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Texts of rows of ids.
+
+        Args:
+            sequences: Rows of ids: lists, or an array or tensor of shape `(B, S)`.
+            skip_special_tokens: Leave out special tokens.
+            clean_up_tokenization_spaces: Remove blanks before English punctuation; None takes the tokenizer's.
+
+        Returns:
+            `B` texts.
+
+        Raises:
+            InputError: `sequences` is not a list of rows of ids.
+        """
+        rows = [[row] if isinstance(row, int) else row for row in to_lists(sequences)]
+        return self._decode_rows(rows, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def _decode_rows(self, rows: list[Any], skip_special_tokens: bool, clean_up: bool | None) -> list[str]:
+        for row in rows:
+            if not isinstance(row, list):
+                raise InputError(f"decode takes a row of token ids. Received: {type(row).__name__}")
+        try:
+            texts = self._backend.tokenizer.decode_batch(rows, skip_special_tokens=skip_special_tokens)
+        except (TypeError, OverflowError):
+            for row in rows:
+                check_ids(row)
+            raise
+        tidy = self.clean_up_tokenization_spaces if clean_up is None else clean_up
+        return [self.clean_up_tokenization(text) for text in texts] if tidy else list(texts)
+
+    @staticmethod
+    def clean_up_tokenization(out_string: str) -> str:
+        """The text without the blanks that tokenization leaves before English punctuation and contractions."""
+        for blanked, tidy in _ENGLISH_BLANKS:
+            out_string = out_string.replace(blanked, tidy)
+        return out_string
+
+
+def _settings_inside(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Settings that a `tokenizer.json` holds besides the tokenizer: those of its truncation and padding."""
+    settings: dict[str, Any] = {}
+    if tokenizer.truncation is not None:
+        settings["truncation_side"] = tokenizer.truncation["direction"]
+    if tokenizer.padding is not None:
+        settings["pad_token"] = tokenizer.padding["pad_token"]
+        settings["pad_token_type_id"] = tokenizer.padding["pad_type_id"]
+        settings["padding_side"] = tokenizer.padding["direction"]
+    return settings
+
+
+_ENGLISH_BLANKS = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+
+def _be_silent(key: str, message: str) -> None:
+    """The `warn` of a call with `verbose=False`."""
