@@ -1,11 +1,25 @@
-"""Which module holds the classes of a model type.
+"""Which package holds the classes of a model type.
 
 Everything is a string, so that looking a family up imports nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from longspan.errors import ConfigError, missing_framework
+from longspan.tasks import TASKS
+
+Framework = Literal["torch", "flax", "keras"]
+
+#: framework -> (module of a family, what comes before the class names)
+_FRAMEWORKS: dict[Framework, tuple[str, str]] = {
+    "torch": ("torch_model", ""),
+    "flax": ("flax_model", "Flax"),
+    "keras": ("keras_model", "TF"),
+}
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,6 @@ class Family:
     Attributes:
         package: Package of the family, e.g. `"longspan.models.bert"`.
         prefix: Beginning of its class names, e.g. `"Bert"`; `Flax` and `TF` come before it.
-        class_names: Class suffixes that differ from those of the task table, e.g. `{"causal-lm": "LMHeadModel"}`.
     """
 
     package: str
@@ -25,3 +38,49 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "bert": Family("longspan.models.bert", "Bert"),
 }
+
+
+def get_family(model_type: str | None) -> Family:
+    """The family of a model type.
+
+    Raises:
+        ConfigError: the model type is unknown.
+    """
+    if model_type not in FAMILIES:
+        raise ConfigError(f"model_type must be one of {', '.join(FAMILIES)}. Received: model_type={model_type!r}")
+    return FAMILIES[model_type]
+
+
+def get_config_class(model_type: str | None) -> Any:
+    """The configuration class of a model type."""
+    family = get_family(model_type)
+    return getattr(importlib.import_module(f"{family.package}.config"), f"{family.prefix}Config")
+
+
+def get_model_class(model_type: str | None, task: str, framework: Framework) -> Any:
+    """The class of a family for a task in a framework.
+
+    Args:
+        model_type: E.g. `"bert"`.
+        task: A key of `longspan.tasks.TASKS`.
+        framework: `"torch"`, `"flax"` or `"keras"`.
+
+    Raises:
+        ConfigError: the model type is unknown, or the family has no such class.
+        MissingFrameworkError: the framework is not installed.
+    """
+    family = get_family(model_type)
+    module_name, before = _FRAMEWORKS[framework]
+    names = [f"{before}{family.prefix}{suffix}" for suffix in TASKS[task].suffixes]
+    try:
+        module = importlib.import_module(f"{family.package}.{module_name}")
+    except ModuleNotFoundError as error:
+        if error.name == f"{family.package}.{module_name}":
+            raise ConfigError(
+                f"{model_type!r} has no classes for {framework}. Received: framework={framework!r}"
+            ) from None
+        raise missing_framework(names[0], error) or error from None
+    for name in names:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise ConfigError(f"{model_type!r} must have a class for the task {task!r}. It has none of {', '.join(names)}")

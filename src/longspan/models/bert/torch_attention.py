@@ -116,9 +116,11 @@ def make_plan(
         InputError: a mask has the wrong shape, or the implementation that was asked for cannot serve.
     """
     num_new = cache_position.shape[0]
-    num_keys = num_new if cache is None else num_new + int(cache.get_seq_length())
-    if cache is not None and cache.get_max_cache_shape() is not None:
-        num_keys = cache.get_max_cache_shape()
+    capacity = None if cache is None else cache.get_max_cache_shape()
+    if capacity is not None:
+        num_keys = capacity
+    else:
+        num_keys = num_new if cache is None else num_new + int(cache.get_seq_length())
     padded = _is_padded(attention_mask, config.attn_implementation)
     request = AttentionRequest(
         needs_weights=needs_weights,
@@ -134,9 +136,9 @@ def make_plan(
         packing = _make_packing(attention_mask, shape=(batch, num_new), device=cache_position.device)
     mask = None
     if attention_mask is not None and packing is None:
-        static = cache is not None and cache.get_max_cache_shape() is not None
-        mask = key_mask(attention_mask, batch=batch, num_keys=attention_mask.shape[-1] if static else num_keys)
-        mask = extend_mask(mask, num_keys) if padded is not False or static else None
+        described = num_keys if capacity is None else attention_mask.shape[-1]
+        mask = key_mask(attention_mask, batch=batch, num_keys=described)
+        mask = extend_mask(mask, num_keys) if padded is not False else None
     kernel_is_causal = mask is None and cache is None and implementation in ("sdpa", "packed")
     if config.is_decoder and not kernel_is_causal:
         causal = causal_mask(cache_position, num_keys)

@@ -108,7 +108,7 @@ class BertModel(BertPreTrainedModel):
         for layer, heads in heads_to_prune.items():
             if not 0 <= layer < len(self.encoder.layer):
                 raise InputError(f"layers to prune must lie in [0, {len(self.encoder.layer)}). Received: {layer}")
-            self.encoder.layer[layer].attention.prune_heads(list(heads))
+            self.encoder.layer[layer].attention.prune_heads(list(heads))  # type: ignore[operator,union-attr]
 
     def forward(
         self,

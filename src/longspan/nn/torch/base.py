@@ -210,7 +210,7 @@ class PreTrainedModel(nn.Module):
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
             )
         model.tie_weights()
-        model.config.dtype = target
+        model.config.dtype = str(target)
         model.eval()
         if device_map is not None:
             model.to(_single_device(device_map))
@@ -265,7 +265,7 @@ class PreTrainedModel(nn.Module):
             return
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
-        config.dtype = self.dtype
+        config.dtype = str(self.dtype)
         save_checkpoint(
             Path(save_directory),
             self._tensors_to_save(state_dict),
@@ -303,6 +303,8 @@ class PreTrainedModel(nn.Module):
             InputError: a size is not positive.
         """
         embeddings = self.get_input_embeddings()
+        if not isinstance(embeddings, nn.Embedding):
+            raise InputError(f"only nn.Embedding can be resized. Received: {type(embeddings).__name__}")
         size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value <= 0:
@@ -412,7 +414,7 @@ def _target_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, rea
     if isinstance(dtype, str):
         name = dtype
         if dtype == "auto":
-            stored = {reader.dtype(key) for key in reader.keys()}
+            stored = {reader.dtype(key) for key in reader.entries}
             floating = sorted(name for name in stored if name.startswith(("float", "bfloat")))
             name = config.dtype or (floating[0] if len(floating) == 1 else "float32")
         dtype = getattr(torch, name.removeprefix("torch."), None)

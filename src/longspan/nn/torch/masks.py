@@ -76,7 +76,7 @@ def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: in
         return None
     if tuple(head_mask.shape) not in ((num_heads,), (num_layers, num_heads)):
         raise InputError(
-            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = ({num_layers}, {num_heads}). "
-            f"Received: {tuple(head_mask.shape)}"
+            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = "
+            f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
         )
     return head_mask.expand(num_layers, num_heads)[:, None, :, None, None]

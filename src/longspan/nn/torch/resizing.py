@@ -21,7 +21,7 @@ def _resize_rows(new: Tensor, old: Tensor, *, mean_resizing: bool) -> None:
 
 
 @torch.no_grad()
-def resize_embedding(old: nn.Module, size: int, *, initialise: Initialise, mean_resizing: bool) -> nn.Embedding:
+def resize_embedding(old: nn.Embedding, size: int, *, initialise: Initialise, mean_resizing: bool) -> nn.Embedding:
     """An embedding of `size` rows that begins with those of `old`.
 
     Args:
@@ -30,8 +30,6 @@ def resize_embedding(old: nn.Module, size: int, *, initialise: Initialise, mean_
         initialise: Draws the rows that are new, if `mean_resizing` is False.
         mean_resizing: New rows are the mean of the old ones.
     """
-    if not isinstance(old, nn.Embedding):
-        raise InputError(f"only nn.Embedding can be resized. Received: {type(old).__name__}")
     padding = old.padding_idx if old.padding_idx is not None and old.padding_idx < size else None
     new = nn.Embedding(size, old.embedding_dim, padding_idx=padding)
     new.to(device=old.weight.device, dtype=old.weight.dtype)
