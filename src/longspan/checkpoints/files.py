@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longspan.checkpoints.formats_pytorch import PytorchReader
 from longspan.checkpoints.formats_safetensors import SafetensorsReader, unique_keys
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import Bytes, CheckpointReader
@@ -58,8 +59,15 @@ def _open_safetensors(path: Path, verify: bool) -> CheckpointReader:
     return SafetensorsReader(path, verify=verify)
 
 
+def _open_pytorch(path: Path, verify: bool) -> CheckpointReader:
+    return PytorchReader(path, verify=verify)
+
+
 #: in order of preference, which is the reference's
-FORMATS = (Format("safetensors", "model.safetensors", _open_safetensors),)
+FORMATS = (
+    Format("safetensors", "model.safetensors", _open_safetensors),
+    Format("pytorch", "pytorch_model.bin", _open_pytorch),
+)
 
 
 def open_checkpoint(
