@@ -1,0 +1,252 @@
+"""Sliding-window attention with extra keys that every query sees: the core of Longformer and LongT5.
+
+Axes: B batch, H heads, S tokens, D head size, E value size, G extra keys, R rows of a block of queries.
+
+    score[i, j] = scale · qᵢ·kⱼ + bias[j - i + left]              for i - left ≤ j ≤ i + right and mask[j]
+    score[i, g] = scale · qᵢ·k'_g + extra_bias[g - position[i] + G - 1]                   for extra_mask[g]
+    output[i]   = Σ softmax(score[i]) v
+
+One softmax runs over both kinds of keys; a query without any key gives 0. Time and memory are linear in S, in the
+forward and in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longspan.errors import InputError
+from longspan.nn.torch.checks import check_shape
+from longspan.ops.dispatch import Dispatcher
+from longspan.ops.torch.sliding_window_blocked import BLOCK_ROWS, blocked_attention, num_blocks
+from longspan.ops.torch.sliding_window_chunked import chunked_attention
+from longspan.ops.torch.sliding_window_flex import flex_attention, why_not_flex
+
+
+class ExtraKeys(NamedTuple):
+    """Keys and values that every query sees besides its window.
+
+    Attributes:
+        key: (B, H, G, D).
+        value: (B, H, G, E).
+        mask: Which of them exist, boolean (B, G), True = attend; None for all.
+        bias: Bias by relative position on the axis of the extra keys, (H, 2G - 1); its middle is "the same place".
+        position: Where each query stands on that axis, integers (B, S) below G; needed with `bias`. Negative counts
+            as 0.
+    """
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    bias: Tensor | None = None
+    position: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an implementation is asked to do."""
+
+    device: str
+    dropout: float
+    head_dim: int
+    needs_grad: bool
+    tracing: bool
+
+
+def _why_not_chunked(request: Request) -> str | None:
+    if request.tracing:
+        return "its loop over the length cannot be part of a traced graph or of a torch.func transform"
+    return None
+
+
+#: "auto" tries these in order
+DISPATCHER: Dispatcher[Request] = Dispatcher(
+    "sliding-window attention",
+    {"flex": why_not_flex, "chunked": _why_not_chunked, "blocked": lambda request: None},
+)
+
+
+def sliding_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    left: int,
+    right: int,
+    scale: float,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    extra: ExtraKeys | None = None,
+    dropout: float = 0.0,
+    implementation: str = "auto",
+) -> Tensor:
+    """Attention of each query to the keys near it and to a few extra keys.
+
+    Args:
+        query: (B, H, S, D).
+        key: (B, H, S, D).
+        value: (B, H, S, E).
+        left: Number of keys seen before each query.
+        right: Number of keys seen after each query.
+        scale: Factor of the dot products, e.g. 1/√D.
+        mask: Which keys of the windows may be seen, boolean (B, S), True = attend; None for all.
+        bias: Bias by relative position, (H, left + right + 1); its column `left` is the query's own place.
+        extra: Keys that every query sees.
+        dropout: Probability with which a weight is dropped; 0 outside training.
+        implementation: `"auto"`, or
+            `"chunked"` (a loop over blocks of queries that keeps no weights and recomputes them in the backward pass;
+            the fastest on a CPU),
+            `"blocked"` (one batch of blocks, from plain tensor operations; can be traced, exported and transformed),
+            `"flex"` (PyTorch's FlexAttention; the fastest on CUDA).
+
+    Returns:
+        (B, H, S, E).
+
+    Raises:
+        InputError: shapes disagree, a radius is negative, or the named implementation cannot serve.
+
+    Reference:
+        Beltagy et al., "Longformer: The Long-Document Transformer", 2020; Guo et al., "LongT5", 2022.
+    """
+    _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    request = _request(query, key, value, bias, extra, dropout)
+    chosen = DISPATCHER.choose(implementation, request, tracing=request.tracing)
+    if extra is not None and extra.key.shape[2] == 0:
+        extra = None
+    if chosen == "blocked":
+        return blocked_attention(
+            query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout
+        )[0]
+    if chosen == "flex":
+        return flex_attention(query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra)
+    return chunked_attention(
+        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout
+    )
+
+
+def sliding_window_attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    left: int,
+    right: int,
+    scale: float,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    extra: ExtraKeys | None = None,
+    dropout: float = 0.0,
+    rows: int = BLOCK_ROWS,
+) -> tuple[Tensor, Tensor]:
+    """As `sliding_window_attention`, and returns the weights by which the values were multiplied.
+
+    Args:
+        query: (B, H, S, D).
+        key: (B, H, S, D).
+        value: (B, H, S, E).
+        left: Number of keys seen before each query.
+        right: Number of keys seen after each query.
+        scale: Factor of the dot products.
+        mask: Boolean (B, S), True = attend.
+        bias: (H, left + right + 1).
+        extra: Keys that every query sees.
+        dropout: Probability with which a weight is dropped.
+        rows: Queries of a block, R.
+
+    Returns:
+        Output (B, H, S, E) and weights (B, H, ⌈S/R⌉, R, G + R + left + right): first the extra keys, then the span of
+        the block, whose column c is the token at block start + c - left. Weights of places outside the sequence or
+        outside the band are 0.
+    """
+    _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    if extra is not None and extra.key.shape[2] == 0:
+        extra = None
+    output, weights = blocked_attention(
+        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
+        rows=rows,
+    )  # fmt: skip
+    return output, weights[:, :, : num_blocks(query.shape[2], rows)]
+
+
+def weights_by_offset(weights: Tensor, *, left: int, right: int, length: int) -> Tensor:
+    """Bring the weights of blocks to one row per token.
+
+    Args:
+        weights: Of `sliding_window_attention_weights`, (B, H, blocks, R, G + R + left + right).
+        left: As in that call.
+        right: As in that call.
+        length: Number of tokens S.
+
+    Returns:
+        (B, H, S, G + left + right + 1): the extra keys, then the tokens i - left … i + right of query i.
+    """
+    batch, heads, blocks, rows, columns = weights.shape
+    width = left + right + 1
+    num_extra = columns - (rows + left + right)
+    extra, span = weights.split((num_extra, columns - num_extra), dim=-1)
+    # row r of a block has its band at columns r … r + width - 1: read the block with a row pitch one longer
+    skewed = F.pad(span.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + width))
+    in_order = torch.cat((extra, skewed[..., :width]), dim=-1)
+    return in_order.reshape(batch, heads, blocks * rows, num_extra + width)[:, :, :length]
+
+
+def _request(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, extra: ExtraKeys | None, dropout: float
+) -> Request:
+    inputs = (query, key, value, bias, *(extra or ()))
+    return Request(
+        device=query.device.type,
+        dropout=dropout,
+        head_dim=query.shape[-1],
+        needs_grad=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs),
+        tracing=is_traced(query),
+    )
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """True inside torch.compile, torch.export, torch.jit.trace and transforms of torch.func."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+    )
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    left: int,
+    right: int,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    extra: ExtraKeys | None,
+) -> None:
+    if left < 0 or right < 0:
+        raise InputError(f"left and right must not be negative. Received: left={left}, right={right}")
+    if query.dim() != 4 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+        raise InputError(
+            "query, key and value must have the shape (batch, heads, tokens, head size) and agree in all but the "
+            f"value's head size. Received: {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
+        )
+    batch, heads, length, head_dim = query.shape
+    check_shape(mask, (batch, length), name="mask", axes="(batch, tokens)")
+    check_shape(bias, (heads, left + right + 1), name="bias", axes="(heads, left + right + 1)")
+    if extra is None:
+        return
+    num_extra = extra.key.shape[2]
+    check_shape(extra.key, (batch, heads, num_extra, head_dim), name="extra.key", axes="(batch, heads, extra, size)")
+    value_shape = (batch, heads, num_extra, value.shape[-1])
+    check_shape(extra.value, value_shape, name="extra.value", axes="(batch, heads, extra, value size)")
+    check_shape(extra.mask, (batch, num_extra), name="extra.mask", axes="(batch, extra)")
+    check_shape(extra.position, (batch, length), name="extra.position", axes="(batch, tokens)")
+    if extra.bias is not None and num_extra > 0:
+        check_shape(extra.bias, (heads, 2 * num_extra - 1), name="extra.bias", axes="(heads, 2 * extra - 1)")
+        if extra.position is None:
+            raise InputError("extra.bias needs extra.position. Received: extra.position=None")

@@ -1,0 +1,163 @@
+"""Sliding-window attention as one batch of blocks, from plain tensor operations.
+
+It runs under torch.compile, torch.export with a dynamic length, torch.func, and autograd of any order, and it can
+return the weights. Axes as in `sliding_window`; N blocks of R queries, span C = R + left + right.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from longspan.ops.torch.sliding_window import ExtraKeys
+
+#: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
+BLOCK_ROWS = 64
+
+
+def blocked_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    left: int,
+    right: int,
+    scale: float,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    extra: ExtraKeys | None,
+    dropout: float,
+    rows: int = BLOCK_ROWS,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, S, E) and weights (B, H, N, R, G + C); N may exceed ⌈S/R⌉ while a graph is traced."""
+    length = query.shape[2]
+    blocks = num_blocks(length, rows)
+    if torch.compiler.is_compiling():  # or the graph would be specialised to one block
+        blocks = torch.sym_max(blocks, 2)
+    padding = blocks * rows - length
+    around = (left, right + padding)
+    span = rows + left + right
+
+    queries = _pad_tokens(query, (0, padding)).unflatten(2, (blocks, rows))  # (B, H, N, R, D)
+    keys = _pad_tokens(key, around).unfold(2, span, rows)  # (B, H, N, D, C)
+    values = _pad_tokens(value, around).unfold(2, span, rows).transpose(-1, -2)  # (B, H, N, C, E)
+    scores = _matmul(queries, keys).to(_score_dtype(query)) * scale
+    if bias is not None:
+        scores = scores + bias_tile(bias.to(scores.dtype), rows).unsqueeze(1)
+    allowed = _allowed_keys(mask, length, around, span, rows, left, right, query.device)  # (B or 1, 1, N, R, C)
+
+    if extra is not None:
+        extra_scores = _extra_scores(queries, extra, scale, blocks, rows, padding)
+        extra_allowed = torch.ones(1, extra.key.shape[2], dtype=torch.bool, device=query.device)
+        extra_allowed = (extra_allowed if extra.mask is None else extra.mask)[:, None, None, None, :]
+        scores = torch.cat((extra_scores, scores), dim=-1)
+        whole = torch.broadcast_shapes(allowed.shape[:-1], extra_allowed.shape[:-1])
+        allowed = torch.cat((extra_allowed.expand(*whole, -1), allowed.expand(*whole, -1)), dim=-1)
+
+    weights = torch.softmax(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min), dim=-1)
+    weights = weights.masked_fill(~allowed, 0.0).to(query.dtype)
+    if dropout > 0.0:
+        weights = F.dropout(weights, p=dropout)
+    num_extra = weights.shape[-1] - span
+    output = _matmul(weights[..., num_extra:], values)
+    if extra is not None:
+        output = output + _matmul(weights[..., :num_extra], extra.value.unsqueeze(2))
+    return _first(_join_blocks(output), length), weights
+
+
+def num_blocks(length: int, rows: int) -> int:
+    """⌈S / R⌉."""
+    return (length + rows - 1) // rows
+
+
+def bias_tile(bias: Tensor, rows: int) -> Tensor:
+    """Spread a bias by relative position over a block.
+
+    Args:
+        bias: (H, W), W = left + right + 1.
+        rows: R.
+
+    Returns:
+        (H, R, R + W - 1): row r holds the bias from column r on, and 0 elsewhere.
+    """
+    heads, width = bias.shape
+    pitch = rows + width  # one more than a row: row r begins r columns later
+    repeated = F.pad(bias, (0, rows)).unsqueeze(1).expand(heads, rows, pitch)
+    return repeated.reshape(heads, rows * pitch)[:, : rows * (pitch - 1)].unflatten(-1, (rows, pitch - 1))
+
+
+def _matmul(left: Tensor, right: Tensor) -> Tensor:
+    """(B, H, N, X, Y) times (B, H, N or 1, Y, Z)."""
+    lead = left.shape[:3]
+    right = right.expand(*lead, -1, -1)
+    product = torch.bmm(_fold(left), _fold(right))
+    return product.unflatten(0, lead)
+
+
+# Merging or slicing a symbolic axis makes torch.export ask whether one length divides or exceeds another, which it can
+# only answer by fixing the number of blocks. Going through one flat axis, and gathering, ask nothing.
+
+
+def _fold(states: Tensor) -> Tensor:
+    """(B, H, N, X, Y) -> (BHN, X, Y)."""
+    inner = states.shape[-2:]
+    flat = states.contiguous().view(-1)
+    return flat.view(math.prod(states.shape[:-2]), math.prod(inner)).unflatten(1, inner)
+
+
+def _join_blocks(states: Tensor) -> Tensor:
+    """(B, H, N, R, E) -> (B, H, NR, E)."""
+    batch, heads, blocks, rows, size = states.shape
+    flat = states.contiguous().view(-1)
+    return (
+        flat.view(batch * heads, blocks * rows * size).unflatten(1, (blocks * rows, size)).unflatten(0, (batch, heads))
+    )
+
+
+def _first(states: Tensor, length: int) -> Tensor:
+    """The first `length` tokens of (B, H, NR, E)."""
+    if torch.compiler.is_compiling():
+        return states.index_select(2, torch.arange(length, device=states.device))
+    return states[:, :, :length]
+
+
+def _pad_tokens(states: Tensor, amount: tuple[int, int]) -> Tensor:
+    return F.pad(states, (0, 0, *amount))
+
+
+def _score_dtype(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)
+
+
+def _allowed_keys(
+    mask: Tensor | None,
+    length: int,
+    around: tuple[int, int],
+    span: int,
+    rows: int,
+    left: int,
+    right: int,
+    device: torch.device,
+) -> Tensor:
+    if mask is None:
+        mask = torch.ones(1, length, dtype=torch.bool, device=device)
+    present = F.pad(mask, around, value=False).unfold(1, span, rows)  # (B, N, C)
+    offset = torch.arange(span, device=device)[None, :] - torch.arange(rows, device=device)[:, None]
+    in_band = (offset >= 0) & (offset <= left + right)  # (R, C)
+    return present[:, None, :, None, :] & in_band
+
+
+def _extra_scores(queries: Tensor, extra: ExtraKeys, scale: float, blocks: int, rows: int, padding: int) -> Tensor:
+    """(B, H, N, R, G)."""
+    scores = _matmul(queries, extra.key.unsqueeze(2).transpose(-1, -2)).to(_score_dtype(queries)) * scale
+    if extra.bias is None or extra.position is None:
+        return scores
+    num_extra = extra.key.shape[2]
+    start = num_extra - 1 - F.pad(extra.position, (0, padding)).clamp(min=0)  # (B, N·R): where a row of biases begins
+    biases = extra.bias.unfold(-1, num_extra, 1)[:, start]  # (H, B, N·R, G)
+    return scores + biases.transpose(0, 1).unflatten(2, (blocks, rows))
