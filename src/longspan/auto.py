@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.models.registry import Framework, get_config_class, get_model_class
@@ -12,7 +12,7 @@ from longspan.models.registry import Framework, get_config_class, get_model_clas
 class AutoConfig:
     """Loads the configuration of any family."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         raise TypeError("AutoConfig is not made directly: use AutoConfig.from_pretrained or AutoConfig.for_model")
 
     @staticmethod
@@ -51,7 +51,7 @@ class _AutoModel:
     task: ClassVar[str]
     framework: ClassVar[Framework] = "torch"
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         name = type(self).__name__
         raise TypeError(f"{name} is not made directly: use {name}.from_pretrained or {name}.from_config")
 
