@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longspan.checkpoints import legacy_flax, legacy_tf
+from longspan.checkpoints.formats_flax import FlaxReader
 from longspan.checkpoints.formats_pytorch import PytorchReader
 from longspan.checkpoints.formats_safetensors import SafetensorsReader, unique_keys
+from longspan.checkpoints.formats_tf import TFReader
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import Bytes, CheckpointReader
 from longspan.checkpoints.writer import LazyTensor, save_checkpoint
@@ -35,12 +38,14 @@ class Format:
     Attributes:
         name: Its name, `CheckpointReader.format`.
         filename: Weights in one file; with `.index.json` after it, the list of shards.
-        open: Opens one file.
+        open: Opens one file; the second argument asks for checksums to be compared.
+        canonical: Canonical key of a name in the list of shards.
     """
 
     name: str
     filename: str
     open: Callable[[Path, bool], CheckpointReader]
+    canonical: Callable[[str], str] = str
 
     @property
     def index(self) -> str:
@@ -52,21 +57,25 @@ class Format:
         if variant is None:
             return self
         stem, _, suffix = self.filename.rpartition(".")
-        return Format(self.name, f"{stem}.{variant}.{suffix}", self.open)
-
-
-def _open_safetensors(path: Path, verify: bool) -> CheckpointReader:
-    return SafetensorsReader(path, verify=verify)
-
-
-def _open_pytorch(path: Path, verify: bool) -> CheckpointReader:
-    return PytorchReader(path, verify=verify)
+        return replace(self, filename=f"{stem}.{variant}.{suffix}")
 
 
 #: in order of preference, which is the reference's
 FORMATS = (
-    Format("safetensors", "model.safetensors", _open_safetensors),
-    Format("pytorch", "pytorch_model.bin", _open_pytorch),
+    Format("safetensors", "model.safetensors", lambda path, verify: SafetensorsReader(path, verify=verify)),
+    Format("pytorch", "pytorch_model.bin", lambda path, verify: PytorchReader(path, verify=verify)),
+    Format(
+        "flax",
+        "flax_model.msgpack",
+        lambda path, _: FlaxReader(path),
+        lambda name: legacy_flax.canonical_name(name).key,
+    ),
+    Format(
+        "tf",
+        "tf_model.h5",
+        lambda path, _: TFReader(path),
+        lambda name: legacy_tf.canonical_name(legacy_tf.without_scope(name, "")).key,
+    ),
 )
 
 
@@ -160,7 +169,7 @@ class ShardedReader(CheckpointReader):
 
 
 def _open_shards(source: Source, index: Path, form: Format, verify: bool) -> CheckpointReader:
-    weight_map = _read_index(index)
+    weight_map = {form.canonical(name): shard for name, shard in _read_index(index).items()}
     # In the hub cache every file of a snapshot is a link into one folder of blobs, the index among them.
     allowed = [index.resolve().parent]
     if source.is_local:

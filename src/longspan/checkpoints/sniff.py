@@ -6,6 +6,9 @@ from pathlib import Path
 
 _LFS = b"version https://git-lfs"
 
+#: what `describe` says of a file that it cannot place
+UNKNOWN = "no format that longspan knows"
+
 _SIGNATURES = (
     (_LFS, "a Git LFS pointer, not the file itself (run `git lfs pull`)"),
     (b"PK\x03\x04", "a zip archive, as torch.save writes (pytorch_model.bin)"),
@@ -41,4 +44,4 @@ def describe(path: Path) -> str:
         return "a safetensors file (model.safetensors)"
     if head.lstrip().startswith(b"{"):
         return "a JSON file"
-    return "no format that longspan knows"
+    return UNKNOWN

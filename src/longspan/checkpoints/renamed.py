@@ -1,0 +1,68 @@
+"""A reader over a file whose arrays have other names and orientations than the canonical ones."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from longspan.checkpoints.dtypes import Array
+from longspan.checkpoints.reader import Bytes, CheckpointReader, Entry
+from longspan.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Where an array of another framework belongs.
+
+    Attributes:
+        key: Canonical key.
+        transposed: The two axes change places.
+    """
+
+    key: str
+    transposed: bool
+
+
+class RenamedReader(CheckpointReader):
+    """Base of the readers for other frameworks' files. Keys and tensors come out in the canonical form.
+
+    Attributes:
+        native_names: Canonical key to the name in the file.
+        repeats: Name in the file to the name of the array it repeats.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.native_names: dict[str, str] = {}
+        self.repeats: dict[str, str] = {}
+        self._transposed: dict[str, bool] = {}
+
+    def _place(self, native: Mapping[str, Entry], canonical: Mapping[str, Canonical]) -> None:
+        """Fill `entries` from the arrays of the file and their places."""
+        entries = {}
+        for name, entry in native.items():
+            key, transposed = canonical[name].key, canonical[name].transposed
+            if key in entries:
+                raise CheckpointError(f"{self.path} holds {key} twice, as {self.native_names[key]} and {name}.")
+            entries[key] = Entry(entry.shape[::-1] if transposed else entry.shape, entry.dtype)
+            self.native_names[key] = name
+            self._transposed[key] = transposed
+        self.entries = entries
+
+    @abstractmethod
+    def read_native(self, name: str, out: Array) -> None:
+        """Fill a C-contiguous array, of the carrier type and the shape in the file, with an array of the file."""
+
+    def _fill(self, key: str, out: Bytes) -> None:
+        entry = self.entries[key]
+        target = out.view(entry.dtype.carrier).reshape(entry.shape)
+        if self._transposed[key]:
+            native = np.empty(entry.shape[::-1], entry.dtype.carrier)
+            self.read_native(self.native_names[key], native)
+            target[...] = native.T
+        else:
+            self.read_native(self.native_names[key], target)
