@@ -28,6 +28,7 @@ class AttentionRequest:
         row_mask: The mask is one row per sequence, (B, S), or there is none.
         padded: The mask holds a False; None if that cannot be known.
         incremental: A cache or encoder states take part.
+        padding_states: States at padding are needed too.
         asked: The implementation was asked for by name.
     """
 
@@ -36,6 +37,7 @@ class AttentionRequest:
     row_mask: bool
     padded: bool | None
     incremental: bool
+    padding_states: bool
     asked: bool
 
 
@@ -46,6 +48,8 @@ def _packed_why_not(request: AttentionRequest) -> str | None:
         return "relative position scores are computed by 'eager' only"
     if request.incremental:
         return "packing works without a cache and without cross-attention"
+    if request.padding_states:
+        return "the states at padding are needed, as for the loss of question answering, which scores every position"
     if not request.row_mask:
         return "packing needs an attention_mask of the shape (batch, tokens)"
     if request.padded is None:
@@ -99,6 +103,7 @@ def make_plan(
     encoder_attention_mask: Tensor | None,
     cache: Cache | None,
     needs_weights: bool,
+    padding_states: bool,
 ) -> AttentionPlan:
     """Choose the implementation of one call and build the masks that all layers share.
 
@@ -111,16 +116,14 @@ def make_plan(
         encoder_attention_mask: Their padding mask, (B, S_enc).
         cache: Keys and values of earlier tokens.
         needs_weights: Attention weights are returned.
+        padding_states: States at padding are needed too.
 
     Raises:
         InputError: a mask has the wrong shape, or the implementation that was asked for cannot serve.
     """
     num_new = cache_position.shape[0]
     capacity = None if cache is None else cache.get_max_cache_shape()
-    if capacity is not None:
-        num_keys = capacity
-    else:
-        num_keys = num_new if cache is None else num_new + int(cache.get_seq_length())
+    num_keys = capacity or (num_new if cache is None else num_new + int(cache.get_seq_length()))
     padded = _is_padded(attention_mask, config.attn_implementation)
     request = AttentionRequest(
         needs_weights=needs_weights,
@@ -128,6 +131,7 @@ def make_plan(
         row_mask=attention_mask is None or attention_mask.dim() == 2,
         padded=padded,
         incremental=cache is not None or encoder_hidden_states is not None,
+        padding_states=padding_states,
         asked=config.attn_implementation != "auto",
     )
     implementation = ATTENTION.choose(config.attn_implementation, request, tracing=torch.compiler.is_compiling())
