@@ -43,6 +43,13 @@ from .models.bert.torch_model import BertForTokenClassification as BertForTokenC
 from .models.bert.torch_model import BertLMHeadModel as BertLMHeadModel
 from .models.bert.torch_model import BertModel as BertModel
 from .models.bert.torch_model import BertPreTrainedModel as BertPreTrainedModel
+from .models.diffllama.config import DiffLlamaConfig as DiffLlamaConfig
+from .models.diffllama.torch_model import DiffLlamaForCausalLM as DiffLlamaForCausalLM
+from .models.diffllama.torch_model import DiffLlamaForQuestionAnswering as DiffLlamaForQuestionAnswering
+from .models.diffllama.torch_model import DiffLlamaForSequenceClassification as DiffLlamaForSequenceClassification
+from .models.diffllama.torch_model import DiffLlamaForTokenClassification as DiffLlamaForTokenClassification
+from .models.diffllama.torch_model import DiffLlamaModel as DiffLlamaModel
+from .models.diffllama.torch_model import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel
 from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache

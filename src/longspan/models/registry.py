@@ -37,6 +37,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "bert": Family("longspan.models.bert", "Bert"),
+    "diffllama": Family("longspan.models.diffllama", "DiffLlama"),
 }
 
 
