@@ -211,13 +211,13 @@ def _truncated_forward(
         state = x.new_zeros(batch, channels, state_width(coefficients, truncation))
     average, window = state[..., :num], state[..., num:]
     seen = torch.cat([window.transpose(1, 2), x], dim=1)  # (B, L + S, D)
-    remembered, average = damped_ema(x, ema_blocks(coefficients), state=average, return_state=return_state)
+    remembered, after = damped_ema(x, ema_blocks(coefficients), state=average, return_state=return_state)
     delayed = ema_blocks(coefficients.delayed(truncation))
-    surplus, surplus_state = damped_ema(seen[:, :length], delayed, return_state=return_state)
-    if average is None or surplus_state is None:
+    surplus, surplus_after = damped_ema(seen[:, :length], delayed, return_state=return_state)
+    if after is None or surplus_after is None:
         return remembered - surplus, None
     window = seen[:, length:].transpose(1, 2)
-    return remembered - surplus, torch.cat([average - surplus_state, window], dim=-1)
+    return remembered - surplus, torch.cat([after - surplus_after, window], dim=-1)
 
 
 def _check_backward(
@@ -313,7 +313,7 @@ class _DecayScan(torch.autograd.Function):
         ctx.save_for_backward(output, inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         scanned, log_decay = ctx.saved_tensors
         for_values = decay_scan(gradient.flip(2), log_decay).flip(2)
         before = scanned[:, :, :-1] * torch.exp(log_decay)[:, None, None]
