@@ -11,6 +11,7 @@ import io
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ _LEGACY_PROTOCOL = 1001
 
 @dataclass
 class _Storage:
-    """A block of bytes in the file; position and CRC-32 become known after the pickle is read."""
+    """A block of bytes in the file; position and CRC-32 (0 for none) become known after the pickle is read."""
 
     dtype: DType | None
     numel: int
@@ -245,7 +246,10 @@ def _read_zip(file: BlockFile) -> _Archive:
 
 
 def _record(file: BlockFile, record: zipfile.ZipInfo) -> bytes:
-    return file.read(_record_offset(file, record), record.file_size)
+    data = file.read(_record_offset(file, record), record.file_size)
+    if record.CRC not in (0, zlib.crc32(data)):
+        raise CheckpointError(f"{file.path} is damaged: {record.filename} does not match its checksum.")
+    return data
 
 
 def _record_offset(file: BlockFile, record: zipfile.ZipInfo) -> int:
