@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from longspan.errors import CheckpointError
+from longspan.tokenization.sentencepiece import CONTROL, USER_DEFINED, SentencePieceModel
 
 
 def wordpiece_tokenizer(
@@ -106,6 +107,70 @@ def byte_level_tokenizer(
         trim_offsets=trim_offsets,
     )
     return tokenizer
+
+
+def unigram_tokenizer(model: SentencePieceModel, *, extra_ids: int, eos_token: str, prepend_scheme: str) -> Tokenizer:
+    """T5's tokenizer (LongT5): the most probable pieces of a SentencePiece unigram model, then `</s>`.
+
+    Args:
+        model: The SentencePiece model.
+        extra_ids: Number of sentinels; `<extra_id_0>` has the highest id.
+        eos_token: Last token of each sequence.
+        prepend_scheme: Where a text is read as if a blank stood before it: `"always"` (before every part between
+            special tokens), `"first"` or `"never"`.
+
+    Returns:
+        The tokenizer, with control and user-defined pieces as added tokens.
+
+    Raises:
+        CheckpointError: the model is not a unigram model, or lacks the last token.
+    """
+    if model.model_type != "unigram":
+        raise CheckpointError(f"spiece.model must be a unigram model. Received: a {model.model_type} model")
+    vocab = [(piece.text, piece.score) for piece in model.pieces]
+    vocab += [(f"<extra_id_{index}>", 0.0) for index in reversed(range(extra_ids))]
+    ids = {text: index for index, (text, _) in enumerate(vocab)}
+    if eos_token not in ids:
+        raise CheckpointError(
+            f"The vocabulary (spiece.model) must hold the token {eos_token!r}. It has {len(ids)} others"
+        )
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=model.unk_id, byte_fallback=False))
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
+            for piece in model.pieces
+            if piece.kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    blanks = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
+    rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    tokenizer.normalizer = normalizers.Sequence([*rules, *blanks])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend_scheme)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=prepend_scheme)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos_token}",
+        pair=f"$A {eos_token} $B {eos_token}",
+        special_tokens=[(eos_token, ids[eos_token])],
+    )
+    return tokenizer
+
+
+def bos_eos_processor(bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.TemplateProcessing:
+    """Post-processor that puts `bos` before and `eos` after each sequence (token and id; None for none)."""
+    parts = [[bos, "$A", eos], [bos, "$B", eos]]
+    texts = [
+        [f"{part if isinstance(part, str) else part[0]}:{side}" for part in sequence if part is not None]
+        for side, sequence in enumerate(parts)
+    ]
+    return processors.TemplateProcessing(
+        single=texts[0], pair=texts[0] + texts[1], special_tokens=[token for token in (bos, eos) if token is not None]
+    )
+
+
+def set_prepend_scheme(tokenizer: Tokenizer, scheme: str) -> None:
+    """Set where pre-tokenizer and decoder put a blank before a text, if they are of SentencePiece's kind."""
+    _replace_component(tokenizer, "pre_tokenizer", pre_tokenizers, {"prepend_scheme": scheme})
+    _replace_component(tokenizer, "decoder", decoders, {"prepend_scheme": scheme})
 
 
 def set_add_prefix_space(tokenizer: Tokenizer, value: bool) -> None:

@@ -8,11 +8,13 @@ is never changed once texts go through it: each truncation gets its own small `T
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from longspan.errors import CheckpointError, InputError
 from longspan.tokenization.inputs import Batch, explain_failure
@@ -58,9 +60,41 @@ class Backend:
         backend.is_exposed = self.is_exposed
         return backend, num_added
 
+    def with_post_processor(self, processor: Any) -> Backend:
+        """A backend that adds other special tokens to rows."""
+        changed = _clone(self.tokenizer)
+        changed.post_processor = processor
+        backend = Backend(changed)
+        backend.is_exposed = self.is_exposed
+        return backend
+
+    @property
+    def has_template(self) -> bool:
+        """True if the post-processor sets the segments of a row itself."""
+        return isinstance(self.tokenizer.post_processor, TemplateProcessing)
+
     def num_special_tokens(self, *, is_pair: bool) -> int:
         """Number of special tokens added to a row of one or two sequences."""
         return int(self.tokenizer.num_special_tokens_to_add(is_pair))
+
+    def layout(self, *, is_pair: bool) -> list[tuple[int | None, int, int]]:
+        """How a row of one or two sequences is put together.
+
+        Returns:
+            Parts in order: sequence (0 or 1; None for a special token), id of the special token, segment.
+        """
+        samples = [self._one_token() for _ in range(1 + is_pair)]
+        row = self.tokenizer.post_process(*samples, add_special_tokens=True)
+        return list(zip(row.sequence_ids, row.ids, row.type_ids, strict=True))
+
+    def _one_token(self) -> Encoding:
+        """An encoding of exactly one token, whatever the vocabulary."""
+        for text in ("a", *itertools.islice(self.tokenizer.get_vocab(with_added_tokens=True), 1000)):
+            sample = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(sample) >= 1:
+                sample.truncate(1)
+                return sample
+        raise CheckpointError("The tokenizer's vocabulary must hold a token that some text is made of. It has none.")
 
     def encode(
         self,

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
-from longspan.tokenization.settings import Padding
 from longspan.tokenization.tensors import Converter, padded_array, to_array
 
 
@@ -40,6 +38,10 @@ class Fill:
         return values.get(column)
 
 
+#: What is written where nothing is padded.
+NO_FILL = Fill("", 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Columns that a call returns besides `input_ids`."""
@@ -50,57 +52,55 @@ class Wanted:
     offset_mapping: bool = False
     length: bool = False
 
-    def of(self, rows: Sequence[Encoding], lengths: Sequence[int]) -> dict[str, list[Any]]:
-        """Columns of `rows`, not padded, in the reference's order."""
+    def of(self, rows: Sequence[Encoding], *, padded_length: int) -> dict[str, list[Any]]:
+        """Columns of `rows` in the reference's order, not padded (but `length` counts padding)."""
         columns: dict[str, list[Any]] = {"input_ids": [row.ids for row in rows]}
         if self.token_type_ids:
             columns["token_type_ids"] = [row.type_ids for row in rows]
         if self.attention_mask:
-            columns["attention_mask"] = [[1] * length for length in lengths]
+            columns["attention_mask"] = [[1] * len(row) for row in rows]
         if self.special_tokens_mask:
             columns["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
         if self.offset_mapping:
             columns["offset_mapping"] = [row.offsets for row in rows]
         if self.length:
-            columns["length"] = list(lengths)
+            columns["length"] = [max(len(row), padded_length) for row in rows]
         return columns
 
 
-def pad_lists(columns: Mapping[str, list[Any]], *, padding: Padding, fill: Fill) -> dict[str, list[Any]]:
-    """Columns whose rows are filled up to the length that `padding` asks for.
+def pad_lists(columns: Mapping[str, list[Any]], *, length: int, side: str, fill: Fill) -> dict[str, list[Any]]:
+    """Columns whose rows are filled up to `length`; longer rows stay as they are.
 
     Args:
         columns: Lists of rows by name; only the columns that `Fill` knows are padded.
-        padding: Length and side.
+        length: Number of tokens.
+        side: `"right"` or `"left"`.
         fill: What to write.
 
     Returns:
         The columns, as new lists.
     """
-    lengths = [len(row) for row in columns["input_ids"]]
-    target = padding.target(max(lengths, default=0))
     padded: dict[str, list[Any]] = {}
     for name, rows in columns.items():
         value = fill.of(name)
-        if name == "length":
-            padded[name] = [max(target, length) for length in lengths]
-        elif value is None:
+        if value is None:
             padded[name] = rows
-        elif padding.side == "left":
-            padded[name] = [[value] * (target - len(row)) + row for row in rows]
+        elif side == "left":
+            padded[name] = [[value] * (length - len(row)) + row for row in rows]
         else:
-            padded[name] = [row + [value] * (target - len(row)) for row in rows]
+            padded[name] = [row + [value] * (length - len(row)) for row in rows]
     return padded
 
 
 def to_tensors(
-    columns: Mapping[str, list[Any]], *, padding: Padding | None, fill: Fill | None, convert: Converter
+    columns: Mapping[str, list[Any]], *, length: int, side: str, fill: Fill, convert: Converter
 ) -> dict[str, Any]:
     """Columns as tensors of shape `(B, S)`, `offset_mapping` `(B, S, 2)`, one number per row `(B,)`.
 
     Args:
         columns: Lists of rows by name, not padded.
-        padding: Length and side; None if all rows have one length already.
+        length: Number of tokens `S` of every row; rows of columns that `Fill` knows are padded to it.
+        side: `"right"` or `"left"`.
         fill: What to write at padding positions.
         convert: Makes the framework's tensor of a NumPy array.
 
@@ -108,25 +108,17 @@ def to_tensors(
         Tensors by name.
 
     Raises:
-        InputError: rows differ in length and `padding` does not even them out.
+        InputError: a row is longer than `length`, or rows of another column differ in length.
     """
-    lengths = np.array([len(row) for row in columns["input_ids"]], dtype=np.int64)
-    longest = int(lengths.max(initial=0))
-    if padding is None:
-        longest = int(lengths.min(initial=longest))
-    target = longest if padding is None else padding.target(longest)
-    side = "right" if padding is None else padding.side
     tensors: dict[str, Any] = {}
     for name, rows in columns.items():
-        value = 0 if fill is None else fill.of(name)
+        value = fill.of(name)
         array: npt.NDArray[Any]
-        if name == "length":
-            array = np.maximum(lengths, target)
-        elif name == "overflow_to_sample_mapping" or value is None:
+        if value is None:
             array = to_array(name, rows)
         elif name == "offset_mapping":
-            array = padded_array(name, rows, length=target, value=0, side=side, depth=2)
+            array = padded_array(name, rows, length=length, value=0, side=side, depth=2)
         else:
-            array = padded_array(name, rows, length=target, value=value, side=side)
+            array = padded_array(name, rows, length=length, value=value, side=side)
         tensors[name] = convert(array)
     return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,12 +11,16 @@ from tokenizers import AddedToken, Tokenizer
 
 from longspan.errors import CheckpointError, ConfigError, InputError
 from longspan.tokenization.assembly import (
+    bos_eos_processor,
     byte_level_tokenizer,
     set_bert_normalizer,
     set_byte_level_offsets,
+    set_prepend_scheme,
+    unigram_tokenizer,
     wordpiece_tokenizer,
 )
 from longspan.tokenization.files import read_bpe, read_wordpiece
+from longspan.tokenization.sentencepiece import read_sentencepiece
 from longspan.tokenization.special_tokens import text_of
 from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
@@ -139,20 +144,145 @@ class LongformerTokenizerFast(LongformerTokenizer):
     """The same as `LongformerTokenizer`."""
 
 
+class T5Tokenizer(PreTrainedTokenizer):
+    """SentencePiece unigram, as LongT5 reads it: `A </s> B </s>`.
+
+    The last ids of the vocabulary are sentinels, which stand for masked spans: with 32,000 pieces and 100 sentinels,
+    `<extra_id_0>` is 32,099 and `<extra_id_99>` is 32,000.
+
+    Args:
+        vocab_file: `spiece.model`.
+        tokenizer_file: `tokenizer.json`, read instead of `vocab_file`.
+        extra_ids: Number of sentinels.
+        additional_special_tokens: Further special tokens; if sentinels are among them, all must be.
+        add_prefix_space: Read a text as if a blank stood before it.
+        legacy: Do so after each special token inside the text, too.
+        **settings: Further settings, as in `PreTrainedTokenizer`.
+    """
+
+    default_settings: ClassVar[Mapping[str, Any]] = {
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "extra_ids": 100,
+        "add_prefix_space": None,
+        "legacy": True,
+    }
+    default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    vocabulary_files: ClassVar[Mapping[str, str]] = {"vocab_file": "spiece.model"}
+    saved_class_name: ClassVar[str] = "T5Tokenizer"
+
+    def __init__(self, **settings: Any) -> None:
+        count = settings.get("extra_ids", self.default_settings["extra_ids"])
+        others = list(settings.get("additional_special_tokens") or [])
+        sentinels = [token for token in others if _SENTINEL.fullmatch(text_of(token))]
+        if not sentinels:
+            others += [f"<extra_id_{index}>" for index in range(count)]
+        elif count > 0 and len(sentinels) != count:
+            raise ConfigError(
+                "If additional_special_tokens holds sentinels, it must hold as many as extra_ids says. "
+                f"Received: {len(sentinels)} sentinels, extra_ids={count}"
+            )
+        super().__init__(**(settings | {"additional_special_tokens": others}))
+
+    @classmethod
+    def _build(cls, settings: Mapping[str, Any]) -> Tokenizer:
+        return unigram_tokenizer(
+            read_sentencepiece(_file(cls, settings, "vocab_file")),
+            extra_ids=settings["extra_ids"],
+            eos_token=text_of(settings["eos_token"]),
+            prepend_scheme=cls._prepend_scheme(settings),
+        )
+
+    @classmethod
+    def _configure(cls, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+        if settings["add_prefix_space"] is not None:
+            set_prepend_scheme(tokenizer, cls._prepend_scheme(settings))
+
+    @staticmethod
+    def _prepend_scheme(settings: Mapping[str, Any]) -> str:
+        if settings["add_prefix_space"] is False:
+            return "never"
+        return "first" if settings["legacy"] is False else "always"
+
+    def get_sentinel_tokens(self) -> list[str]:
+        """Sentinels: `<extra_id_0>` and so on."""
+        return [token for token in self.additional_special_tokens if _SENTINEL.fullmatch(token)]
+
+    def get_sentinel_token_ids(self) -> list[int | None]:
+        """Ids of the sentinels."""
+        return self.convert_tokens_to_ids(self.get_sentinel_tokens())
+
+
+class T5TokenizerFast(T5Tokenizer):
+    """The same as `T5Tokenizer`."""
+
+
+class LlamaTokenizer(PreTrainedTokenizer):
+    """Tokenizer of Llama's kind, as DiffLlama checkpoints have it: `<s> A <s> B`, padded on the left.
+
+    Args:
+        tokenizer_file: `tokenizer.json`.
+        add_bos_token: Put `bos_token` before each sequence.
+        add_eos_token: Put `eos_token` after each sequence.
+        **settings: Further settings, as in `PreTrainedTokenizer`.
+    """
+
+    default_settings: ClassVar[Mapping[str, Any]] = {
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": None,
+        "legacy": True,
+        "padding_side": "left",
+    }
+    default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    saved_class_name: ClassVar[str] = "LlamaTokenizerFast"
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        added = [self._end(name) for name in ("bos_token", "eos_token")]
+        self._backend = self._backend.with_post_processor(bos_eos_processor(*added))
+
+    def _end(self, name: str) -> tuple[str, int] | None:
+        """Token and id of `bos_token` or `eos_token` if it is added to sequences."""
+        if not self.init_kwargs[f"add_{name}"]:
+            return None
+        token = self._special_tokens.get(name)
+        if token is None:
+            raise ConfigError(f"add_{name}=True needs {name}. Received: {name}=None")
+        index: int = self._backend.tokenizer.token_to_id(text_of(token))
+        return text_of(token), index
+
+
+class LlamaTokenizerFast(LlamaTokenizer):
+    """The same as `LlamaTokenizer`."""
+
+
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+
 _CLASSES: Mapping[str, type[PreTrainedTokenizer]] = {
     "BertTokenizer": BertTokenizer,
     "RobertaTokenizer": RobertaTokenizer,
     "LongformerTokenizer": LongformerTokenizer,
+    "T5Tokenizer": T5Tokenizer,
+    "LlamaTokenizer": LlamaTokenizer,
     "PreTrainedTokenizer": PreTrainedTokenizerFast,
     "bert": BertTokenizer,
     "longformer": LongformerTokenizer,
     "mega": RobertaTokenizer,
     "roberta": RobertaTokenizer,
+    "longt5": T5Tokenizer,
+    "t5": T5Tokenizer,
+    "diffllama": LlamaTokenizer,
 }
 _CLASS_OF_FILE: Mapping[str, type[PreTrainedTokenizer]] = {
     "tokenizer.json": PreTrainedTokenizerFast,
     "vocab.txt": BertTokenizer,
     "vocab.json": RobertaTokenizer,
+    "spiece.model": T5Tokenizer,
 }
 
 

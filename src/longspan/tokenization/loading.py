@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from longspan.checkpoints.hub import Source
 from longspan.errors import CheckpointError, CheckpointNotFoundError
-from longspan.tokenization.files import read_json_object, read_text
+from longspan.tokenization.files import read_json_object, read_text, read_tokenizer_file
 from longspan.tokenization.special_tokens import SPECIAL_TOKENS_ATTRIBUTES, text_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 #: Arguments of `transformers` that say nothing here: there is one implementation, and no code is run.
 _IGNORED = ("use_fast", "trust_remote_code", "tokenizer_type", "from_slow")
+
+#: Paths on another machine that old files name.
+_PATHS = ("tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "name_or_path", "init_inputs")
+_OLDER_TOKENS = "tokens of added_tokens.json"
 
 
 def load_tokenizer(
@@ -70,13 +74,17 @@ def load_tokenizer(
         overrides.pop(name, None)
     settings = read_settings(source, overrides)
     named = settings.pop("tokenizer_class", None)
-    settings.pop("tokenizer_file", None)
+    for name in _PATHS:
+        settings.pop(name, None)
     files = _Files(source)
     if cls is None:
         cls = class_of(named or _class_from_config(source, config), files.kind())
-    settings |= files.of(cls)
-    settings["name_or_path"] = str(pretrained_model_name_or_path)
-    return cls(**settings)
+    paths = files.of(cls)
+    tokenizer = None
+    if "tokenizer_file" in paths:
+        tokenizer = read_tokenizer_file(paths.pop("tokenizer_file"))
+    finish_settings(settings, tokenizer)
+    return cls(_loaded=tokenizer, name_or_path=str(pretrained_model_name_or_path), **paths, **settings)
 
 
 class _Files:
@@ -127,7 +135,7 @@ def read_settings(source: Source, overrides: Mapping[str, Any]) -> dict[str, Any
         overrides: Settings of the caller.
 
     Returns:
-        Settings, in which every token with attributes is an `AddedToken`.
+        Settings, to be completed by `finish_settings`.
     """
     path = source.find("tokenizer_config.json")
     settings = {} if path is None else read_json_object(path)
@@ -139,14 +147,29 @@ def read_settings(source: Source, overrides: Mapping[str, Any]) -> dict[str, Any
         settings["added_tokens_decoder"] = _added_tokens(settings["added_tokens_decoder"])
     else:
         _read_special_tokens_map(source, settings, overrides)
-        settings["added_tokens_decoder"] = _read_added_tokens(source, settings)
+        settings[_OLDER_TOKENS] = _read_added_tokens(source, settings)
+    return settings
+
+
+def finish_settings(settings: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+    """Give the special tokens of `settings`, in place, the flags that the added tokens have.
+
+    Args:
+        settings: Settings as `read_settings` returns them.
+        tokenizer: Content of `tokenizer.json`, whose flags win where `tokenizer_config.json` has no
+            `added_tokens_decoder`; None if there is none.
+    """
+    older = settings.pop(_OLDER_TOKENS, None)
+    if older is not None:
+        in_file = {} if tokenizer is None else tokenizer.get_added_tokens_decoder()
+        settings["added_tokens_decoder"] = older | in_file
     by_text = {token.content: token for token in settings["added_tokens_decoder"].values()}
     for name in (*SPECIAL_TOKENS_ATTRIBUTES, "extra_special_tokens"):
-        if settings.get(name) is not None:
-            settings[name] = _as_tokens(settings[name])
-            if name in SPECIAL_TOKENS_ATTRIBUTES[:-1]:
-                settings[name] = by_text.get(text_of(settings[name]), settings[name])
-    return settings
+        if settings.get(name) is None:
+            continue
+        settings[name] = _as_tokens(settings[name])
+        if name in SPECIAL_TOKENS_ATTRIBUTES[:-1]:
+            settings[name] = by_text.get(text_of(settings[name]), settings[name])
 
 
 def _as_tokens(value: Any, **flags: bool) -> Any:

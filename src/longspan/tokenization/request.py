@@ -23,7 +23,7 @@ class Request:
     Attributes:
         truncation: How rows are cut; None for not at all.
         padding: How rows are filled up; None for not at all.
-        fill: What stands at padding positions; None without padding.
+        fill: What stands at padding positions.
         wanted: Columns to return.
         convert: Makes tensors; None returns lists.
         add_special_tokens: Add the special tokens of the model.
@@ -36,7 +36,7 @@ class Request:
 
     truncation: Truncation | None
     padding: Padding | None
-    fill: Fill | None
+    fill: Fill
     wanted: Wanted
     convert: Converter | None
     add_special_tokens: bool
@@ -51,22 +51,35 @@ class Request:
         if self.truncation is not None:
             num_special = backend.num_special_tokens(is_pair=batch.has_pairs) if self.add_special_tokens else 0
             check_fits(self.truncation, num_special=num_special)
-        samples = self._samples(backend, batch, with_offsets=self.wanted.offset_mapping)
+        with_offsets = self.wanted.offset_mapping or (
+            self.wanted.token_type_ids
+            and batch.has_pairs
+            and (self.overflowing or not backend.has_template)  # without offsets, the library loses the segments here
+        )
+        samples = self._samples(backend, batch, with_offsets=with_offsets)
         rows = [row for windows in samples for row in windows]
-        lengths = [len(row) for row in rows]
-        longest = max(lengths, default=0)
+        longest = max(map(len, rows), default=0)
         self._warn_of_length(longest)
-        columns = self.wanted.of(rows, lengths)
+        padded = 0 if self.padding is None else self.padding.target(longest)
+        columns = self.wanted.of(rows, padded_length=padded)
         if self.overflowing:
             columns["overflow_to_sample_mapping"] = [
                 index for index, windows in enumerate(samples) for _ in range(len(windows))
             ]
-        kept = rows if self.wanted.offset_mapping else None
+        if self.convert is None:
+            data = self._as_lists(columns, padded, is_batched=batch.is_batched)
+        else:
+            shortest = min(map(len, rows), default=0)  # without padding, longer rows are refused
+            length = shortest if self.padding is None else padded
+            data = to_tensors(columns, length=length, side=self._side, fill=self.fill, convert=self.convert)
+        kept = rows if with_offsets else None
         return BatchEncoding(
-            self._finish(columns, is_batched=batch.is_batched),
-            self._row_maker(backend, batch, kept, longest),
-            n_sequences=2 if batch.has_pairs else 1,
+            data, self._row_maker(backend, batch, kept, padded), n_sequences=2 if batch.has_pairs else 1
         )
+
+    @property
+    def _side(self) -> str:
+        return "right" if self.padding is None else self.padding.side
 
     def _samples(self, backend: Backend, batch: Batch, *, with_offsets: bool) -> list[list[Encoding]]:
         """Rows of each text: one, or every window of it."""
@@ -80,17 +93,15 @@ class Request:
         )
         return [[row, *row.overflowing] for row in rows] if self.overflowing else [[row] for row in rows]
 
-    def _finish(self, columns: dict[str, list[Any]], *, is_batched: bool) -> dict[str, Any]:
-        if self.convert is not None:
-            return to_tensors(columns, padding=self.padding, fill=self.fill, convert=self.convert)
-        if self.padding is not None and self.fill is not None:
-            columns = pad_lists(columns, padding=self.padding, fill=self.fill)
+    def _as_lists(self, columns: dict[str, list[Any]], padded: int, *, is_batched: bool) -> dict[str, Any]:
+        if self.padding is not None:
+            columns = pad_lists(columns, length=padded, side=self._side, fill=self.fill)
         if is_batched or self.overflowing:
             return columns
         return {name: rows if name == "length" else rows[0] for name, rows in columns.items()}
 
     def _row_maker(
-        self, backend: Backend, batch: Batch, rows: list[Encoding] | None, longest: int
+        self, backend: Backend, batch: Batch, rows: list[Encoding] | None, padded: int
     ) -> Callable[[], list[Encoding]]:
         """Function that gives the rows with their alignment, padded; tokenizes again if they were made without."""
 
@@ -98,11 +109,11 @@ class Request:
             made = rows
             if made is None:
                 made = [row for windows in self._samples(backend, batch, with_offsets=True) for row in windows]
-            if self.padding is not None and self.fill is not None:
+            if self.padding is not None:
                 for row in made:
                     row.pad(
-                        self.padding.target(longest),
-                        direction=self.padding.side,
+                        padded,
+                        direction=self._side,
                         pad_id=self.fill.token_id,
                         pad_type_id=self.fill.type_id,
                         pad_token=self.fill.token,

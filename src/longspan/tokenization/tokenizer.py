@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -14,8 +14,9 @@ from tokenizers import AddedToken, Tokenizer
 from longspan.errors import ConfigError, InputError
 from longspan.tokenization.assembly import set_add_prefix_space
 from longspan.tokenization.backend import Backend
-from longspan.tokenization.columns import Fill, Wanted
+from longspan.tokenization.columns import NO_FILL, Fill, Wanted, pad_lists, to_tensors
 from longspan.tokenization.encoding import BatchEncoding
+from longspan.tokenization.features import read_features
 from longspan.tokenization.files import read_tokenizer_file
 from longspan.tokenization.inputs import TextInput, read_batch
 from longspan.tokenization.request import Request
@@ -69,11 +70,17 @@ class PreTrainedTokenizer(Vocabulary):
         *,
         tokenizer_object: Tokenizer | None = None,
         tokenizer_file: str | os.PathLike[str] | None = None,
+        _loaded: Tokenizer | None = None,
         **settings: Any,
     ) -> None:
         settings = {**self.default_settings, **settings}
         added = settings.pop("added_tokens_decoder", {})
-        tokenizer = self._make_tokenizer(tokenizer_object, tokenizer_file, settings)
+        if tokenizer_object is not None:
+            tokenizer = copy.deepcopy(tokenizer_object)
+        elif tokenizer_file is not None:
+            tokenizer = read_tokenizer_file(Path(tokenizer_file))
+        else:
+            tokenizer = self._build(settings) if _loaded is None else _loaded
         for key, value in _settings_inside(tokenizer).items():
             settings.setdefault(key, value)
         self._read_settings(settings)
@@ -118,19 +125,6 @@ class PreTrainedTokenizer(Vocabulary):
         return save_tokenizer(self, Path(save_directory))
 
     @classmethod
-    def _make_tokenizer(
-        cls,
-        tokenizer_object: Tokenizer | None,
-        tokenizer_file: str | os.PathLike[str] | None,
-        settings: dict[str, Any],
-    ) -> Tokenizer:
-        if tokenizer_object is not None:
-            return copy.deepcopy(tokenizer_object)
-        if tokenizer_file is not None:
-            return read_tokenizer_file(Path(tokenizer_file))
-        return cls._build(settings)
-
-    @classmethod
     def _build(cls, settings: dict[str, Any]) -> Tokenizer:
         """Make the `tokenizers` object of vocabulary files that `settings` name; classes of a model override it."""
         raise ConfigError(f"{cls.__name__} needs tokenizer_file or tokenizer_object. Received: {sorted(settings)}")
@@ -138,7 +132,9 @@ class PreTrainedTokenizer(Vocabulary):
     @classmethod
     def _configure(cls, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
         """Make `tokenizer` follow `settings`, in place; classes of a model extend it."""
-        set_add_prefix_space(tokenizer, bool(settings.get("add_prefix_space", False)))
+        add_prefix_space = settings.get("add_prefix_space", False)
+        if add_prefix_space is not None:
+            set_add_prefix_space(tokenizer, add_prefix_space)
 
     def _read_settings(self, settings: dict[str, Any]) -> None:
         self.init_kwargs = copy.deepcopy(settings)
@@ -150,7 +146,7 @@ class PreTrainedTokenizer(Vocabulary):
         self.model_input_names: list[str] = list(settings.get("model_input_names") or self.default_model_input_names)
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(settings.get("split_special_tokens", False))
-        self.pad_token_type_id = int(settings.get("pad_token_type_id", 0))
+        self.pad_token_type_id = 0  # whatever the files say, as in the reference
         self.chat_template = settings.get("chat_template")
         self._init_special_tokens(settings, dict(settings.get("extra_special_tokens") or {}))
 
@@ -304,7 +300,7 @@ class PreTrainedTokenizer(Vocabulary):
 
     def _padding(
         self, padding: Any, max_length: int | None, multiple: int | None, side: str | None, warn: Warn
-    ) -> tuple[Padding | None, Fill | None]:
+    ) -> tuple[Padding | None, Fill]:
         resolved = resolve_padding(
             padding,
             max_length=max_length,
@@ -313,7 +309,7 @@ class PreTrainedTokenizer(Vocabulary):
             multiple=multiple,
             warn=warn,
         )
-        return resolved, None if resolved is None else self._fill()
+        return resolved, NO_FILL if resolved is None else self._fill()
 
     def _fill(self) -> Fill:
         token = self.pad_token
@@ -373,6 +369,115 @@ class PreTrainedTokenizer(Vocabulary):
             **kwargs,
         )
         return encoded["input_ids"]
+
+    def encode_plus(self, text: TextInput, text_pair: TextInput | None = None, **kwargs: Any) -> BatchEncoding:
+        """The same as a call on one text or pair (an older name)."""
+        return self(text, text_pair, **kwargs)
+
+    def batch_encode_plus(self, batch_text_or_text_pairs: TextInput, **kwargs: Any) -> BatchEncoding:
+        """The same as a call on a list of texts or pairs (an older name)."""
+        return self(batch_text_or_text_pairs, **kwargs)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad rows that are tokenized already, as a data loader's collator does.
+
+        Args:
+            encoded_inputs: What calls returned: one, several in a list, or columns of rows. `input_ids`,
+                `token_type_ids`, `attention_mask` and `special_tokens_mask` are padded, other columns are not.
+            padding: `True` or `"longest"`, `"max_length"`, or `False`.
+            max_length: Number of tokens for `"max_length"`; None takes `model_max_length`.
+            pad_to_multiple_of: Round the padded length up to a multiple of this.
+            padding_side: `"right"` or `"left"`; None takes the tokenizer's.
+            return_attention_mask: Add `attention_mask` if it is missing; None does if the model reads it.
+            return_tensors: `"np"`, `"pt"`, `"tf"` or `"jax"`; None returns tensors if rows are tensors, else lists.
+            verbose: False gives no warnings.
+
+        Returns:
+            The columns, padded.
+
+        Raises:
+            InputError: the rows do not hold the same columns, or no `input_ids`.
+        """
+        warn = self._warn_once if verbose else _be_silent
+        fill_up, fill = self._padding(padding, check_max_length(max_length), pad_to_multiple_of, padding_side, warn)
+        main = self.model_input_names[0]
+        features = read_features(encoded_inputs, main=main)
+        kind = return_tensors or features.tensor_kind
+        convert = None if kind is None else tensor_converter(kind)
+        columns = features.columns
+        lengths = [len(row) for row in columns[main]]
+        mask = "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
+        if mask and "attention_mask" not in columns:
+            columns["attention_mask"] = [[1] * length for length in lengths]
+        length = min(lengths, default=0) if fill_up is None else fill_up.target(max(lengths, default=0))
+        side = "right" if fill_up is None else fill_up.side
+        if features.is_batched and convert is not None:
+            return BatchEncoding(to_tensors(columns, length=length, side=side, fill=fill, convert=convert))
+        if fill_up is not None:
+            columns = pad_lists(columns, length=length, side=side, fill=fill)
+        data = columns if features.is_batched else {name: rows[0] for name, rows in columns.items()}
+        return BatchEncoding(data, tensor_type=kind)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Ids of one or two sequences with the special tokens of the model.
+
+        Args:
+            token_ids_0: Ids of the first sequence, without special tokens.
+            token_ids_1: Ids of the second sequence.
+
+        Returns:
+            Ids of the row.
+        """
+        return [index for index, _ in self._template(token_ids_0, token_ids_1)]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Segments of the row that `build_inputs_with_special_tokens` makes."""
+        return [segment for _, segment in self._template(token_ids_0, token_ids_1)]
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for special tokens, 0 for others.
+
+        Args:
+            token_ids_0: Ids of a row, or of the first sequence.
+            token_ids_1: Ids of the second sequence.
+            already_has_special_tokens: `token_ids_0` is a whole row: each special token in it counts. Otherwise only
+                those that `build_inputs_with_special_tokens` adds do.
+
+        Returns:
+            The mask of the row.
+        """
+        if already_has_special_tokens:
+            if token_ids_1 is not None:
+                raise InputError("A row that has its special tokens is given alone. Received: token_ids_1, too")
+            special = set(self.all_special_ids)
+            return [int(index in special) for index in token_ids_0]
+        text = [-1] * len(token_ids_0)
+        others = None if token_ids_1 is None else [-1] * len(token_ids_1)
+        return [int(index >= 0) for index, _ in self._template(text, others)]
+
+    def _template(self, first: Sequence[int], second: Sequence[int] | None) -> list[tuple[int, int]]:
+        """Ids and segments of a row, laid out like one that is made from text."""
+        sequences = [first] if second is None else [first, second]
+        row: list[tuple[int, int]] = []
+        for part, index, segment in self._backend.layout(is_pair=second is not None):
+            row += [(index, segment)] if part is None else [(token, segment) for token in sequences[part]]
+        return row
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Number of special tokens added to a text, or to a pair of texts."""
