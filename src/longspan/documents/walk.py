@@ -24,12 +24,14 @@ class SourceFile:
         name: The path as text that every format can hold (bytes that are no UTF-8 become backslash escapes).
         kind: How to read it.
         size: Bytes.
+        modified: Time of the last change, in nanoseconds.
     """
 
     path: Path
     name: str
     kind: Kind
     size: int
+    modified: int = 0
 
 
 @dataclass
@@ -169,7 +171,7 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             self._report(path, "not a regular file")
             return
-        self.found.files.append(SourceFile(path, display_name(path), kind, status.st_size))
+        self.found.files.append(SourceFile(path, display_name(path), kind, status.st_size, status.st_mtime_ns))
 
     def _report(self, path: Path, reason: str) -> None:
         self.found.problems.append(Problem(display_name(path), reason))

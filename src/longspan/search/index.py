@@ -8,7 +8,7 @@ from pathlib import Path
 from longspan.errors import InputError
 from longspan.search.directory import MANIFEST, DirectoryIndex
 from longspan.search.npz import NpzIndex
-from longspan.search.parquet import ParquetIndex
+from longspan.search.parquet import ParquetIndex, import_pyarrow
 from longspan.search.passages import IndexFileError, PassageStore
 
 
@@ -41,9 +41,26 @@ def is_index(path: Path) -> bool:
     return path.suffix in {".parquet", ".npz"}
 
 
-def check_output_name(path: Path) -> None:
-    """Raise `InputError` unless an index can be written to `path`."""
-    if path.suffix not in {".parquet", ".npz", ".index", ""} and not path.is_dir():
-        raise InputError(
-            f"The output must be a .parquet file, an .npz file, or a folder (no suffix, or .index). Received: {path}"
+def check_output(path: Path) -> None:
+    """Make sure, before any work is done, that an index can be written to `path`.
+
+    Raises:
+        InputError: the name does not say which format is wanted.
+        IndexFileError: something else is there already.
+        MissingFrameworkError: a Parquet file is wanted and `pyarrow` is not installed.
+    """
+    is_file = path.suffix in {".parquet", ".npz"}
+    if path.is_dir() if is_file else path.is_file():
+        raise IndexFileError(
+            f"An output must be a new path or an index. Received: {path}, a {'folder' if is_file else 'file'}"
         )
+    if not is_file and path.suffix not in {".index", ""} and not path.is_dir():
+        raise InputError(
+            f"An output must be a .parquet file, an .npz file, or a folder (no suffix, or .index). Received: {path}"
+        )
+    if path.is_dir() and not is_index(path) and any(child.name != "lock" for child in path.iterdir()):
+        raise IndexFileError(
+            f"An output folder must be new, empty or an index. Received: {path}, which holds other files"
+        )
+    if path.suffix == ".parquet":
+        import_pyarrow()

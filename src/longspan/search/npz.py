@@ -40,10 +40,16 @@ def write_npz(path: Path, scratch: Path, info: IndexInfo, blocks: Blocks) -> Non
         path: File to write.
         scratch: Name to write under meanwhile.
         info: What the index says about itself.
-        blocks: Gives the passages with the file that they are from, in the order of `info.files`; called once an array.
+        blocks: Gives the passages with the file that they are from, in the order of `info.files`; called three times.
     """
     num_rows = info.num_passages
-    num_bytes = sum(pack_texts(passages.text)[1][-1] for _, passages in blocks())
+    integers: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in INTEGER_COLUMNS}
+    sizes = [np.zeros(1, np.int64)]
+    for _, passages in blocks():
+        sizes.append(np.diff(pack_texts(passages.text)[1]))
+        for name, column in passages.integers().items():
+            integers[name].append(column)
+    text_ends = np.cumsum(np.concatenate(sizes))
     with atomic_write(path, scratch) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         _write_member(archive, "metadata", [np.array(json.dumps({**_FORMAT, "index": info.to_json()}))])
         _write_member(archive, "paths", [np.array([record.path for record in info.files], dtype=np.str_)])
@@ -52,11 +58,12 @@ def write_npz(path: Path, scratch: Path, info: IndexInfo, blocks: Blocks) -> Non
             archive, "file", [np.repeat(np.arange(len(info.files), dtype=np.int32), [r.rows for r in info.files])]
         )
         for name, dtype in INTEGER_COLUMNS.items():
-            _write_member(archive, name, (getattr(p, name) for _, p in blocks()), (num_rows,), dtype)
-        _write_member(archive, "text_ends", _text_ends(blocks), (num_rows + 1,), np.int64)
-        _write_member(archive, "text", (pack_texts(p.text)[0] for _, p in blocks()), (num_bytes,), np.uint8)
+            _write_member(archive, name, integers[name], (num_rows,), dtype)
+        _write_member(archive, "text_ends", [text_ends])
+        text = (pack_texts(passages.text)[0] for _, passages in blocks())
+        _write_member(archive, "text", text, (int(text_ends[-1]),), np.uint8)
         shape = (num_rows, info.dimension)
-        _write_member(archive, "embedding", (p.embedding for _, p in blocks()), shape, np.float32)
+        _write_member(archive, "embedding", (passages.embedding for _, passages in blocks()), shape, np.float32)
 
 
 class NpzIndex:
@@ -106,15 +113,6 @@ class NpzIndex:
         """First row and embeddings (n, D) of consecutive blocks."""
         for start in range(0, len(self._embedding), _BLOCK_ROWS):
             yield start, self._embedding[start : start + _BLOCK_ROWS]
-
-
-def _text_ends(blocks: Blocks) -> Iterator[npt.NDArray[np.int64]]:
-    yield np.zeros(1, np.int64)
-    total = 0
-    for _, passages in blocks():
-        ends = pack_texts(passages.text)[1]
-        yield ends[1:] + total
-        total += ends[-1]
 
 
 def _write_member(

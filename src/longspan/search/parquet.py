@@ -31,7 +31,7 @@ def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[t
         info: What the index says about itself.
         blocks: Passages with the file that they are from, in the order of `info.files`.
     """
-    pa, pq = _import_pyarrow()
+    pa, pq = import_pyarrow()
     schema = _schema(pa, info)
     with atomic_write(path, scratch) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         pending: list[Any] = []
@@ -60,7 +60,7 @@ class ParquetIndex:
     """
 
     def __init__(self, path: Path) -> None:
-        pa, pq = _import_pyarrow()
+        pa, pq = import_pyarrow()
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
         except (OSError, pa.ArrowInvalid) as error:
@@ -119,7 +119,8 @@ class ParquetIndex:
         return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), self.info.dimension)
 
 
-def _import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.parquet`, or `MissingFrameworkError`."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

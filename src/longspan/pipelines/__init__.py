@@ -1,0 +1,1 @@
+"""Tasks on whole texts and documents. Pre- and post-processing is NumPy; a framework only runs the batches."""

@@ -1,0 +1,93 @@
+"""Batches of an encoder in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from longspan.auto import AutoModel
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.errors import InputError
+
+#: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
+_CPU_BATCH_TOKENS = 2048
+_ACCELERATOR_BATCH_TOKENS = 65536
+
+
+class EncoderBackend:
+    """An encoder model in PyTorch; see `longspan.pipelines.backends.Encoder`.
+
+    Args:
+        source: Where the model is.
+        device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None takes the first CUDA device, or the CPU.
+        dtype: Type of the weights, e.g. `"bfloat16"`.
+        attn_implementation: Name of an implementation of attention; None chooses.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    def __init__(
+        self, source: Source, *, device: str | None, dtype: str | None, attn_implementation: str | None
+    ) -> None:
+        self._device = _device(device)
+        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+        if attn_implementation is not None:
+            settings["attn_implementation"] = attn_implementation
+        model = AutoModel.from_pretrained(source.name, **settings, dtype=dtype or "float32")
+        self._model = model.eval().to(self._device)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        limit: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        return limit
+
+    @property
+    def hidden_size(self) -> int:
+        """Length H of a token's state."""
+        return int(self._model.config.hidden_size)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    @torch.inference_mode()
+    def encode_batch(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.bool_],
+        weights: npt.NDArray[np.float32],
+        *,
+        with_max: bool,
+    ) -> npt.NDArray[np.float32]:
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
+        mask = torch.from_numpy(attention_mask).to(self._device)
+        states: Tensor = self._model(
+            input_ids=torch.from_numpy(input_ids).to(self._device),
+            attention_mask=None if attention_mask.all() else mask,
+        ).last_hidden_state.float()
+        pooled = torch.bmm(torch.from_numpy(weights).to(self._device), states)
+        if with_max:
+            greatest = states.masked_fill(~mask[:, :, None], float("-inf")).amax(dim=1, keepdim=True)
+            pooled = torch.cat([pooled, greatest], dim=1)
+        vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
+        return vectors
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device must exist on this machine. Received: device={name!r} ({reason})") from error
+    return device

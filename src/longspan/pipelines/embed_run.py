@@ -1,0 +1,207 @@
+"""One run of the main job: which files need work, shard after shard, and the finished index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from longspan.documents.document import Problem, UnreadableError
+from longspan.documents.readers import file_digest
+from longspan.documents.walk import SourceFile, absolute_path, display_name, find_files
+from longspan.pipelines.document_stream import FileEnd, FileWork, stream_pieces
+from longspan.pipelines.embed_options import EmbedOptions, EmbedReport, ProblemError
+from longspan.pipelines.progress import Progress
+from longspan.pipelines.sentence_encoder import SentenceEncoder
+from longspan.pipelines.shard import Shard
+from longspan.pipelines.stopwatch import Stopwatch
+from longspan.search.journal import FileParts
+from longspan.search.passages import FileRecord, IndexFileError
+from longspan.search.writer import FinalFile, IndexWriter, work_folder
+
+#: Batches that a shard, the unit of work that a crash can lose, is made of.
+_BATCHES_PER_SHARD = 16
+
+
+class EmbedRun:
+    """One call of `embed_files`; its arguments are those of the call.
+
+    Attributes:
+        report: Filled in while the run goes on.
+        watch: Time by stage.
+    """
+
+    def __init__(self, output: Path, encoder: SentenceEncoder, options: EmbedOptions, progress: Progress) -> None:
+        self.report = EmbedReport(output)
+        self.watch = Stopwatch()
+        self._encoder = encoder
+        self._options = options
+        self._progress = progress
+        self._splitter = encoder.splitter(overlap=options.overlap, prompt=encoder.document_prompt)
+        self._batch_tokens = encoder.batch_tokens if options.batch_tokens is None else options.batch_tokens
+
+    def execute(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        """Do the work."""
+        sources = self._find(paths)
+        writer = IndexWriter(
+            self.report.output,
+            settings=self._settings(),
+            dimension=self._encoder.dimension,
+            shard_tokens=self._batch_tokens * _BATCHES_PER_SHARD,
+            resume=self._options.resume,
+        )
+        with writer:
+            others = self._others(writer, sources)
+            work = self._plan(writer, sources)
+            self._progress.start(len(work), sum(file.source.size for file in work))
+            for shard in self._shards(work, writer.shard_tokens):
+                self._embed(writer, shard)
+            with self.watch.time("write"):
+                self._finish(writer, sources, others)
+
+    def _settings(self) -> dict[str, Any]:
+        encoder = self._encoder
+        return {
+            "model": encoder.name,
+            "weights": encoder.fingerprint,
+            "dtype": encoder.dtype,
+            "max_length": encoder.max_length,
+            "overlap": self._splitter.overlap,
+            "prompt": self._splitter.prompt,
+            "normalized": encoder.normalizes if self._options.normalize is None else self._options.normalize,
+            "text_field": self._options.read.text_field,
+        }
+
+    # Which files
+
+    def _find(self, paths: Sequence[str | os.PathLike[str]]) -> dict[str, SourceFile]:
+        """Files to be in the index, by absolute path."""
+        output = self.report.output
+        own = {absolute_path(output), absolute_path(work_folder(output))}
+        filters = replace(self._options.filters, skip=self._options.filters.skip | own)
+        with self.watch.time("find"):
+            found = find_files(paths, filters)
+        self.report.ignored = found.ignored
+        for problem in found.problems:
+            self._report(problem)
+        return {display_name(absolute_path(source.path)): source for source in found.files}
+
+    def _others(self, writer: IndexWriter, sources: dict[str, SourceFile]) -> list[FinalFile]:
+        """Files of the index that this run did not find: gone ones are dropped, others as the options say."""
+        missing = {key: parts.record for key, parts in writer.known.items() if key not in sources and parts.record}
+        present = [key for key in missing if os.path.lexists(key)]
+        if present and self._options.others == "refuse":
+            raise IndexFileError(
+                f"The given paths must cover the files of {self.report.output} that still exist. Received: paths that "
+                f"leave out {len(present)} of them, such as {present[0]}. Keep them (--others keep) or drop them "
+                "(--others drop)"
+            )
+        kept = present if self._options.others == "keep" else []
+        self.report.num_dropped_files = len(missing) - len(kept)
+        return [FinalFile(record, writer.known[key].slices) for key in sorted(kept) if (record := missing[key])]
+
+    def _plan(self, writer: IndexWriter, sources: dict[str, SourceFile]) -> list[FileWork]:
+        """Files that must be embedded, with the place to begin at.
+
+        A file that cannot be read is reported; what the index already has of it stays.
+        """
+        work = []
+        for key, source in list(sources.items()):
+            known = writer.known.get(key, FileParts())
+            try:
+                with self.watch.time("find"):
+                    digest = file_digest(source)
+            except UnreadableError as error:
+                self._report(Problem(source.name, error.reason))
+                if known.record is None:
+                    del sources[key]
+                continue
+            if known.record is not None and _can_be_reused(known.record, digest):
+                self.report.num_reused_files += 1
+                for problem in known.record.problems:
+                    self._report(replace(problem, path=source.name))
+            else:
+                work.append(_begin(FileWork(source, key, digest), known))
+        return work
+
+    # The work
+
+    def _shards(self, work: list[FileWork], shard_tokens: int) -> Iterator[Shard]:
+        """Cut the stream of pieces where `shard_tokens` tokens are full.
+
+        Where a shard ends depends on the pieces since its beginning only, so a run that resumes after any shard cuts
+        the rest as one that was not interrupted, and runs the same batches.
+        """
+        shard = Shard()
+        for item in stream_pieces(work, self._splitter, self._options.read, self.watch):
+            if isinstance(item, Problem):
+                self._report(item)
+            elif isinstance(item, FileEnd):
+                shard.ended.append(item.file)
+            else:
+                shard.add(item)
+                if shard.num_tokens >= shard_tokens:
+                    yield shard
+                    shard = Shard()
+        if shard.pieces or shard.ended:
+            yield shard
+
+    def _embed(self, writer: IndexWriter, shard: Shard) -> None:
+        with self.watch.time("model"):
+            vectors = self._encoder.encode_pieces(
+                [item.piece for item in shard.pieces],
+                normalize=self._options.normalize,
+                batch_tokens=self._batch_tokens,
+                progress=self._progress,
+                amounts=shard.amounts,
+            )
+        with self.watch.time("write"):
+            writer.append(shard.step(), shard.passages(vectors) if shard.pieces else None)
+        self.report.num_new_files += len(shard.ended)
+        self.report.num_new_tokens += shard.num_tokens
+        for file in shard.ended:
+            self._progress.advance(file.source.size - file.progress, 0)
+        self._progress.finish_documents(len(shard.ended))
+
+    def _report(self, problem: Problem) -> None:
+        if self._options.strict:
+            raise ProblemError(f"With --strict everything must be readable. Received: {problem}")
+        self.report.problems.append(problem)
+        self._progress.report(problem)
+
+    # The end
+
+    def _finish(self, writer: IndexWriter, sources: dict[str, SourceFile], others: list[FinalFile]) -> None:
+        known = writer.files()
+        files = []
+        for key, source in sources.items():
+            record = known[key].record
+            if record is not None:
+                files.append(FinalFile(_renamed(record, source.name), known[key].slices))
+        files += others
+        records = writer.finish(files).files
+        report = self.report
+        report.num_files = len(records)
+        report.num_documents = sum(record.documents for record in records)
+        report.num_passages = sum(record.rows for record in records)
+        report.num_tokens = sum(record.tokens for record in records)
+        report.notes = {record.path: record.notes for record in records if record.notes}
+
+
+def _can_be_reused(record: FileRecord, digest: str) -> bool:
+    """True unless the file changed, or could not be read at all, which may be otherwise today."""
+    return record.digest == digest and not (record.problems and not record.rows)
+
+
+def _begin(file: FileWork, known: FileParts) -> FileWork:
+    """Let `file` begin where an interrupted run stopped, if it is still the same file."""
+    place = known.unfinished
+    if place is None or place.digest != file.digest:
+        return file
+    return replace(file, first_document=place.document, first_chunk=place.chunk, rows=place.rows, tokens=place.tokens)
+
+
+def _renamed(record: FileRecord, name: str) -> FileRecord:
+    return replace(record, path=name, problems=tuple(replace(problem, path=name) for problem in record.problems))

@@ -1,0 +1,132 @@
+"""From the states of a text's tokens to one vector.
+
+All modes but `max` are weighted sums over tokens, `pooled = W · states` with W known before the model runs, so a
+framework needs one batched matrix product whatever the mode.
+
+Axes: B texts, S tokens with padding, M weighted modes, H hidden size, D embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+MAX = "max"
+#: Modes in the order in which sentence-transformers concatenates them.
+POOLING_MODES = ("cls", MAX, "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def pooling_weights(
+    modes: Sequence[str], lengths: npt.NDArray[np.int64], size: int, skipped: npt.NDArray[np.int64]
+) -> Floats:
+    """Weight of every token for every mode but `max`.
+
+    With n real tokens, t counting them from 1, of which the first k are skipped: `cls` is 1 at t = k + 1,
+    `lasttoken` 1 at t = n; for t > k `mean` is 1 / (n - k), `mean_sqrt_len_tokens` 1 / sqrt(n - k), and
+    `weightedmean` t / sum of these t.
+
+    Args:
+        modes: Names of `POOLING_MODES`.
+        lengths: (B,) real tokens of each text, padded on the right.
+        size: S.
+        skipped: (B,) leading tokens that are not pooled (those of a prompt); the last token is pooled always.
+
+    Returns:
+        (B, M, S) weights, modes in the given order without `max`.
+    """
+    positions = np.arange(1, size + 1)
+    ends = lengths[:, None]
+    starts = np.minimum(skipped[:, None], ends - 1)
+    real = (positions > starts) & (positions <= ends)
+    weighted = real * positions
+    tables = {
+        "cls": positions == starts + 1,
+        "lasttoken": positions == ends,
+        "mean": real / (ends - starts),
+        "mean_sqrt_len_tokens": real / np.sqrt(ends - starts),
+        "weightedmean": weighted / weighted.sum(axis=1, keepdims=True),
+    }
+    chosen = [tables[mode] for mode in modes if mode != MAX]
+    return np.stack(chosen, axis=1).astype(np.float32) if chosen else np.zeros((len(lengths), 0, size), np.float32)
+
+
+def order_modes(modes: Sequence[str], pooled: Floats) -> Floats:
+    """Concatenate pooled vectors (B, M (+ 1), H), `max` last, in the order of `modes`: (B, len(modes) · H)."""
+    weighted = [mode for mode in modes if mode != MAX]
+    places = [len(weighted) if mode == MAX else weighted.index(mode) for mode in modes]
+    return pooled[:, places].reshape(len(pooled), -1)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A projection of pooled vectors: `activation(x Wᵀ + b)`.
+
+    Attributes:
+        weight: (out, in).
+        bias: (out,), or None.
+        activation: Name in `ACTIVATIONS`.
+    """
+
+    weight: Floats
+    bias: Floats | None
+    activation: str
+
+    def __call__(self, vectors: Floats) -> Floats:
+        """(N, in) -> (N, out)."""
+        projected = vectors @ self.weight.T
+        return ACTIVATIONS[self.activation](projected if self.bias is None else projected + self.bias)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalisation of pooled vectors, with epsilon 1e-5.
+
+    Attributes:
+        weight: (D,).
+        bias: (D,).
+    """
+
+    weight: Floats
+    bias: Floats
+
+    def __call__(self, vectors: Floats) -> Floats:
+        """(N, D) -> (N, D)."""
+        centered = vectors - vectors.mean(axis=1, keepdims=True)
+        variance = np.mean(np.square(centered), axis=1, keepdims=True)
+        normed: Floats = centered / np.sqrt(variance + np.float32(1e-5)) * self.weight + self.bias
+        return normed
+
+
+def normalize(vectors: Floats) -> Floats:
+    """Vectors (N, D) scaled to length 1; shorter than 1e-12 they are divided by 1e-12, so zero stays zero."""
+    norms = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    unit: Floats = vectors / np.maximum(norms, np.float32(1e-12))
+    return unit
+
+
+def _sigmoid(x: Floats) -> Floats:
+    result: Floats = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x))
+    return result
+
+
+def _gelu(x: Floats) -> Floats:
+    erf = np.array([math.erf(value) for value in (x.ravel() / math.sqrt(2)).tolist()], np.float32).reshape(x.shape)
+    result: Floats = np.float32(0.5) * x * (1 + erf)
+    return result
+
+
+#: Last part of the name of an activation class -> function on arrays.
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "Identity": lambda x: x,
+    "Tanh": np.tanh,
+    "ReLU": lambda x: np.maximum(x, np.float32(0)),
+    "Sigmoid": _sigmoid,
+    "SiLU": lambda x: x * _sigmoid(x),
+    "GELU": _gelu,
+}

@@ -1,0 +1,420 @@
+"""`SentenceEncoder`: texts of any length to vectors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, normalizers
+
+from longspan.checkpoints.files import open_checkpoint
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.documents.document import replace_surrogates
+from longspan.errors import InputError
+from longspan.pipelines.backends import load_encoder
+from longspan.pipelines.batching import pad, plan_batches
+from longspan.pipelines.default_model import DEFAULT_MODEL, default_model_folder
+from longspan.pipelines.pooling import MAX, Floats, order_modes, pooling_weights
+from longspan.pipelines.pooling import normalize as to_unit_length
+from longspan.pipelines.progress import Progress, progress_bar
+from longspan.pipelines.sentence_modules import read_sentence_modules
+from longspan.pipelines.text_splitter import OnLong, Piece, TextSplitter
+from longspan.tokenization.auto import AutoTokenizer
+
+#: Texts are taken from an iterable in blocks of at most so many texts and characters.
+_BLOCK_TEXTS = 4096
+_BLOCK_CHARACTERS = 1 << 22
+_NO_LIMIT = 1 << 30
+_QUERY_PROMPTS = ("query",)
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+class SentenceEncoder:
+    """Turns texts into vectors whose cosine says how alike they are.
+
+    Reads sentence-transformers folders (pooling, layers after it, normalisation, lengths, prompts) and plain models,
+    for which it takes the mean over tokens. A text longer than the model is cut into overlapping windows of tokens; its
+    vector is the mean of their vectors weighted by their tokens, taken before the final normalisation. Nothing is cut
+    off silently.
+
+    Args:
+        name_or_path: Directory or hub repository; default the packaged all-MiniLM-L6-v2 (extra `demo`).
+        framework: Framework that runs the model: `"torch"`.
+        device: Device in the framework's words, e.g. `"cuda"`; default the first accelerator, or the CPU.
+        dtype: Type of the weights, e.g. `"bfloat16"`; default float32. Vectors are float32 always.
+        max_length: Most tokens of a window, special tokens included; default what the folder says.
+        batch_tokens: Most positions of a batch, padding included; default what suits the device.
+        attn_implementation: Implementation of attention; default: chosen by the model.
+        revision: Branch, tag or commit of a hub repository.
+        cache_dir: Hub cache to use.
+        local_files_only: Never reach for the network.
+        token: Access token of the hub.
+
+    Attributes:
+        name: The model's name, or the absolute path of its directory.
+        framework: The framework.
+        dtype: Type of the weights.
+        max_length: Most tokens of a window.
+        batch_tokens: Most positions of a batch, padding included, unless a call says otherwise.
+        normalizes: Whether vectors have length 1 unless the caller says otherwise.
+        prompts: Texts that the model wants before others, by name.
+        default_prompt_name: The prompt used when none is asked for.
+        tokenizer: The tokenizer.
+
+    Raises:
+        CheckpointNotFoundError: there is no such model, or no model was named and the packaged one is not installed.
+        CheckpointError: the folder is damaged or uses what longspan does not know.
+        InputError: an argument breaks a rule.
+
+    Example:
+        >>> from longspan import SentenceEncoder
+        >>> encoder = SentenceEncoder()
+        >>> vectors = encoder.encode(["How do I open a file?", "Reading files", "Cooking rice"])
+        >>> vectors.shape
+        (3, 384)
+        >>> bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
+        True
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | os.PathLike[str] | None = None,
+        *,
+        framework: str = "torch",
+        device: str | None = None,
+        dtype: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> None:
+        self.name, location = _locate(name_or_path)
+        source = Source(
+            location, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        self._modules = read_sentence_modules(source)
+        if not self._modules.is_sentence_model:
+            warnings.warn(
+                f"{self.name} is no sentence-transformers model: its vectors are means over tokens. A model trained "
+                "only to fill in masked words gives poor embeddings; prefer one trained to embed texts.",
+                stacklevel=2,
+            )
+        self.framework = framework
+        self.dtype = dtype or "float32"
+        self.tokenizer = _load_tokenizer(self._modules.transformer)
+        self._fast_tokenizer = _fast_tokenizer(self.tokenizer.backend_tokenizer, self._modules.lower_case)
+        self._backend = load_encoder(
+            framework,
+            self._modules.transformer,
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+        )
+        self.max_length = self._resolve_max_length(max_length)
+        self.normalizes = self._modules.normalizes
+        self.prompts = dict(self._modules.prompts)
+        self.default_prompt_name = self._modules.default_prompt_name
+        self.batch_tokens = self._backend.batch_tokens if batch_tokens is None else batch_tokens
+
+    @cached_property
+    def dimension(self) -> int:
+        """Length D of a vector."""
+        return int(self._run_layers(np.zeros((1, self._pooled_size), np.float32)).shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything in the checkpoint that vectors depend on: weights, settings, tokenizer, pooling."""
+        digest = hashlib.blake2b(digest_size=16)
+        modules = self._modules
+        facts = [modules.pooling, modules.pools_prompt, modules.lower_case]
+        digest.update(json.dumps(facts).encode())
+        for layer in modules.layers:
+            digest.update(type(layer).__name__.encode())
+            for value in vars(layer).values() if hasattr(layer, "weight") else ():
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        digest.update(self._fast_tokenizer.to_str().encode())
+        digest.update(modules.transformer.require("config.json").read_bytes())
+        for path in _weight_files(modules.transformer):
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        normalize: bool | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool = False,
+        on_long: OnLong = "window",
+        overlap: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Floats:
+        """Turn texts into vectors.
+
+        Args:
+            texts: Texts of any length, or one text.
+            normalize: Scale vectors to length 1; default as the model says.
+            batch_tokens: Most positions of a batch, padding included.
+            show_progress: Draw a bar with documents and tokens on the standard error stream.
+            on_long: What to do with a text longer than `max_length`: `"window"` reads all of it in overlapping windows,
+                `"truncate"` reads its beginning (as sentence-transformers does), `"error"` raises.
+            overlap: Tokens that a window shares with the one before it; default an eighth of a window.
+            prompt_name: Which of the model's prompts to put before each text; default `default_prompt_name`.
+            prompt: Text to put before each text, instead of a named prompt.
+
+        Returns:
+            (N, D) float32 in the order of `texts`; (D,) for one text.
+
+        Raises:
+            InputError: a text is no string, is too long with `on_long="error"`, or an argument breaks a rule.
+        """
+        single = isinstance(texts, str)
+        items: Iterable[str] = [texts] if isinstance(texts, str) else texts
+        splitter = self.splitter(on_long=on_long, overlap=overlap, prompt=self._resolve_prompt(prompt_name, prompt))
+        with progress_bar(show_progress) as progress:
+            progress.start(*_size(items))
+            vectors = list(self._encode_blocks(items, splitter, normalize, batch_tokens, progress))
+        result = np.concatenate(vectors) if vectors else np.zeros((0, self.dimension), np.float32)
+        return result[0] if single else result
+
+    def encode_iter(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool | None = None,
+        batch_tokens: int | None = None,
+        on_long: OnLong = "window",
+        overlap: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Iterator[Floats]:
+        """Turn texts into vectors one after the other, reading ahead a bounded number of texts.
+
+        Args:
+            texts: Texts of any length, e.g. a generator; arguments are as in `encode`.
+            normalize: See `encode`.
+            batch_tokens: See `encode`.
+            on_long: See `encode`.
+            overlap: See `encode`.
+            prompt_name: See `encode`.
+            prompt: See `encode`.
+
+        Yields:
+            (D,) float32 for each text, in order.
+        """
+        splitter = self.splitter(on_long=on_long, overlap=overlap, prompt=self._resolve_prompt(prompt_name, prompt))
+        for vectors in self._encode_blocks(texts, splitter, normalize, batch_tokens, Progress()):
+            yield from vectors
+
+    def encode_query(self, texts: str | Iterable[str], **kwargs: Any) -> Floats:
+        """Like `encode`, with the model's prompt for queries, if it has one."""
+        return self.encode(texts, **{"prompt": self.query_prompt, **kwargs})
+
+    def encode_document(self, texts: str | Iterable[str], **kwargs: Any) -> Floats:
+        """Like `encode`, with the model's prompt for documents, if it has one."""
+        return self.encode(texts, **{"prompt": self.document_prompt, **kwargs})
+
+    @property
+    def query_prompt(self) -> str:
+        """Text that the model wants before queries."""
+        return self._first_prompt(_QUERY_PROMPTS)
+
+    @property
+    def document_prompt(self) -> str:
+        """Text that the model wants before documents."""
+        return self._first_prompt(_DOCUMENT_PROMPTS)
+
+    def splitter(self, *, on_long: OnLong = "window", overlap: int | None = None, prompt: str = "") -> TextSplitter:
+        """What cuts texts into pieces for this model; arguments are as in `encode`."""
+        return TextSplitter(
+            self._fast_tokenizer, max_length=self.max_length, on_long=on_long, overlap=overlap, prompt=prompt
+        )
+
+    def encode_pieces(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        normalize: bool | None = None,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+        amounts: Sequence[int] | None = None,
+    ) -> Floats:
+        """Vectors (N, D) of pieces, one each.
+
+        Args:
+            pieces: What `splitter().split` gave.
+            normalize: Scale vectors to length 1; default as the model says.
+            batch_tokens: Most positions of a batch, padding included.
+            progress: Told after each batch.
+            amounts: What each piece adds to the progress; default 0.
+        """
+        vectors = self._piece_vectors(pieces, batch_tokens, progress or Progress(), amounts or [0] * len(pieces))
+        return self._finish(vectors, normalize)
+
+    @property
+    def _pooled_size(self) -> int:
+        return self._backend.hidden_size * len(self._modules.pooling)
+
+    def _encode_blocks(
+        self,
+        texts: Iterable[str],
+        splitter: TextSplitter,
+        normalize: bool | None,
+        batch_tokens: int | None,
+        progress: Progress,
+    ) -> Iterator[Floats]:
+        for block in _blocks(texts):
+            of_texts = splitter.split(block)
+            pieces = [piece for of_text in of_texts for piece in of_text]
+            amounts = [
+                len(text) // len(of_text) for text, of_text in zip(block, of_texts, strict=True) for _ in of_text
+            ]
+            vectors = self._piece_vectors(pieces, batch_tokens, progress, amounts)
+            yield self._finish(_mean_of_windows(vectors, of_texts), normalize)
+            progress.finish_documents(len(block))
+
+    def _piece_vectors(
+        self, pieces: Sequence[Piece], batch_tokens: int | None, progress: Progress, amounts: Sequence[int]
+    ) -> Floats:
+        """Vectors (N, D) before the final normalisation; zero for a piece without any token."""
+        vectors = np.zeros((len(pieces), self.dimension), np.float32)
+        budget = self.batch_tokens if batch_tokens is None else batch_tokens
+        for batch in plan_batches([len(piece.ids) for piece in pieces], budget):
+            chosen = [pieces[index] for index in batch]
+            if len(chosen[-1].ids) == 0:  # sorted by length: the rest of the batch, and of all batches, is empty
+                chosen = [piece for piece in chosen if len(piece.ids)]
+            if chosen:
+                vectors[batch[: len(chosen)]] = self._run_batch(chosen)
+            progress.advance(sum(amounts[index] for index in batch), sum(piece.num_tokens for piece in chosen))
+        return vectors
+
+    def _run_batch(self, pieces: Sequence[Piece]) -> Floats:
+        modes = self._modules.pooling
+        input_ids = pad([piece.ids for piece in pieces], self.tokenizer.pad_token_id or 0)
+        lengths = np.array([len(piece.ids) for piece in pieces])
+        skipped = np.zeros_like(lengths) if self._modules.pools_prompt else _num_unpooled(pieces)
+        pooled = self._backend.encode_batch(
+            input_ids,
+            np.arange(input_ids.shape[1]) < lengths[:, None],
+            pooling_weights(modes, lengths, input_ids.shape[1], skipped),
+            with_max=MAX in modes,
+        )
+        return self._run_layers(order_modes(modes, pooled))
+
+    def _run_layers(self, vectors: Floats) -> Floats:
+        for layer in self._modules.layers:
+            vectors = layer(vectors)
+        return vectors
+
+    def _finish(self, vectors: Floats, normalize: bool | None) -> Floats:
+        return to_unit_length(vectors) if (self.normalizes if normalize is None else normalize) else vectors
+
+    def _resolve_max_length(self, asked: int | None) -> int:
+        limit = int(min(self.tokenizer.model_max_length, self._backend.max_positions or _NO_LIMIT, _NO_LIMIT))
+        if asked is None:
+            return min(self._modules.max_length or limit, limit)
+        if not 1 <= asked <= limit:
+            raise InputError(f"max_length must lie in [1, {limit}] for {self.name}. Received: max_length={asked}")
+        return asked
+
+    def _resolve_prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = self.default_prompt_name if prompt_name is None else prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise InputError(
+                f"prompt_name must be one of the model's prompts, {list(self.prompts)}. Received: prompt_name={name!r}"
+            )
+        return self.prompts[name]
+
+    def _first_prompt(self, names: Sequence[str]) -> str:
+        known = [name for name in names if name in self.prompts]
+        return self.prompts[known[0]] if known else self._resolve_prompt(None, None)
+
+
+def _locate(name_or_path: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """Name to remember, and where to look."""
+    if name_or_path is None or name_or_path == DEFAULT_MODEL:
+        return DEFAULT_MODEL, str(default_model_folder())
+    path = Path(name_or_path)
+    name = str(path.absolute()) if path.is_dir() else str(name_or_path)
+    return name, name
+
+
+def _load_tokenizer(source: Source) -> Any:
+    return AutoTokenizer.from_pretrained(source.name, **{name: getattr(source, name) for name in SOURCE_ARGUMENTS})
+
+
+def _fast_tokenizer(tokenizer: Tokenizer, lower_case: bool) -> Tokenizer:
+    """The tokenizer, made to read texts in lower case first if that is asked for."""
+    if not lower_case:
+        return tokenizer
+    lowered = copy.deepcopy(tokenizer)
+    steps = [normalizers.Lowercase(), *([] if lowered.normalizer is None else [lowered.normalizer])]
+    lowered.normalizer = normalizers.Sequence(steps)
+    return lowered
+
+
+def _weight_files(source: Source) -> list[Path]:
+    """Files that hold the weights, an index first."""
+    with open_checkpoint(source) as reader:
+        path = reader.path
+    if not path.name.endswith(".index.json"):
+        return [path]
+    names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    return [path, *(source.require(name) for name in names)]
+
+
+def _num_unpooled(pieces: Sequence[Piece]) -> npt.NDArray[np.int64]:
+    return np.array([piece.num_leading for piece in pieces])
+
+
+def _mean_of_windows(vectors: Floats, of_texts: Sequence[Sequence[Piece]]) -> Floats:
+    """One vector a text (N, D): the mean of its pieces' vectors, weighted by their tokens."""
+    if all(len(of_text) == 1 for of_text in of_texts):
+        return vectors
+    weights = np.array([max(1, piece.num_tokens) for of_text in of_texts for piece in of_text], np.float32)
+    starts = np.cumsum([0, *(len(of_text) for of_text in of_texts[:-1])])
+    sums = np.add.reduceat(vectors * weights[:, None], starts, axis=0)
+    return np.asarray(sums / np.add.reduceat(weights, starts)[:, None], np.float32)
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Consecutive texts, checked, in lists of bounded size."""
+    block: list[str] = []
+    num_characters = 0
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"Each text must be a string. Received: {type(text).__name__} at position {index}")
+        block.append(replace_surrogates(text))
+        num_characters += len(text)
+        if len(block) >= _BLOCK_TEXTS or num_characters >= _BLOCK_CHARACTERS:
+            yield block
+            block, num_characters = [], 0
+    if block:
+        yield block
+
+
+def _size(texts: Iterable[str]) -> tuple[int | None, int | None]:
+    """Number of texts and of characters, if that can be known without using the texts up."""
+    if not isinstance(texts, Sequence):
+        return None, None
+    return len(texts), sum(len(text) for text in texts if isinstance(text, str))

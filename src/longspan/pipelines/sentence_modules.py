@@ -1,0 +1,178 @@
+"""What a sentence-transformers folder says besides the weights: pooling, layers after it, lengths, prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from longspan.checkpoints.files import open_checkpoint
+from longspan.checkpoints.hub import Source
+from longspan.errors import CheckpointError
+from longspan.pipelines.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
+
+Layer = Callable[[Floats], Floats]
+
+_LENGTH_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+#: Key of an old pooling configuration -> mode, in the order of concatenation.
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": MAX,
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """How states of tokens become the embedding of a text.
+
+    Attributes:
+        transformer: Where the model and its tokenizer are.
+        is_sentence_model: False if the folder is a plain model, for which mean pooling is assumed.
+        pooling: Modes whose vectors are concatenated.
+        pools_prompt: Whether tokens of a prompt are pooled.
+        layers: Layers after pooling, without a last normalisation.
+        normalizes: Whether embeddings are scaled to length 1 in the end.
+        max_length: Most tokens of a text, special tokens included, or None if nothing says.
+        lower_case: Whether texts are made lower case first.
+        prompts: Texts to put before others, by name.
+        default_prompt_name: The prompt to use when none is asked for.
+    """
+
+    transformer: Source
+    is_sentence_model: bool = False
+    pooling: tuple[str, ...] = ("mean",)
+    pools_prompt: bool = True
+    layers: tuple[Layer, ...] = ()
+    normalizes: bool = False
+    max_length: int | None = None
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+
+
+def read_sentence_modules(source: Source) -> SentenceModules:
+    """Read `modules.json` and what it names; without it, the folder is a plain model with mean pooling.
+
+    Args:
+        source: A sentence-transformers folder or repository, or a plain model.
+
+    Raises:
+        CheckpointError: a file is damaged, or names a module or setting that longspan does not know.
+        CheckpointNotFoundError: there is no such checkpoint.
+    """
+    if source.find("modules.json") is None:
+        return SentenceModules(source)
+    entries = _read_json(source, "modules.json")
+    modules = SentenceModules(source, is_sentence_model=True, pooling=(), **_prompts(source))
+    if not isinstance(entries, list) or not entries:
+        raise CheckpointError(f"modules.json must list at least one module. Received: {entries!r} in {source.name}")
+    for index, entry in enumerate(entries):
+        modules = _add_module(modules, source, entry, is_first=index == 0)
+    if not modules.pooling:
+        raise CheckpointError(
+            f"A sentence model must have a Pooling module. {source.name} has none in its modules.json"
+        )
+    return modules
+
+
+def _add_module(modules: SentenceModules, source: Source, entry: dict[str, Any], *, is_first: bool) -> SentenceModules:
+    kind = str(entry.get("type", "")).rpartition(".")[2]
+    folder = replace(source, subfolder=f"{source.subfolder}/{entry.get('path', '')}".strip("/"))
+    if is_first != (kind == "Transformer"):
+        raise CheckpointError(
+            f"The first module, and no other, must be a Transformer. Received: {entry} in {source.name}"
+        )
+    if kind == "Transformer":
+        return replace(modules, transformer=folder, **_lengths(folder))
+    if kind == "Pooling":
+        return _add_pooling(modules, folder)
+    if kind == "Dropout":
+        return modules
+    if modules.normalizes:  # a normalisation that is not the last layer
+        modules = replace(modules, layers=(*modules.layers, normalize), normalizes=False)
+    if kind == "Normalize":
+        return replace(modules, normalizes=True)
+    if kind in ("Dense", "LayerNorm"):
+        layer = _read_dense(folder) if kind == "Dense" else _read_layer_norm(folder)
+        return replace(modules, layers=(*modules.layers, layer))
+    raise CheckpointError(
+        "Modules of a sentence model must be Transformer, Pooling, Dense, LayerNorm, Dropout or Normalize. "
+        f"Received: {entry.get('type')!r} in {source.name}"
+    )
+
+
+def _add_pooling(modules: SentenceModules, folder: Source) -> SentenceModules:
+    config = _read_json(folder, "config.json")
+    named = config.get("pooling_mode")
+    if named is None:
+        modes = tuple(mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)) or ("mean",)
+    else:
+        modes = (named,) if isinstance(named, str) else tuple(named)
+    unknown = [mode for mode in modes if mode not in POOLING_MODES]
+    if unknown:
+        raise CheckpointError(
+            f"Pooling modes must be of {', '.join(POOLING_MODES)}. "
+            f"Received: {unknown} in {folder.name}/{folder.subfolder}"
+        )
+    return replace(modules, pooling=modes, pools_prompt=config.get("include_prompt", True))
+
+
+def _read_dense(folder: Source) -> Dense:
+    config = _read_json(folder, "config.json")
+    activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(
+            f"The activation of a Dense module must be of {', '.join(ACTIVATIONS)}. "
+            f"Received: {config['activation_function']!r} in {folder.name}/{folder.subfolder}"
+        )
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise CheckpointError(
+                f"A Dense module must act on the sentence embedding. Received: {key}={config[key]!r} in "
+                f"{folder.name}/{folder.subfolder}"
+            )
+    with open_checkpoint(folder) as weights:
+        bias = weights.read("linear.bias").astype("float32") if "linear.bias" in weights else None
+        return Dense(weights.read("linear.weight").astype("float32"), bias, activation)
+
+
+def _read_layer_norm(folder: Source) -> LayerNorm:
+    with open_checkpoint(folder) as weights:
+        return LayerNorm(weights.read("norm.weight").astype("float32"), weights.read("norm.bias").astype("float32"))
+
+
+def _lengths(folder: Source) -> dict[str, Any]:
+    for name in _LENGTH_FILES:
+        if folder.find(name) is not None:
+            config = _read_json(folder, name)
+            return {"max_length": config.get("max_seq_length"), "lower_case": bool(config.get("do_lower_case", False))}
+    return {}
+
+
+def _prompts(source: Source) -> dict[str, Any]:
+    if source.find("config_sentence_transformers.json") is None:
+        return {}
+    config = _read_json(source, "config_sentence_transformers.json")
+    prompts = {name: text or "" for name, text in (config.get("prompts") or {}).items()}
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(
+            f"default_prompt_name must be one of {list(prompts)}. Received: {default!r} in {source.name}"
+        )
+    return {"prompts": prompts, "default_prompt_name": default}
+
+
+def _read_json(source: Source, filename: str) -> Any:
+    path = source.require(filename)
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{filename} must be valid JSON. Received: {path} ({error})") from error
