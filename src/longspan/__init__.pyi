@@ -50,6 +50,14 @@ from .models.diffllama.torch_model import DiffLlamaForSequenceClassification as 
 from .models.diffllama.torch_model import DiffLlamaForTokenClassification as DiffLlamaForTokenClassification
 from .models.diffllama.torch_model import DiffLlamaModel as DiffLlamaModel
 from .models.diffllama.torch_model import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
+from .models.longformer.config import LongformerConfig as LongformerConfig
+from .models.longformer.torch_model import LongformerForMaskedLM as LongformerForMaskedLM
+from .models.longformer.torch_model import LongformerForMultipleChoice as LongformerForMultipleChoice
+from .models.longformer.torch_model import LongformerForQuestionAnswering as LongformerForQuestionAnswering
+from .models.longformer.torch_model import LongformerForSequenceClassification as LongformerForSequenceClassification
+from .models.longformer.torch_model import LongformerForTokenClassification as LongformerForTokenClassification
+from .models.longformer.torch_model import LongformerModel as LongformerModel
+from .models.longformer.torch_model import LongformerPreTrainedModel as LongformerPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel
 from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache
@@ -59,11 +67,15 @@ from .tokenization.auto import AutoTokenizer as AutoTokenizer
 from .tokenization.encoding import BatchEncoding as BatchEncoding
 from .tokenization.families import BertTokenizer as BertTokenizer
 from .tokenization.families import BertTokenizerFast as BertTokenizerFast
+from .tokenization.families import LlamaTokenizer as LlamaTokenizer
+from .tokenization.families import LlamaTokenizerFast as LlamaTokenizerFast
 from .tokenization.families import LongformerTokenizer as LongformerTokenizer
 from .tokenization.families import LongformerTokenizerFast as LongformerTokenizerFast
 from .tokenization.families import PreTrainedTokenizerFast as PreTrainedTokenizerFast
 from .tokenization.families import RobertaTokenizer as RobertaTokenizer
 from .tokenization.families import RobertaTokenizerFast as RobertaTokenizerFast
+from .tokenization.families import T5Tokenizer as T5Tokenizer
+from .tokenization.families import T5TokenizerFast as T5TokenizerFast
 from .tokenization.tokenizer import PreTrainedTokenizer as PreTrainedTokenizer
 
 __version__: str
