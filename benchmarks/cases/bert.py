@@ -1,0 +1,139 @@
+"""BERT in PyTorch against the reference's sdpa attention."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Work, case
+
+RAGGED = (512, 400, 300, 220, 150, 100, 64, 32)
+WIDTH, HEADS, INNER, LAYERS = 768, 12, 3072, 6
+
+
+def encoder_flops(lengths: Any, layers: int = LAYERS) -> float:
+    """Matrix products of the layers on the real tokens: four projections, two feed-forwards, scores and values."""
+    tokens = sum(lengths)
+    linear = 2 * tokens * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER)
+    attention = sum(2 * 2 * length * length * WIDTH for length in lengths)
+    return float(layers * (linear + attention))
+
+
+def models(dtype: str) -> tuple[Any, Any]:
+    """The reference and ours, BERT-base layers on equal random weights."""
+    import torch
+    import transformers
+
+    import longspan
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=1000, num_hidden_layers=LAYERS, attn_implementation="sdpa")
+    peer = transformers.BertModel(config, add_pooling_layer=False).to(getattr(torch, dtype)).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        peer.save_pretrained(directory)
+        ours = longspan.BertModel.from_pretrained(directory, dtype=dtype, add_pooling_layer=False)
+    return peer, ours
+
+
+def forward(dtype: str, lengths: tuple[int, ...]) -> Work:
+    """One forward pass in evaluation mode."""
+    import torch
+
+    peer, ours = models(dtype)
+    ids = torch.randint(0, 1000, (len(lengths), max(lengths)))
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+
+    def run(model: Any) -> Any:
+        with torch.no_grad():
+            return model(ids, attention_mask=mask).last_hidden_state
+
+    def difference(a: Any, b: Any) -> float:
+        return float(((a - b).float() * mask[..., None]).abs().max() / (a.float().abs().max()))
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=difference,
+        tolerance={"float32": 1e-5, "bfloat16": 5e-2}[dtype],
+        flops=encoder_flops(lengths),
+        floor_dtype=dtype,
+    )
+
+
+@case("bert/ragged/float32", "BERT-base, 6 layers, lengths 512…32", at_least=1.8, floor_at_most=1.35)
+def ragged_float32() -> Work:
+    return forward("float32", RAGGED)
+
+
+@case("bert/ragged/bfloat16", "BERT-base, 6 layers, lengths 512…32", at_least=2.3)
+def ragged_bfloat16() -> Work:
+    return forward("bfloat16", RAGGED)
+
+
+@case("bert/full/float32", "BERT-base, 6 layers, 4 × 512, no padding")
+def full_float32() -> Work:
+    return forward("float32", (512,) * 4)
+
+
+@case("bert/full/bfloat16", "BERT-base, 6 layers, 4 × 512, no padding")
+def full_bfloat16() -> Work:
+    return forward("bfloat16", (512,) * 4)
+
+
+@case("bert/single/float32", "BERT-base, 6 layers, 1 × 128", at_least=1.0, rounds=31)
+def single_float32() -> Work:
+    return forward("float32", (128,))
+
+
+@case("bert/train/float32", "BERT-base, 6 layers, training step, lengths 512…32", rounds=3)
+def train_float32() -> Work:
+    import torch
+
+    peer, ours = models("float32")
+    ids = torch.randint(0, 1000, (len(RAGGED), max(RAGGED)))
+    mask = (torch.arange(max(RAGGED))[None] < torch.tensor(RAGGED)[:, None]).long()
+    weight = torch.randn(WIDTH)
+
+    def run(model: Any) -> float:
+        model.zero_grad(set_to_none=True)
+        states = model(ids, attention_mask=mask).last_hidden_state
+        ((states * mask[..., None]) @ weight).square().mean().backward()
+        return float(model.encoder.layer[0].attention.self.value.weight.grad.norm())
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: abs(a - b) / a,
+        tolerance=1e-4,
+        flops=3 * encoder_flops(RAGGED),
+    )
+
+
+@case("bert/load/float32", "from_pretrained of BERT-base (one file, 420 MiB)", rounds=3)
+def load_float32() -> Work:
+    import torch
+    import transformers
+
+    import longspan
+
+    directory = tempfile.TemporaryDirectory()
+    size = 0
+    transformers.BertModel(transformers.BertConfig()).save_pretrained(directory.name)
+    size = (Path(directory.name) / "model.safetensors").stat().st_size
+
+    def touch(model: Any) -> Any:
+        """Read every weight, so that a memory-mapped one is really loaded."""
+        _ = directory
+        with torch.no_grad():
+            return [float(parameter.sum()) for parameter in model.parameters()], model
+
+    return Work(
+        peer=lambda: touch(transformers.BertModel.from_pretrained(directory.name)),
+        ours=lambda: touch(longspan.BertModel.from_pretrained(directory.name)),
+        difference=lambda a, b: max(abs(x - y) for x, y in zip(a[0], b[0], strict=True)),
+        tolerance=0.0,
+        extra={"checkpoint_bytes": size},
+    )

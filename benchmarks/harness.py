@@ -1,0 +1,334 @@
+"""The benchmark harness.
+
+A case builds a peer and longspan on the same weights and inputs. For each case the harness
+
+1. compares the outputs, and refuses to time what disagrees;
+2. runs both in turn for several rounds and takes the median of the ratios of neighbouring runs, because machines are
+   noisy and drift;
+3. measures the rate of a large matrix product in the same process, which gives the *floor*: the time that the
+   floating-point operations of the case must take at that rate;
+4. measures the peak memory of one run of each in a fresh process.
+
+Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it. A run of some cases keeps the
+other rows.
+
+    python -m benchmarks.harness [--only PATTERN] [--rounds N] [--file NAME] [--list] [--no-memory]
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "sentence-transformers", "jax", "flax", "tensorflow", "keras", "numpy")
+
+
+@dataclass
+class Work:
+    """What one case runs.
+
+    Attributes:
+        peer: One run of the peer; returns what `difference` compares.
+        ours: One run of longspan.
+        difference: Error between the two results, and
+        tolerance: how large it may be.
+        flops: Floating-point operations that the case must do, for the floor; None for no floor.
+        floor_dtype: Dtype of the matrix product that gives the rate, e.g. `"float32"`.
+        extra: Further figures for the report, such as compile times.
+        after: Called with the median seconds of peer and longspan; returns further figures.
+    """
+
+    peer: Callable[[], Any]
+    ours: Callable[[], Any]
+    difference: Callable[[Any, Any], float]
+    tolerance: float
+    flops: float | None = None
+    floor_dtype: str = "float32"
+    extra: dict[str, Any] = field(default_factory=dict)
+    after: Callable[[float, float], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registered case.
+
+    Attributes:
+        name: Unique name, `family/what/dtype`.
+        about: One line for the table.
+        build: Makes the work; runs in a process of its own.
+        at_least: Ratio to the peer that the project promises, or None.
+        floor_at_most: Ratio to the floor that it promises, or None.
+        rounds: Interleaved rounds.
+        memory: Measure peak memory.
+    """
+
+    name: str
+    about: str
+    build: Callable[[], Work]
+    at_least: float | None = None
+    floor_at_most: float | None = None
+    rounds: int = 7
+    memory: bool = True
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(name: str, about: str, **options: Any) -> Callable[[Callable[[], Work]], Callable[[], Work]]:
+    """Register the decorated function as the builder of a case; options as in `Case`."""
+
+    def register(build: Callable[[], Work]) -> Callable[[], Work]:
+        if name in CASES:
+            raise ValueError(f"case names must be unique. Received twice: {name}")
+        CASES[name] = Case(name, about, build, **options)
+        return build
+
+    return register
+
+
+def load_cases() -> None:
+    """Import every module of `benchmarks.cases`; they must import no framework at the top."""
+    package = importlib.import_module("benchmarks.cases")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"benchmarks.cases.{module.name}")
+
+
+# -- one case, in a process of its own ----------------------------------------------------------------------------
+
+
+def matmul_rate(dtype: str, rounds: int = 7) -> float:
+    """Floating-point operations per second of a (4096, 768) x (768, 3072) linear layer in PyTorch."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    x, w = torch.randn(4096, 768, dtype=kind), torch.randn(3072, 768, dtype=kind)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, w)
+            seconds.append(time.perf_counter() - start)
+    return 2 * 4096 * 768 * 3072 / statistics.median(seconds[1:])
+
+
+def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
+    """Compare outputs, then time peer and longspan in turn."""
+    work = chosen.build()
+    difference = float(work.difference(work.peer(), work.ours()))
+    if not difference <= work.tolerance:
+        raise SystemExit(f"{chosen.name}: outputs differ by {difference:.3g}, allowed {work.tolerance:.3g}; not timed")
+    work.peer()
+    work.ours()
+    peer, ours, rates = [], [], []
+    for _ in range(rounds or chosen.rounds):
+        for run, seconds in ((work.peer, peer), (work.ours, ours)):
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        if work.flops is not None:
+            rates.append(matmul_rate(work.floor_dtype, rounds=3))
+    result: dict[str, Any] = {
+        "about": chosen.about,
+        "difference": difference,
+        "peer_seconds": statistics.median(peer),
+        "ours_seconds": statistics.median(ours),
+        "ratio": statistics.median(p / o for p, o in zip(peer, ours, strict=True)),
+        "at_least": chosen.at_least,
+        "floor_at_most": chosen.floor_at_most,
+        "rounds": len(peer),
+        **work.extra,
+    }
+    if work.flops is not None:
+        floors = [work.flops / rate for rate in rates]
+        result["floor_seconds"] = statistics.median(floors)
+        result["ours_to_floor"] = statistics.median(o / f for o, f in zip(ours, floors, strict=True))
+        result["peer_to_floor"] = statistics.median(p / f for p, f in zip(peer, floors, strict=True))
+    if work.after is not None:
+        result.update(work.after(result["peer_seconds"], result["ours_seconds"]))
+    return result
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """Bytes by which the resident memory of this process rises at most during one run."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
+    before = _status("VmRSS")
+    result = run()
+    peak = _status("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def memory_case(chosen: Case, side: str) -> dict[str, Any]:
+    """Peak memory of the first run of one side."""
+    work = chosen.build()
+    return {f"{side}_peak_bytes": peak_memory(getattr(work, side))}
+
+
+# -- all cases ------------------------------------------------------------------------------------------------------
+
+
+def run_in_process(name: str, *arguments: str) -> dict[str, Any]:
+    """Run one step of one case in a fresh process; returns its figures."""
+    command = [sys.executable, "-m", "benchmarks.harness", "--case", name, *arguments]
+    environment = {"USE_TF": "0", "USE_FLAX": "0", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}{done.stdout[-1000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def save(file: str, results: dict[str, dict[str, Any]]) -> None:
+    """Merge results into the JSON file and write the table anew."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{file}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+    stored["machine"] = machine()
+    stored["cases"] = dict(sorted({**stored["cases"], **results}.items()))
+    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    path.with_suffix(".md").write_text(render(stored))
+
+
+def render(stored: dict[str, Any]) -> str:
+    """The Markdown table of a result file."""
+    spec = stored["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in spec["packages"].items())
+    lines = [
+        f"{spec['cpu']}, {spec['cores']} cores, {spec['memory_gib']} GiB; Python {spec['python']}, {versions}.",
+        "",
+        "Ratio: time of the peer ÷ time of longspan, median over interleaved rounds. Floor: time ÷ time that the "
+        "case's floating-point operations take at the rate of a large matrix product. Memory: peak rise of one run. "
+        "Times are of this machine and this run; read the ratios. Remade by `make bench`.",
+        "",
+        "| case | what | peer s | longspan s | ratio | wanted | ÷ floor (peer) | wanted | peak MiB (peer) | differs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in stored["cases"].items():
+        floor = f"{row['ours_to_floor']:.2f} ({row['peer_to_floor']:.2f})" if "ours_to_floor" in row else "–"
+        wanted = f"≥ {row['at_least']}" if row.get("at_least") else "–"
+        wanted_floor = f"≤ {row['floor_at_most']}" if row.get("floor_at_most") else "–"
+        memory = "–"
+        if "ours_peak_bytes" in row:
+            memory = f"{row['ours_peak_bytes'] / 2**20:.0f} ({row['peer_peak_bytes'] / 2**20:.0f})"
+        lines.append(
+            f"| {name} | {row['about']} | {row['peer_seconds']:.3f} | {row['ours_seconds']:.3f} | {row['ratio']:.2f} | "
+            f"{wanted} | {floor} | {wanted_floor} | {memory} | {row['difference']:.1e} |"
+        )
+    known = {
+        "about", "difference", "peer_seconds", "ours_seconds", "ratio", "at_least", "floor_at_most", "rounds",
+        "floor_seconds", "ours_to_floor", "peer_to_floor", "ours_peak_bytes", "peer_peak_bytes",
+    }  # fmt: skip
+    notes = []
+    for name, row in stored["cases"].items():
+        figures = [f"{key} {_number(value)}" for key, value in row.items() if key not in known]
+        notes += [f"- {name}: {'; '.join(figures)}"] if figures else []
+    return "\n".join([*lines, *(["", "Further figures:", "", *notes] if notes else [])]) + "\n"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> int:
+    """Command line of the harness."""
+    parser = argparse.ArgumentParser(description="Run the benchmarks.")
+    parser.add_argument("--only", default="*", help="run the cases whose name matches this pattern")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: as the case says)")
+    parser.add_argument("--file", default="cpu", help="name of the result file")
+    parser.add_argument("--list", action="store_true", help="list the cases")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("peer", "ours"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    load_cases()
+    if options.case:
+        chosen = CASES[options.case]
+        figures = memory_case(chosen, options.side) if options.side else time_case(chosen, options.rounds)
+        print(json.dumps(figures))
+        return 0
+    names = [name for name in sorted(CASES) if fnmatch.fnmatch(name, options.only)]
+    if options.list or not names:
+        print("\n".join(f"{name:45} {CASES[name].about}" for name in (names or sorted(CASES))))
+        return 0 if names else 1
+    missed = 0
+    for name in names:
+        rounds = ["--rounds", str(options.rounds)] if options.rounds else []
+        result = run_in_process(name, *rounds)
+        if CASES[name].memory and not options.no_memory:
+            for side in ("peer", "ours"):
+                result |= run_in_process(name, "--side", side)
+        save(options.file, {name: result})
+        missed += report(name, result)
+    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB; missed: {missed}")
+    return 0
+
+
+def report(name: str, result: dict[str, Any]) -> bool:
+    """Print one line; returns True if a promise was missed."""
+    floor, limit = result.get("ours_to_floor"), result["floor_at_most"]
+    slow = result["at_least"] is not None and result["ratio"] < result["at_least"]
+    slow |= limit is not None and floor is not None and floor > limit
+    parts = [f"ratio {result['ratio']:.2f}" + (f" (wanted {result['at_least']})" if result["at_least"] else "")]
+    if floor is not None:
+        parts.append(f"÷ floor {floor:.2f}" + (f" (wanted {limit})" if limit else ""))
+    if "ours_peak_bytes" in result:
+        parts.append(f"peak {result['ours_peak_bytes'] / 2**20:.0f} MiB, peer {result['peer_peak_bytes'] / 2**20:.0f}")
+    print(f"{name:45} {', '.join(parts)}{'  MISSED' if slow else ''}", flush=True)
+    return bool(slow)
+
+
+if __name__ == "__main__":
+    # the registry must be the one that the case modules import
+    from benchmarks import harness
+
+    raise SystemExit(harness.main())

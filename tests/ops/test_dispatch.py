@@ -1,0 +1,43 @@
+"""Choosing implementations."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from longspan.errors import InputError
+from longspan.ops import dispatch
+
+
+@pytest.fixture
+def dispatcher():
+    return dispatch.Dispatcher("toys", {"fast": lambda n: "n must be even" if n % 2 else None, "slow": lambda n: None})
+
+
+def test_auto_takes_the_first_that_serves_and_says_so_once(dispatcher, caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_announced", set())
+    with caplog.at_level(logging.INFO, logger="longspan"), dispatch.recording() as ran:
+        assert [dispatcher.choose("auto", n) for n in (2, 4, 3)] == ["fast", "fast", "slow"]
+    assert ran == ["fast", "fast", "slow"]
+    assert [record.message for record in caplog.records] == [
+        "toys runs attn_implementation='fast'",
+        "toys runs attn_implementation='slow'",
+    ]
+
+
+def test_an_explicit_name_serves_or_raises(dispatcher):
+    assert dispatcher.choose("slow", 2) == "slow"
+    with pytest.raises(InputError, match="attn_implementation='fast' cannot serve this call of toys: n must be even"):
+        dispatcher.choose("fast", 3)
+    with pytest.raises(InputError, match="must be one of auto, fast, slow for toys. Received: 'flash'"):
+        dispatcher.choose("flash", 2)
+
+
+def test_recording_nests_and_ends(dispatcher):
+    with dispatch.recording() as outer:
+        with dispatch.recording() as inner:
+            dispatcher.choose("slow", 1)
+        dispatcher.choose("fast", 2)
+    dispatcher.choose("slow", 1)
+    assert (outer, inner) == (["slow", "fast"], ["slow"])

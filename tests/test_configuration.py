@@ -1,0 +1,161 @@
+"""Configurations: files equal to the reference's, rules with their messages, overrides, aliases."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+
+import pytest
+import transformers
+
+from longspan import AutoConfig, BertConfig, PretrainedConfig
+from longspan.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LongspanError
+
+SETTINGS = [
+    {},
+    {"num_labels": 5, "problem_type": "multi_label_classification"},
+    {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}},
+    {"is_decoder": True, "add_cross_attention": True, "pad_token_id": None, "tie_word_embeddings": False},
+    {
+        "hidden_act": "gelu_new",
+        "classifier_dropout": 0.2,
+        "some_unknown_key": {"kept": [1, 2]},
+        "output_attentions": False,
+    },
+    {"pruned_heads": {1: [0, 2]}, "bos_token_id": 7, "dtype": "bfloat16", "output_hidden_states": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_file_equals_the_references(settings, tmp_path):
+    reference = transformers.BertConfig(**settings)
+    ours = BertConfig(**settings)
+    expected = json.loads(reference.to_json_string())
+    expected.pop("transformers_version")  # longspan does not claim a version of transformers
+    written = json.loads(ours.to_json_string())
+    assert written == expected
+    ours.save_pretrained(tmp_path)
+    assert transformers.BertConfig.from_pretrained(tmp_path).to_diff_dict() == reference.to_diff_dict()
+    reference.save_pretrained(tmp_path)
+    back = BertConfig.from_pretrained(tmp_path)
+    assert back.transformers_version == transformers.__version__  # unknown keys are kept
+    del back.transformers_version
+    assert back == ours
+
+
+def test_unknown_keys_survive_a_round_trip(tmp_path):
+    config = BertConfig(gloss={"x": 1})
+    config.save_pretrained(tmp_path)
+    assert BertConfig.from_pretrained(tmp_path).gloss == {"x": 1}
+    assert json.loads((tmp_path / "config.json").read_text())["gloss"] == {"x": 1}
+
+
+def test_num_labels_and_the_label_maps_follow_each_other():
+    config = BertConfig(num_labels=3)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    config.num_labels = 4
+    assert config.label2id["LABEL_3"] == 3
+    assert BertConfig(id2label={"0": "no", "1": "yes", "2": "maybe"}).label2id == {"no": 0, "yes": 1, "maybe": 2}
+    assert BertConfig(label2id={"no": 0, "yes": 1}).id2label == {0: "no", 1: "yes"}
+    config.update({"id2label": {0: "x"}})
+    assert (config.num_labels, config.label2id) == (1, {"x": 0})
+
+
+def test_aliases_and_dtype_spellings():
+    class Aliased(BertConfig):
+        attribute_map = {"n_layers": "num_hidden_layers"}  # noqa: RUF012
+
+    config = Aliased(n_layers=2)
+    assert (config.num_hidden_layers, config.n_layers) == (2, 2)
+    config.n_layers = 5
+    assert config.num_hidden_layers == 5
+    assert "n_layers" not in config.to_dict()
+    for spelling in ("float16", "torch.float16"):
+        assert BertConfig(torch_dtype=spelling).dtype == "float16"
+    torch = pytest.importorskip("torch")
+    assert BertConfig(dtype=torch.float16).torch_dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_attention_heads": 7}, "num_attention_heads must divide hidden_size. Received: hidden_size=768, num_att"),
+        ({"hidden_size": "768"}, "hidden_size must be int. Received: hidden_size='768'"),
+        ({"vocab_size": 0}, "vocab_size must be positive. Received: vocab_size=0"),
+        ({"use_cache": 1}, "use_cache must be bool. Received: use_cache=1"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must lie in \[0, 1\). Received: hidden_dropout_prob=1.0"),
+        ({"problem_type": "ranking"}, "problem_type must be one of regression, .*Received: problem_type='ranking'"),
+        ({"position_embedding_type": "rope"}, "position_embedding_type must be one of absolute, .*Received"),
+        ({"add_cross_attention": True}, "add_cross_attention needs is_decoder=True. Received: add_cross"),
+        (
+            {"num_labels": 3, "id2label": {0: "a"}},
+            "num_labels must equal the length of id2label. Received: num_labels=3",
+        ),
+        ({"num_labels": 0}, "num_labels must be a positive integer. Received: num_labels=0"),
+        ({"id2label": {"a": "b"}}, "id2label must have integer keys. Received"),
+        ({"id2label": ["a"]}, "id2label must be a dict. Received"),
+        ({"chunk_size_feed_forward": -1}, r"chunk_size_feed_forward must be 0 \(no chunks\) or positive. Received"),
+        ({"classifier_dropout": "a"}, "classifier_dropout must be float or None. Received: classifier_dropout='a'"),
+    ],
+)
+def test_a_broken_rule_names_itself_and_the_value(settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        BertConfig(**settings)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, LongspanError)
+
+
+def test_loading_errors(tmp_path):
+    with pytest.raises(CheckpointNotFoundError, match="has no file 'config.json'"):
+        BertConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
+        BertConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="must hold a JSON object. Received: list"):
+        AutoConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError, match="model_type must be one of bert.*Received: model_type='gpt2'"):
+        AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="BertConfig reads configurations of model_type 'bert'. Received.*'gpt2'"):
+        BertConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="Received: model_type=None"):
+        AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="model_type must be one of .*Received: model_type='gpt2'"):
+        AutoConfig.for_model("gpt2")
+    with pytest.raises(TypeError, match=r"use AutoConfig.from_pretrained or AutoConfig.for_model"):
+        AutoConfig()
+
+
+def test_overrides(tmp_path):
+    BertConfig(hidden_size=48, num_attention_heads=4).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path, num_labels=3, num_hidden_layers=2, attn_implementation="eager")
+    assert (config.num_labels, config.num_hidden_layers, config.attn_implementation) == (3, 2, "eager")
+    assert config.hidden_size == 48
+    config, unused = AutoConfig.from_pretrained(tmp_path, no_such_key=1, return_unused_kwargs=True)
+    assert unused == {"no_such_key": 1}
+    with pytest.raises(ConfigError, match="BertConfig has no such setting to override. Received: no_such_key=1"):
+        AutoConfig.from_pretrained(tmp_path, no_such_key=1)
+    with pytest.raises(ConfigError, match="num_attention_heads must divide hidden_size"):
+        AutoConfig.from_pretrained(tmp_path, num_attention_heads=5)
+
+
+def test_defaults_are_not_shared_and_configs_copy():
+    first, second = BertConfig(), BertConfig()
+    first.pruned_heads[0] = [1]
+    assert second.pruned_heads == {}
+    assert pickle.loads(pickle.dumps(first)) == first
+    assert first != second
+    assert "hidden_size" in inspect.signature(BertConfig).parameters
+    assert isinstance(first, PretrainedConfig)
+    assert "BertConfig {" in repr(first)
+    with pytest.raises(AttributeError, match="BertConfig has no setting 'nothing'"):
+        _ = first.nothing
+
+
+def test_attn_implementation_is_of_the_session_not_of_the_file(tmp_path):
+    BertConfig(attn_implementation="eager").save_pretrained(tmp_path)
+    assert "attn" not in (tmp_path / "config.json").read_text().replace("attention", "")
+    assert BertConfig.from_pretrained(tmp_path).attn_implementation == "auto"
