@@ -58,6 +58,16 @@ from .models.longformer.torch_model import LongformerForSequenceClassification a
 from .models.longformer.torch_model import LongformerForTokenClassification as LongformerForTokenClassification
 from .models.longformer.torch_model import LongformerModel as LongformerModel
 from .models.longformer.torch_model import LongformerPreTrainedModel as LongformerPreTrainedModel
+from .models.mega.config import MegaConfig as MegaConfig
+from .models.mega.torch_cache import MegaCache as MegaCache
+from .models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
+from .models.mega.torch_model import MegaForMaskedLM as MegaForMaskedLM
+from .models.mega.torch_model import MegaForMultipleChoice as MegaForMultipleChoice
+from .models.mega.torch_model import MegaForQuestionAnswering as MegaForQuestionAnswering
+from .models.mega.torch_model import MegaForSequenceClassification as MegaForSequenceClassification
+from .models.mega.torch_model import MegaForTokenClassification as MegaForTokenClassification
+from .models.mega.torch_model import MegaModel as MegaModel
+from .models.mega.torch_model import MegaPreTrainedModel as MegaPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel
 from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache

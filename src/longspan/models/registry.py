@@ -38,6 +38,8 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "bert": Family("longspan.models.bert", "Bert"),
     "diffllama": Family("longspan.models.diffllama", "DiffLlama"),
+    "mega": Family("longspan.models.mega", "Mega"),
+    "longformer": Family("longspan.models.longformer", "Longformer"),
 }
 
 

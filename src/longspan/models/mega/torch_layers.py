@@ -1,0 +1,516 @@
+"""The layers of MEGA (Ma et al., 2022, https://arxiv.org/abs/2209.10655) in PyTorch.
+
+Axes: B batch, S tokens, D width, Z width of queries and keys, V width of values, C tokens of a chunk, T encoder tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longspan.models.mega.config import MegaConfig
+from longspan.models.mega.torch_cache import MegaLayerCache
+from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys
+from longspan.nn.torch.activations import get_activation
+from longspan.ops.torch.damped_ema import (
+    EmaBlocks,
+    damped_ema,
+    ema_blocks,
+    truncated_damped_ema,
+)
+from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients
+from longspan.ops.torch.gated_attention import RotaryBias, ToeplitzBias, gated_attention, rotate
+
+
+class MegaLayerExtras(NamedTuple):
+    """What a layer returns besides its states: weights of both attentions, and its cache; None where not asked for."""
+
+    weights: Tensor | None = None
+    cross_weights: Tensor | None = None
+    cache: MegaLayerCache | None = None
+
+
+class MegaScaleNorm(nn.Module):
+    """g · x / √(mean(x²) + ε), with one g for all features.
+
+    Args:
+        eps: ε.
+        affine: Have g; otherwise it is 1.
+    """
+
+    def __init__(self, *, eps: float, affine: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scalar = nn.Parameter(torch.ones(1)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        factor = _inverse_root_mean_square(x, self.eps)
+        return x * (factor if self.scalar is None else factor * self.scalar).to(x.dtype)
+
+
+class MegaRMSNorm(nn.Module):
+    """w ⊙ x / √(mean(x²) + ε).
+
+    Args:
+        hidden_size: Width D.
+        eps: ε.
+        affine: Have w; otherwise it is 1.
+    """
+
+    def __init__(self, *, hidden_size: int, eps: float, affine: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        normalized = x * _inverse_root_mean_square(x, self.eps).to(x.dtype)
+        return normalized if self.weight is None else normalized * self.weight
+
+
+def _inverse_root_mean_square(x: Tensor, eps: float) -> Tensor:
+    """(..., D) -> (..., 1), in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / x.shape[-1]
+    return torch.rsqrt(mean_square + eps)
+
+
+class MegaSequenceNorm(nn.Module):
+    """The configured normalisation. Batch normalisation runs over all tokens of the batch.
+
+    Args:
+        config: Settings of the model.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        width, affine = config.hidden_size, config.norm_affine
+        self.norm: nn.Module
+        match config.normalization_type:
+            case "scalenorm":
+                self.norm = MegaScaleNorm(eps=self.eps, affine=affine)
+            case "rmsnorm":
+                self.norm = MegaRMSNorm(hidden_size=width, eps=self.eps, affine=affine)
+            case "layernorm":
+                self.norm = nn.LayerNorm(width, eps=self.eps, elementwise_affine=affine)
+            case "batchnorm":
+                self.norm = nn.BatchNorm1d(width, eps=self.eps, affine=affine)
+            case _:
+                self.norm = nn.SyncBatchNorm(width, eps=self.eps, affine=affine)
+        self.over_batch = isinstance(self.norm, nn.BatchNorm1d | nn.SyncBatchNorm)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        if not self.over_batch:
+            return self.norm(hidden_states)
+        return self.norm(hidden_states.flatten(0, 1)).view_as(hidden_states)
+
+
+class MegaDropout(nn.Module):
+    """Dropout of single numbers, or of whole features of a sequence.
+
+    Args:
+        probability: With which a number or feature is dropped.
+        featurewise: Drop features.
+    """
+
+    def __init__(self, probability: float, *, featurewise: bool) -> None:
+        super().__init__()
+        self.probability = probability
+        self.featurewise = featurewise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        if not self.featurewise or not self.training or self.probability == 0.0:
+            return F.dropout(x, p=self.probability, training=self.training)
+        return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), p=self.probability)
+
+
+class MegaSimpleRelativePositionalBias(nn.Module):
+    """One learned number per distance.
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.rel_pos_bias = nn.Parameter(torch.empty(2 * config.max_positions - 1))
+        self.centre = config.bias_positions - 1  # the reference's place of distance 0, also where chunks are shorter
+
+    def forward(self, table: tuple[Tensor, Tensor] | None) -> ToeplitzBias:
+        """The bias; it needs no table."""
+        return ToeplitzBias(self.rel_pos_bias, self.centre)
+
+
+class MegaRotaryRelativePositionalBias(nn.Module):
+    """b_ij = ⟨R_i α, R_j β⟩ with learned α and β.
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(1, config.shared_representation_size))
+        self.b_param = nn.Parameter(torch.empty(1, config.shared_representation_size))
+
+    def forward(self, table: tuple[Tensor, Tensor] | None) -> RotaryBias:
+        """Rotate α and β by the angles of a table."""
+        assert table is not None
+        return RotaryBias(rotate(self.alpha, table), rotate(self.b_param, table))
+
+
+def make_bias(config: MegaConfig) -> MegaRotaryRelativePositionalBias | MegaSimpleRelativePositionalBias:
+    """The configured relative bias."""
+    simple = config.relative_positional_bias == "simple"
+    return MegaSimpleRelativePositionalBias(config) if simple else MegaRotaryRelativePositionalBias(config)
+
+
+class EmaFlow(NamedTuple):
+    """What reaches a part of a sequence from its neighbours, and the matrices that all parts share.
+
+    Attributes:
+        blocks: Matrices of the EMA.
+        state: From the tokens before, (B, D, N), or None.
+        backward_state: From the tokens behind, (B, D, N), or None.
+    """
+
+    blocks: EmaBlocks
+    state: Tensor | None
+    backward_state: Tensor | None
+
+
+class MegaMultiDimensionDampedEma(nn.Module):
+    """silu(EMA(x) + ω ⊙ x): the multi-dimensional damped average over the tokens, with a residual (eq. 1-3, 5).
+
+    h_t = α ⊙ β x_t + (1 − α ⊙ δ) ⊙ h_{t−1},  y_t = ηᵀ h_t,  in both directions if `config.bidirectional`.
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.bidirectional, self.truncation = config.bidirectional, config.truncation
+        channels = config.hidden_size * (2 if config.bidirectional else 1)
+        size = config.ema_projection_size
+        self.damping_factor = nn.Parameter(torch.empty(channels, size, 1))  # logit of α
+        self.decay_factor = nn.Parameter(torch.empty(channels, size, 1))  # logit of δ
+        self.ema_expansion_matrix = nn.Parameter(torch.empty(channels, size, 1))  # β
+        self.kernel_projection_matrix = nn.Parameter(torch.empty(channels, size))  # η
+        self.residual_weight = nn.Parameter(torch.empty(config.hidden_size))  # ω
+
+    def coefficients(self) -> tuple[EmaCoefficients, EmaCoefficients | None]:
+        """Coefficients of the forward and, if there is one, of the backward direction."""
+        both = ema_coefficients(
+            damping_factor=self.damping_factor,
+            decay_factor=self.decay_factor,
+            expansion=self.ema_expansion_matrix,
+            projection=self.kernel_projection_matrix,
+        )
+        return both.split() if self.bidirectional else (both, None)
+
+    def blocks(self) -> EmaBlocks:
+        """Matrices of the untruncated average."""
+        return ema_blocks(*self.coefficients())
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        mask: Tensor | None,
+        flow: EmaFlow | None = None,
+        state: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Average the tokens.
+
+        Args:
+            inputs: (B, S, D).
+            mask: Which tokens are real, (B, S); others are read as 0.
+            flow: For a part of a sequence, what comes from its neighbours.
+            state: From earlier calls; then S is 1.
+            return_state: Return the state after the last token.
+
+        Returns:
+            (B, S, D), and the state or None.
+        """
+        if state is not None:
+            token = inputs[:, 0] if mask is None else inputs[:, 0].masked_fill(~mask, 0.0)
+            averaged, state = damped_ema_step(token, self.coefficients()[0], state, truncation=self.truncation)
+            averaged = averaged.unsqueeze(1)
+        elif flow is not None:
+            averaged, state = damped_ema(
+                inputs,
+                flow.blocks,
+                mask=mask,
+                state=flow.state,
+                backward_state=flow.backward_state,
+                return_state=return_state,
+            )
+        elif self._truncates(inputs.shape[1], return_state):
+            assert self.truncation is not None
+            averaged, state = truncated_damped_ema(
+                inputs, *self.coefficients(), truncation=self.truncation, mask=mask, return_state=return_state
+            )
+        else:
+            averaged, state = damped_ema(inputs, self.blocks(), mask=mask, return_state=return_state)
+        summed = torch.addcmul(averaged, inputs.to(averaged.dtype), self.residual_weight.to(averaged.dtype))
+        return F.silu(summed).to(inputs.dtype), state
+
+    def _truncates(self, length: int, return_state: bool) -> bool:
+        if self.truncation is None:
+            return False
+        return torch.compiler.is_exporting() or return_state or self.truncation < length
+
+
+class MegaMovingAverageGatedAttention(nn.Module):
+    """Gated attention over averaged tokens (§3.2-3.3, eq. 6-14).
+
+    With X the input and X' its damped average:
+
+        Z = silu(X' W_z),  Q = κ_q ⊙ Z + μ_q,  K = κ_k ⊙ Z + μ_k,  V = act(X W_v)
+        O = f(Q Kᵀ / τ + b) V,  γ = silu(X' W_γ),  φ = sigmoid(X' W_φ)
+        Y = φ ⊙ act(X' W_h + (γ ⊙ O) U_h) + (1 − φ) ⊙ X
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        width, values, shared = config.hidden_size, config.intermediate_size, config.shared_representation_size
+        self.normalize_before = config.normalize_before_mega
+        self.attention_activation = config.attention_activation
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.sizes = [width, shared + values, width]
+        self.activation = get_activation(config.activation)
+        self.norm = MegaSequenceNorm(config)
+        self.ema_gate = MegaMultiDimensionDampedEma(config)
+        self.v_proj = nn.Linear(width, values)
+        self.mx_proj = nn.Linear(width, sum(self.sizes))
+        self.h_proj = nn.Linear(values, width)
+        self.qk_weight = nn.Parameter(torch.empty(2, shared))  # κ
+        self.qk_bias = nn.Parameter(torch.empty(2, shared))  # μ
+        self.rel_pos_bias = make_bias(config)
+        self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, featurewise=config.use_feature_dropout)
+
+    def forward(
+        self, hidden_states: Tensor, *, plan: MegaPlan, cache: MegaLayerCache | None = None, flow: EmaFlow | None = None
+    ) -> tuple[Tensor, MegaLayerExtras]:
+        """(B, S, D) -> (B, S, D); weights are (B, chunks, C, C), or (B, 1, S, S) without chunks.
+
+        Args:
+            hidden_states: X.
+            plan: What all layers share.
+            cache: What earlier tokens left.
+            flow: For a part of a sequence, what comes from its neighbours.
+        """
+        x = self.normalize_inputs(hidden_states)
+        value = self.activation(self.v_proj(x))
+        averaged, ema_state = self.ema_gate(
+            x,
+            mask=plan.mask,
+            flow=flow,
+            state=None if cache is None else cache.ema_state,
+            return_state=plan.use_cache,
+        )
+        update_gate, shared_and_gate, candidate = self.mx_proj(self.dropout(averaged)).split(self.sizes, dim=-1)
+        shared, attention_gate = F.silu(shared_and_gate).split([self.qk_weight.shape[1], value.shape[-1]], dim=-1)
+        query, key = (shared * self.qk_weight[index] + self.qk_bias[index] for index in (0, 1))
+        attended, weights, held = self._attend(query, key, value, plan, cache)
+        candidate = self.activation(candidate + self.h_proj(attended * attention_gate))
+        output = torch.lerp(hidden_states, self.dropout(candidate), torch.sigmoid(update_gate))
+        output = output if self.normalize_before else self.norm(output)
+        kept = MegaLayerCache(*held, ema_state) if ema_state is not None and held is not None else None
+        return output, MegaLayerExtras(weights, cache=kept)
+
+    def normalize_inputs(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D), what the average and the values are made of."""
+        return self.norm(hidden_states) if self.normalize_before else hidden_states
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan, cache: MegaLayerCache | None
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Output (B, S, V), weights, and the keys and values that the next token may see."""
+        if cache is None:
+            held = held_keys(key, value, plan) if plan.use_cache else None
+            attended, weights = self._attend_in_chunks(query, key, self.hidden_dropout(value), plan)
+            return attended, weights, held
+        key, value = torch.cat([cache.key, key], dim=1), torch.cat([cache.value, value], dim=1)
+        mask = append_mask(plan.held_mask, plan.mask, key.shape[1] - 1)
+        attended, weights = self._weighted_sum(query, key, value, mask, plan, offset=key.shape[1] - 1)
+        held = held_keys(key, value, plan) if plan.use_cache else None
+        return attended, None if weights is None else weights.unsqueeze(1), held
+
+    def _attend_in_chunks(
+        self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, length, _ = query.shape
+        size = length if plan.chunk_size is None else plan.chunk_size
+        if not torch.compiler.is_exporting():
+            size = min(size, length)  # a sequence that is shorter than a chunk is a chunk of its own length
+        missing = -length % size
+        mask = plan.mask
+        if missing or torch.compiler.is_exporting():
+            query, key, value = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (query, key, value))
+            if mask is not None:
+                mask = F.pad(mask, (0, missing))
+            elif not plan.causal:  # what pads the last chunk lies behind all that a causal query sees
+                mask = (torch.arange(length + missing, device=query.device) < length).expand(batch, -1)
+        attended, weights = self._weighted_sum(
+            query.reshape(-1, size, query.shape[-1]),
+            key.reshape(-1, size, key.shape[-1]),
+            value.reshape(-1, size, value.shape[-1]),
+            None if mask is None else mask.reshape(-1, size),
+            plan,
+            causal=plan.causal,
+        )
+        attended = attended.reshape(batch, -1, attended.shape[-1])[:, :length]
+        return attended, None if weights is None else weights.unflatten(0, (batch, -1))
+
+    def _weighted_sum(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        plan: MegaPlan,
+        *,
+        offset: int = 0,
+        causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        return gated_attention(
+            query,
+            key,
+            value,
+            activation=self.attention_activation,
+            bias=self.rel_pos_bias(plan.table),
+            mask=mask,
+            causal=causal,
+            offset=offset,
+            dropout=self.attention_dropout if self.training else 0.0,
+            implementation=plan.implementation,
+            return_weights=plan.needs_weights,
+        )
+
+
+class MegaGatedCrossAttention(nn.Module):
+    """Gated attention of a decoder to the states of an encoder (§3.5).
+
+    With X the decoder's tokens and E the encoder's states:
+
+        [φ, γ, Q] = [sigmoid, silu, identity](X W_q),  K = E W_k,  V = act(E W_v)
+        Y = φ ⊙ act((γ ⊙ f(Q Kᵀ / τ + b) V) W_h) + (1 − φ) ⊙ X
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        width, shared = config.hidden_size, config.shared_representation_size
+        self.normalize_before = config.normalize_before_mega
+        self.attention_activation = config.attention_activation
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.sizes = [width, width, shared]
+        self.activation = get_activation(config.activation)
+        self.norm = MegaSequenceNorm(config)
+        self.k_proj = nn.Linear(width, shared)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, sum(self.sizes))
+        self.h_proj = nn.Linear(width, width)
+        self.rel_pos_bias = make_bias(config)
+        self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, featurewise=config.use_feature_dropout)
+
+    def forward(
+        self, hidden_states: Tensor, *, plan: MegaPlan, cache: MegaLayerCache | None = None
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """(B, S, D) -> (B, S, D), weights (B, S, T) or None, and the keys and values of the encoder's states."""
+        x = self.norm(hidden_states) if self.normalize_before else hidden_states
+        update_gate, attention_gate, query = self.q_proj(x).split(self.sizes, dim=-1)
+        key, value = self._encoder_keys(plan, cache)
+        attended, weights = gated_attention(
+            query,
+            key,
+            self.hidden_dropout(value),
+            activation=self.attention_activation,
+            bias=self.rel_pos_bias(plan.cross_table),
+            mask=plan.encoder_mask,
+            offset=plan.offset,
+            dropout=self.attention_dropout if self.training else 0.0,
+            implementation=plan.implementation,
+            return_weights=plan.needs_weights,
+        )
+        candidate = self.activation(self.h_proj(attended * F.silu(attention_gate)))
+        output = torch.lerp(hidden_states, self.dropout(candidate), torch.sigmoid(update_gate))
+        return output if self.normalize_before else self.norm(output), weights, (key, value)
+
+    def _encoder_keys(self, plan: MegaPlan, cache: MegaLayerCache | None) -> tuple[Tensor, Tensor]:
+        """Keys (B, T, Z) and values (B, T, D); computed once and then taken from the cache."""
+        if cache is not None and cache.cross_key is not None and cache.cross_value is not None:
+            return cache.cross_key, cache.cross_value
+        states = plan.encoder_hidden_states
+        assert states is not None
+        return self.k_proj(states), self.activation(self.v_proj(states))
+
+
+class MegaNormalizedFeedForwardNetwork(nn.Module):
+    """X + W₂ act(W₁ norm(X)), or norm(X + W₂ act(W₁ X)).
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.normalize_before = config.normalize_before_ffn
+        self.activation = get_activation(config.activation)
+        self.norm = MegaSequenceNorm(config)
+        self.fc1 = nn.Linear(config.hidden_size, config.nffn_hidden_size)
+        self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
+        self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.nffn_activation_dropout_prob, featurewise=config.use_feature_dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        x = self.norm(hidden_states) if self.normalize_before else hidden_states
+        x = self.fc2(self.hidden_dropout(self.activation(self.fc1(x))))
+        output = hidden_states + self.dropout(x)
+        return output if self.normalize_before else self.norm(output)
+
+
+class MegaBlock(nn.Module):
+    """One layer: gated attention, in a decoder with an encoder cross-attention, and the feed-forward layer.
+
+    Args:
+        config: Settings of the model.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.mega_layer = MegaMovingAverageGatedAttention(config)
+        self.nffn = MegaNormalizedFeedForwardNetwork(config) if config.use_normalized_ffn else None
+        self.cross_attn = MegaGatedCrossAttention(config) if config.add_cross_attention else None
+
+    def forward(
+        self, hidden_states: Tensor, *, plan: MegaPlan, cache: MegaLayerCache | None = None, flow: EmaFlow | None = None
+    ) -> tuple[Tensor, MegaLayerExtras]:
+        """(B, S, D) -> (B, S, D), weights and cache; arguments of `MegaMovingAverageGatedAttention`."""
+        hidden_states, extras = self.mega_layer(hidden_states, plan=plan, cache=cache, flow=flow)
+        if self.cross_attn is not None:
+            hidden_states, cross_weights, cross_keys = self.cross_attn(hidden_states, plan=plan, cache=cache)
+            kept = None if extras.cache is None else MegaLayerCache(*extras.cache[:3], *cross_keys)
+            extras = MegaLayerExtras(extras.weights, cross_weights, kept)
+        if self.nffn is not None:
+            hidden_states = self.nffn(hidden_states)
+        return hidden_states, extras

@@ -1,0 +1,472 @@
+"""MEGA in PyTorch (Ma et al., 2022, https://arxiv.org/abs/2209.10655): the task classes.
+
+The layers are in `torch_layers.py`, the backbone is in `torch_backbone.py`.
+Axes: B batch, S tokens, D width, N classes, C choices, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longspan.configuration import require
+from longspan.models.mega.config import MegaConfig
+from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
+from longspan.models.mega.torch_cache import MegaCache
+from longspan.nn.torch.cache import Cache, LegacyCache
+from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
+from longspan.nn.torch.losses import (
+    causal_lm_loss,
+    cross_entropy,
+    question_answering_loss,
+    sequence_classification_loss,
+)
+from longspan.nn.torch.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    finish,
+    resolve,
+)
+
+__all__ = [
+    "MegaCache",
+    "MegaForCausalLM",
+    "MegaForMaskedLM",
+    "MegaForMultipleChoice",
+    "MegaForQuestionAnswering",
+    "MegaForSequenceClassification",
+    "MegaForTokenClassification",
+    "MegaModel",
+    "MegaPreTrainedModel",
+]
+
+
+def _hidden_dense(config: MegaConfig) -> nn.Linear | None:
+    """The layer before a language modelling head, if it is configured."""
+    return nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+
+
+def _classifier_dropout(config: MegaConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class MegaForCausalLM(MegaPreTrainedModel):
+    """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Raises:
+        ConfigError: the settings would show a token its future.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForCausalLM
+        >>> config = MegaConfig(num_hidden_layers=1, is_decoder=True, bidirectional=False)
+        >>> output = MegaForCausalLM(config)(torch.tensor([[0, 31414, 6]]) % 30522)
+        >>> output.logits.shape, output.past_key_values.get_seq_length()
+        (torch.Size([1, 3, 30522]), 3)
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        require(
+            config.is_decoder,
+            "MegaForCausalLM needs is_decoder=True and bidirectional=False: otherwise a token sees its future",
+            is_decoder=config.is_decoder,
+            bidirectional=config.bidirectional,
+        )
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dense = _hidden_dense(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection onto the vocabulary."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection onto the vocabulary."""
+        self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
+            logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
+                tensor; 0 means all.
+
+        Returns:
+            `CausalLMOutputWithCrossAttentions`.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        states = outputs.last_hidden_state[:, kept]
+        logits = self.lm_head(states if self.dense is None else torch.tanh(self.dense(states)))
+        output = CausalLMOutputWithCrossAttentions(
+            loss=None if labels is None else causal_lm_loss(logits, labels),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+
+class MegaForMaskedLM(MegaPreTrainedModel):
+    """MEGA that predicts masked tokens.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForMaskedLM
+        >>> model = MegaForMaskedLM(MegaConfig(num_hidden_layers=1))
+        >>> model(torch.tensor([[0, 133, 812, 2]])).logits.shape
+        torch.Size([1, 4, 30522])
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        if config.is_decoder:
+            warnings.warn("MegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dense = _hidden_dense(config)
+        self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection onto the vocabulary."""
+        return self.mlm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection onto the vocabulary."""
+        self.mlm_head = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            labels: Ids of the masked tokens, -100 elsewhere, (B, S).
+
+        Returns:
+            `MaskedLMOutput`.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        states = outputs.last_hidden_state
+        logits = self.mlm_head(states if self.dense is None else torch.tanh(self.dense(states)))
+        output = MaskedLMOutput(
+            loss=None if labels is None else cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+
+class MegaForSequenceClassification(MegaPreTrainedModel):
+    """MEGA with a classifier or regressor on the first token.
+
+    Args:
+        config: Settings; the weights are random. `num_labels` is the number of classes, 1 for a regression.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForSequenceClassification
+        >>> model = MegaForSequenceClassification(MegaConfig(num_hidden_layers=1, num_labels=3))
+        >>> output = model(torch.tensor([[0, 133, 2]]), labels=torch.tensor([1]))
+        >>> output.logits.shape, output.loss.shape
+        (torch.Size([1, 3]), torch.Size([]))
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.classifier = FirstTokenClassificationHead(
+            hidden_size=config.hidden_size, dropout=_classifier_dropout(config), num_labels=config.num_labels
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            labels: Class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
+
+        Returns:
+            `SequenceClassifierOutput`.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.last_hidden_state)
+        output = SequenceClassifierOutput(
+            loss=None if labels is None else sequence_classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+
+class MegaForMultipleChoice(MegaPreTrainedModel):
+    """MEGA that scores several continuations of one text.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForMultipleChoice
+        >>> model = MegaForMultipleChoice(MegaConfig(num_hidden_layers=1))
+        >>> model(torch.tensor([[[0, 133, 2], [0, 812, 2]]])).logits.shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`, with an axis of choices: (B, C, S).
+
+        Args:
+            labels: Index of the right choice, (B,).
+
+        Returns:
+            `MultipleChoiceModelOutput`.
+        """
+        num_choices, (ids, mask, types, embeds) = fold_choices(input_ids, attention_mask, token_type_ids, inputs_embeds)
+        outputs = self.mega(
+            ids,
+            attention_mask=mask,
+            token_type_ids=types,
+            inputs_embeds=embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        output = MultipleChoiceModelOutput(
+            loss=None if labels is None else cross_entropy(logits, labels.reshape(-1)),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+
+class MegaForTokenClassification(MegaPreTrainedModel):
+    """MEGA with a classifier on every token.
+
+    Args:
+        config: Settings; the weights are random. `num_labels` is the number of classes.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForTokenClassification
+        >>> model = MegaForTokenClassification(MegaConfig(num_hidden_layers=1, num_labels=9))
+        >>> model(torch.tensor([[0, 133, 2]])).logits.shape
+        torch.Size([1, 3, 9])
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            labels: Class index of each token, -100 is ignored, (B, S).
+
+        Returns:
+            `TokenClassifierOutput`.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        output = TokenClassifierOutput(
+            loss=None if labels is None else cross_entropy(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+
+class MegaForQuestionAnswering(MegaPreTrainedModel):
+    """MEGA that finds the span of an answer: scores of being its first and its last token.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import MegaConfig, MegaForQuestionAnswering
+        >>> output = MegaForQuestionAnswering(MegaConfig(num_hidden_layers=1))(torch.tensor([[0, 133, 2]]))
+        >>> output.start_logits.shape, output.end_logits.shape
+        (torch.Size([1, 3]), torch.Size([1, 3]))
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            start_positions: Index of the answer's first token, (B,); positions outside the sequence do not count.
+            end_positions: Index of the answer's last token, (B,).
+
+        Returns:
+            `QuestionAnsweringModelOutput`; the loss needs both positions.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
+        output = QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return finish(output, resolve(return_dict, self.config.return_dict))
