@@ -53,11 +53,20 @@ class Request:
     device: str
     dropout: float
     head_dim: int
-    needs_grad: bool
     tracing: bool
+    needs_weights: bool = False
+
+
+_WEIGHTS = "attention weights are returned by 'blocked' only"
+
+
+def _why_not_flex(request: Request) -> str | None:
+    return _WEIGHTS if request.needs_weights else why_not_flex(request)
 
 
 def _why_not_chunked(request: Request) -> str | None:
+    if request.needs_weights:
+        return _WEIGHTS
     if request.tracing:
         return "its loop over the length cannot be part of a traced graph or of a torch.func transform"
     return None
@@ -66,7 +75,7 @@ def _why_not_chunked(request: Request) -> str | None:
 #: "auto" tries these in order
 DISPATCHER: Dispatcher[Request] = Dispatcher(
     "sliding-window attention",
-    {"flex": why_not_flex, "chunked": _why_not_chunked, "blocked": lambda request: None},
+    {"flex": _why_not_flex, "chunked": _why_not_chunked, "blocked": lambda request: None},
 )
 
 
@@ -113,7 +122,7 @@ def sliding_window_attention(
         Beltagy et al., "Longformer: The Long-Document Transformer", 2020; Guo et al., "LongT5", 2022.
     """
     _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
-    request = _request(query, key, value, bias, extra, dropout)
+    request = Request(query.device.type, dropout, query.shape[-1], is_traced(query))
     chosen = DISPATCHER.choose(implementation, request, tracing=request.tracing)
     if extra is not None and extra.key.shape[2] == 0:
         extra = None
@@ -141,6 +150,7 @@ def sliding_window_attention_weights(
     extra: ExtraKeys | None = None,
     dropout: float = 0.0,
     rows: int = BLOCK_ROWS,
+    implementation: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """As `sliding_window_attention`, and returns the weights by which the values were multiplied.
 
@@ -156,6 +166,7 @@ def sliding_window_attention_weights(
         extra: Keys that every query sees.
         dropout: Probability with which a weight is dropped.
         rows: Queries of a block, R.
+        implementation: `"auto"` or `"blocked"`, the only one that can return them.
 
     Returns:
         Output (B, H, S, E) and weights (B, H, ⌈S/R⌉, R, G + R + left + right): first the extra keys, then the span of
@@ -163,6 +174,8 @@ def sliding_window_attention_weights(
         outside the band are 0.
     """
     _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    request = Request(query.device.type, dropout, query.shape[-1], is_traced(query), needs_weights=True)
+    DISPATCHER.choose(implementation, request, tracing=request.tracing)
     if extra is not None and extra.key.shape[2] == 0:
         extra = None
     output, weights = blocked_attention(
@@ -192,19 +205,6 @@ def weights_by_offset(weights: Tensor, *, left: int, right: int, length: int) ->
     skewed = F.pad(span.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + width))
     in_order = torch.cat((extra, skewed[..., :width]), dim=-1)
     return in_order.reshape(batch, heads, blocks * rows, num_extra + width)[:, :, :length]
-
-
-def _request(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, extra: ExtraKeys | None, dropout: float
-) -> Request:
-    inputs = (query, key, value, bias, *(extra or ()))
-    return Request(
-        device=query.device.type,
-        dropout=dropout,
-        head_dim=query.shape[-1],
-        needs_grad=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs),
-        tracing=is_traced(query),
-    )
 
 
 def is_traced(tensor: Tensor) -> bool:

@@ -1,0 +1,15 @@
+"""Facts about Longformer's parameter names."""
+
+from __future__ import annotations
+
+from longspan.checkpoints.names import ParameterNames, Tied
+
+NAMES = ParameterNames(
+    base_prefix="longformer",
+    tied=(
+        Tied("lm_head.decoder.weight", "longformer.embeddings.word_embeddings.weight", switch="tie_word_embeddings"),
+        Tied("lm_head.decoder.bias", "lm_head.bias"),
+    ),
+    ignorable=(r"\.embeddings\.(position_ids|token_type_ids)$",),
+    heads=("longformer.pooler",),
+)
