@@ -143,7 +143,7 @@ class _Walk:
             return iter(())
 
     def _is_skipped(self, entry: os.DirEntry[str], prefix: str) -> bool:
-        if entry.name.startswith(".") or absolute_path(entry.path) in self._filters.skip:
+        if entry.name.startswith(".") or entry.name == "__pycache__" or absolute_path(entry.path) in self._filters.skip:
             return True
         return _matches(self._filters.exclude, entry.name, prefix + entry.name)
 

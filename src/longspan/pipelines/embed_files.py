@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
-from longspan.errors import InputError
-from longspan.pipelines.embed_options import EmbedOptions, EmbedReport, Others
+from longspan.pipelines.embed_options import EmbedOptions, EmbedReport
 from longspan.pipelines.embed_run import EmbedRun
 from longspan.pipelines.progress import Progress
 from longspan.pipelines.sentence_encoder import SentenceEncoder
@@ -43,10 +41,7 @@ def embed_files(
         IndexFileError: the output exists and is no index, or was made with other settings.
         ProblemError: something cannot be read and `options.strict` is set.
     """
-    options = options or EmbedOptions()
-    if options.others not in get_args(Others):
-        raise InputError(f"others must be one of {', '.join(get_args(Others))}. Received: others={options.others!r}")
-    run = EmbedRun(Path(output), encoder, options, progress or Progress())
+    run = EmbedRun(Path(output), encoder, options or EmbedOptions(), progress or Progress())
     with run.watch.time("total"):
         run.execute(paths)
     run.report.seconds = run.watch.seconds

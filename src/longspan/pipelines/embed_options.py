@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from longspan.documents.document import Problem
 from longspan.documents.readers import ReadOptions
@@ -42,6 +42,10 @@ class EmbedOptions:
     resume: bool = True
     strict: bool = False
     others: Others = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.others not in get_args(Others):
+            raise InputError(f"others must be one of {', '.join(get_args(Others))}. Received: others={self.others!r}")
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from longspan.errors import InputError
+from longspan.errors import CheckpointNotFoundError, InputError
 from longspan.pipelines.sentence_encoder import SentenceEncoder
-from longspan.search.passages import IndexFileError, PassageStore
+from longspan.search.passages import IndexFileError, IndexInfo, PassageStore
 from longspan.search.ranking import Hit, rank
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -77,6 +78,26 @@ def search_index(
     lines = [[tuple(_LINE_END.split(hit.text)) for hit in hits] for hits in results]
     best = _best_lines(encoder, vectors, lines)
     return [[_match(hit, lines[i][j], best[i][j]) for j, hit in enumerate(hits)] for i, hits in enumerate(results)]
+
+
+def load_encoder_of(info: IndexInfo, name_or_path: str | None = None, **settings: Any) -> SentenceEncoder:
+    """The model that made an index.
+
+    Args:
+        info: What the index says about itself.
+        name_or_path: Where the model is, if not where it was then.
+        **settings: Further arguments of `SentenceEncoder`, such as `device`.
+
+    Raises:
+        CheckpointNotFoundError: the model is not there.
+    """
+    made_by = info.settings
+    try:
+        return SentenceEncoder(name_or_path or made_by["model"], dtype=made_by["dtype"], **settings)
+    except CheckpointNotFoundError as error:
+        if name_or_path is not None:
+            raise
+        raise CheckpointNotFoundError(f"{error} The index names this model; --model says where it is now") from error
 
 
 def has_line_numbers(hit: Hit, num_lines: int) -> bool:

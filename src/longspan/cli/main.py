@@ -1,0 +1,62 @@
+"""The command `longspan`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from longspan.cli import embed, search
+from longspan.cli.running import run
+
+_HELP = """Long-document transformers on the command line.
+
+[bold]Examples[/bold]
+
+  longspan embed docs/ notes.md --output index.parquet
+
+  longspan search index.parquet "how do I rotate log files?"
+
+[bold]Exit codes[/bold]
+
+  0  done
+  1  failed: one line on the standard error stream says why
+  2  the command was not understood
+  3  done, but something could not be read and was left out (each is named)
+  130  interrupted: finished work is kept, the same command goes on
+"""
+
+app = typer.Typer(
+    name="longspan",
+    help=_HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("embed", epilog=embed.EPILOG)(embed.embed)
+app.command("search", epilog=search.EPILOG)(search.search)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from longspan import __version__
+
+        typer.echo(f"longspan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command; each acts by itself (`--debug` in `run`)."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(app, sys.argv[1:]))
