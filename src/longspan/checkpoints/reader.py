@@ -10,7 +10,7 @@ import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +85,9 @@ class CheckpointReader(ABC):
     def keys(self) -> list[str]:
         """Keys of all tensors."""
         return list(self.entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
 
     def __contains__(self, key: object) -> bool:
         return key in self.entries
