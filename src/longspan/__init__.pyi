@@ -73,6 +73,7 @@ from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache
 from .nn.torch.cache import EncoderDecoderCache as EncoderDecoderCache
 from .nn.torch.cache import StaticCache as StaticCache
+from .pipelines.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .tokenization.auto import AutoTokenizer as AutoTokenizer
 from .tokenization.encoding import BatchEncoding as BatchEncoding
 from .tokenization.families import BertTokenizer as BertTokenizer
