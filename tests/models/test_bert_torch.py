@@ -272,3 +272,12 @@ def test_an_explicit_argument_wins_over_the_configuration():
 def test_the_causal_model_starts_near_the_uniform_loss():
     model = longspan.BertLMHeadModel(BertConfig(**SETTINGS, is_decoder=True))
     assert abs(model(IDS, labels=IDS).loss.item() - math.log(61)) < 0.3
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+def test_relative_positions_with_a_cache(kind):
+    model = make("BertLMHeadModel", is_decoder=True, position_embedding_type=kind)
+    full = model(IDS, use_cache=False).logits
+    first = model(IDS[:, :3])
+    second = model(IDS[:, 3:], past_key_values=first.past_key_values)
+    assert_close(torch.cat([first.logits, second.logits], dim=1), full)
