@@ -539,8 +539,13 @@ class TestTracing:
         torch._dynamo.reset()
         compiled = torch.compile(ours, fullgraph=True, backend="eager")
         ids, mask, chosen = self.inputs(27, 4)
-        with pytest.raises(RuntimeError, match=r"room for config.num_global_slots=3 global tokens per row"):
+        message = r"takes at most config.num_global_slots=3 global tokens per row"
+        with pytest.raises(InputError, match=message + r". Received: 4"):
             compiled(ids, attention_mask=mask, global_attention_mask=chosen)
+        arguments = {"attention_mask": mask, "global_attention_mask": chosen}
+        program = torch.export.export(ours, (ids,), arguments).module()
+        with pytest.raises(RuntimeError, match=message):
+            program(ids, **arguments)
 
     def test_export_with_a_dynamic_length(self, pair):
         ours, _ = pair("LongformerForSequenceClassification", num_global_slots=4)

@@ -84,7 +84,13 @@ def make_plan(
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         marked = attention_mask.to(device) > 1
         is_global = marked if is_global is None else is_global | marked
-    slots = 0 if is_global is None else _num_slots(is_global, config)
+    if is_global is None:
+        slots = 0
+    elif is_traced(is_global):
+        slots = config.num_global_slots
+        is_global = _check_slots(is_global, slots)
+    else:
+        slots = _num_slots(is_global)
     if slots == 0 or is_global is None:
         return GlobalPlan(real, None, None, None, needs_weights, config.attn_implementation)
     positions, filled = _fill_slots(is_global, slots)
@@ -103,16 +109,34 @@ def _check_global_is_real(is_global: Tensor, real: Tensor) -> None:
         )
 
 
-def _num_slots(is_global: Tensor, config: LongformerConfig) -> int:
-    count = is_global.sum(dim=1)
-    if not is_traced(is_global):
-        return int(count.amax()) if count.numel() > 0 else 0
-    slots = config.num_global_slots
-    torch._assert_async(  # the only check of values that a graph can hold
-        (count <= slots).all(),
-        f"a traced graph has room for config.num_global_slots={slots} global tokens per row; trace it with more",
-    )
-    return slots
+def _num_slots(is_global: Tensor) -> int:
+    """Largest number of global tokens of a row."""
+    return int(is_global.sum(dim=1).amax()) if is_global.numel() > 0 else 0
+
+
+def _check_slots(is_global: Tensor, slots: int) -> Tensor:
+    """Give back the mask, in a graph that fails when a row has more global tokens than `slots`."""
+    if is_global.device.type == "cpu" and not torch.compiler.is_exporting():
+        return torch.ops.longspan.check_global_slots(is_global, slots)
+    # needs nothing of longspan where an exported graph is loaded, and no wait for the device
+    torch._assert_async((is_global.sum(dim=1) <= slots).all(), _too_many(slots))
+    return is_global
+
+
+@torch.library.custom_op("longspan::check_global_slots", mutates_args=())
+def _check_global_slots(is_global: Tensor, slots: int) -> Tensor:
+    if _num_slots(is_global) > slots:
+        raise InputError(f"{_too_many(slots)}. Received: {_num_slots(is_global)}")
+    return is_global.clone()
+
+
+@_check_global_slots.register_fake
+def _(is_global: Tensor, slots: int) -> Tensor:
+    return torch.empty_like(is_global)
+
+
+def _too_many(slots: int) -> str:
+    return f"a traced graph takes at most config.num_global_slots={slots} global tokens per row"
 
 
 def _fill_slots(is_global: Tensor, slots: int) -> tuple[Tensor, Tensor]:
