@@ -1,0 +1,42 @@
+"""The main job end to end: text in, vectors out, against sentence-transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.harness import Work, case
+
+
+def encode(dtype: str, tolerance: float) -> Work:
+    import sentence_transformers
+
+    from benchmarks.corpus import docstrings
+    from longspan import SentenceEncoder
+    from longspan.pipelines.default_model import default_model_folder
+
+    texts = docstrings(2000)
+    folder = str(default_model_folder())
+    peer = sentence_transformers.SentenceTransformer(folder, device="cpu", model_kwargs={"torch_dtype": dtype})
+    ours = SentenceEncoder(folder, dtype=dtype)
+
+    def run_peer() -> Any:
+        return peer.encode(texts, show_progress_bar=False)
+
+    return Work(
+        peer=run_peer,
+        ours=lambda: ours.encode(texts, on_long="truncate"),  # as the peer does
+        difference=lambda a, b: float(abs(a - b).max()),
+        tolerance=tolerance,
+        extra={"texts": len(texts)},
+        after=lambda p, o: {"peer_texts_per_second": len(texts) / p, "ours_texts_per_second": len(texts) / o},
+    )
+
+
+@case("embed/minilm/float32", "MiniLM, 2,000 documentation strings, text to vectors", rounds=3)
+def minilm_float32() -> Work:
+    return encode("float32", 1e-5)
+
+
+@case("embed/minilm/bfloat16", "MiniLM, 2,000 documentation strings, text to vectors", rounds=3)
+def minilm_bfloat16() -> Work:
+    return encode("bfloat16", 3e-2)
