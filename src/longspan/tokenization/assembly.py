@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from longspan.errors import CheckpointError
+from longspan.tokenization.files import library_errors
 from longspan.tokenization.sentencepiece import CONTROL, USER_DEFINED, SentencePieceModel
 
 
@@ -91,12 +92,10 @@ def byte_level_tokenizer(
             raise CheckpointError(
                 f"The vocabulary (vocab.json) must hold the token {token!r}. It has {len(vocab)} others"
             )
-    try:
+    with library_errors("merges.txt must hold pairs of tokens of vocab.json"):
         model = models.BPE(
             vocab=dict(vocab), merges=list(merges), continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False
         )
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"merges.txt must hold pairs of tokens of vocab.json. Received: {error}") from None
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -134,7 +133,9 @@ def unigram_tokenizer(model: SentencePieceModel, *, extra_ids: int, eos_token: s
         raise CheckpointError(
             f"The vocabulary (spiece.model) must hold the token {eos_token!r}. It has {len(ids)} others"
         )
-    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=model.unk_id, byte_fallback=False))
+    with library_errors("spiece.model must hold a vocabulary and normalization rules"):
+        tokenizer = Tokenizer(models.Unigram(vocab, unk_id=model.unk_id, byte_fallback=False))
+        rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     tokenizer.add_tokens(
         [
             AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
@@ -143,7 +144,6 @@ def unigram_tokenizer(model: SentencePieceModel, *, extra_ids: int, eos_token: s
         ]
     )
     blanks = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
-    rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
     tokenizer.normalizer = normalizers.Sequence([*rules, *blanks])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend_scheme)
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=prepend_scheme)

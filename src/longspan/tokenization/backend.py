@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from longspan.errors import CheckpointError, InputError
-from longspan.tokenization.inputs import Batch, explain_failure
+from longspan.tokenization.files import is_panic
+from longspan.tokenization.inputs import Batch, find_surrogate
 from longspan.tokenization.settings import Truncation
 
 _COMPONENTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -132,8 +133,10 @@ class Backend:
                 batch.items, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
             )
             return rows
-        except Exception as error:
-            raise self._explained(error, batch, truncation) from error
+        except BaseException as error:
+            if isinstance(error, Exception) or is_panic(error):
+                raise self._explained(error, batch, truncation) from error
+            raise
 
     def _variant(self, truncation: Truncation | None, split_special_tokens: bool) -> Tokenizer:
         key = (truncation, split_special_tokens)
@@ -188,7 +191,7 @@ class Backend:
         rows = tokenizer.encode_batch_fast(texts, is_pretokenized=is_split_into_words, add_special_tokens=False)
         return [len(row) for row in rows]
 
-    def _explained(self, error: Exception, batch: Batch, truncation: Truncation | None) -> Exception:
+    def _explained(self, error: BaseException, batch: Batch, truncation: Truncation | None) -> Exception:
         message = str(error)
         if truncation is not None and "Second sequence not provided" in message:
             return InputError("truncation='only_second' needs pairs of texts. Received: single texts that are too long")
@@ -197,8 +200,10 @@ class Backend:
                 f"truncation={truncation.strategy!r} cuts one sequence of a pair, and the other one alone does not fit "
                 f"max_length={truncation.max_length}: raise max_length or use truncation='longest_first'."
             )
-        explained = explain_failure(batch, error)
-        return explained or CheckpointError(f"The tokenizer's vocabulary cannot encode this text: {message}")
+        unreadable = find_surrogate(batch)
+        return unreadable or CheckpointError(
+            f"The tokenizer's files must be able to encode any text. Received: {message}"
+        )
 
 
 def _clone(tokenizer: Tokenizer) -> Tokenizer:

@@ -21,7 +21,7 @@ from longspan.tokenization.assembly import (
 )
 from longspan.tokenization.files import read_bpe, read_wordpiece
 from longspan.tokenization.sentencepiece import read_sentencepiece
-from longspan.tokenization.special_tokens import text_of
+from longspan.tokenization.special_tokens import SPECIAL_TOKENS_ATTRIBUTES, text_of
 from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
 
@@ -62,7 +62,8 @@ class BertTokenizer(PreTrainedTokenizer):
     saved_class_name: ClassVar[str] = "BertTokenizer"
 
     @classmethod
-    def _build(cls, settings: Mapping[str, Any]) -> Tokenizer:
+    def _build(cls, settings: dict[str, Any]) -> Tokenizer:
+        settings.setdefault("clean_up_tokenization_spaces", True)
         vocab = read_wordpiece(_file(cls, settings, "vocab_file"))
         return wordpiece_tokenizer(
             vocab, **_texts(settings, "unk_token", "cls_token", "sep_token"), **_reading(settings)
@@ -113,7 +114,10 @@ class RobertaTokenizer(PreTrainedTokenizer):
         super().__init__(**(settings | {"mask_token": mask}))
 
     @classmethod
-    def _build(cls, settings: Mapping[str, Any]) -> Tokenizer:
+    def _build(cls, settings: dict[str, Any]) -> Tokenizer:
+        for name in SPECIAL_TOKENS_ATTRIBUTES[:-1]:
+            if isinstance(settings.get(name), str):
+                settings[name] = AddedToken(settings[name], normalized=True)
         vocab, merges = read_bpe(_file(cls, settings, "vocab_file"), _file(cls, settings, "merges_file"))
         return byte_level_tokenizer(vocab, merges, **_texts(settings, "cls_token", "sep_token"), **_blanks(settings))
 
@@ -186,7 +190,7 @@ class T5Tokenizer(PreTrainedTokenizer):
         super().__init__(**(settings | {"additional_special_tokens": others}))
 
     @classmethod
-    def _build(cls, settings: Mapping[str, Any]) -> Tokenizer:
+    def _build(cls, settings: dict[str, Any]) -> Tokenizer:
         return unigram_tokenizer(
             read_sentencepiece(_file(cls, settings, "vocab_file")),
             extra_ids=settings["extra_ids"],

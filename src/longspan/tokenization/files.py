@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from longspan.errors import CheckpointError
+
+
+@contextmanager
+def library_errors(rule: str) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises on damaged data into `CheckpointError`.
+
+    It raises bare `Exception`, and where it does not check, a panic, which is a `BaseException`.
+
+    Args:
+        rule: What the data must be.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{rule}. Received: {error}") from None
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise CheckpointError(f"{rule}. Received: data on which the tokenizers library gives up ({error})") from None
+
+
+def is_panic(error: BaseException) -> bool:
+    """True if `error` is an aborted computation of the `tokenizers` library."""
+    return type(error).__name__ == "PanicException"
 
 
 def read_text(path: Path) -> str:
@@ -35,10 +61,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """The `tokenizers` object that a `tokenizer.json` holds."""
     text = read_text(path)
-    try:
+    with library_errors(f"{path} must be a file of the tokenizers library"):
         return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} must be a file of the tokenizers library. Received: {error}") from None
 
 
 def read_wordpiece(path: Path) -> dict[str, int]:

@@ -117,8 +117,8 @@ def _wrong(name: str, item: object, is_split: bool) -> InputError:
     return InputError(f"{_RULE[is_split]}. Received: {name} of type {type(item).__name__}")
 
 
-def explain_failure(batch: Batch, error: Exception) -> InputError | None:
-    """Error to raise instead of one from the `tokenizers` library, or None if the texts are not its cause."""
+def find_surrogate(batch: Batch) -> InputError | None:
+    """Error about the first text that holds half of a character (a lone surrogate), or None if there is none."""
     for index, item in enumerate(batch.items):
         for text in _strings(item):
             try:

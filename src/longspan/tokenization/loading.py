@@ -188,13 +188,14 @@ def _as_tokens(value: Any, **flags: bool) -> Any:
 
 
 def _added_tokens(entries: Any) -> dict[int, AddedToken]:
+    rule = "added_tokens_decoder in tokenizer_config.json must map ids to tokens"
+    if not isinstance(entries, Mapping):
+        raise CheckpointError(f"{rule}. Received: {entries!r}")
     tokens = {}
-    for index, entry in entries.items() if isinstance(entries, Mapping) else ():
+    for index, entry in entries.items():
         token = _as_tokens(entry)
         if not isinstance(token, AddedToken) or not str(index).isdecimal():
-            raise CheckpointError(
-                f"added_tokens_decoder in tokenizer_config.json must map ids to tokens. Received: {index!r}: {entry!r}"
-            )
+            raise CheckpointError(f"{rule}. Received: {index!r}: {entry!r}")
         tokens[int(index)] = token
     return tokens
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken
 
-from longspan.errors import InputError
+from longspan.checkpoints.update import DirectoryUpdate
 
 if TYPE_CHECKING:
     from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
 #: Settings that say where a tokenizer came from: not written.
 _PRIVATE = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file")
+#: Settings that are written even if no file named them.
+_ALWAYS = ("model_max_length", "clean_up_tokenization_spaces", "padding_side", "truncation_side")
+#: Files whose content `tokenizer_config.json` now has, and which would win over it.
+_SUPERSEDED = ("added_tokens.json", "chat_template.jinja")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizer, directory: Path) -> tuple[str, ...]:
-    """Write the tokenizer's files into `directory`, each whole or not at all.
+    """Write the tokenizer's files into `directory`: a killed process leaves all old ones or all new ones.
 
     Args:
         tokenizer: The tokenizer.
@@ -30,29 +32,36 @@ def save_tokenizer(tokenizer: PreTrainedTokenizer, directory: Path) -> tuple[str
         Paths of the files.
 
     Raises:
-        InputError: `directory` is a file.
+        CheckpointError: `directory` is a file.
     """
-    if directory.is_file():
-        raise InputError(f"save_directory must be a directory. Received: {directory}, which is a file")
-    directory.mkdir(parents=True, exist_ok=True)
     texts = {
-        "special_tokens_map.json": _json(_plain(tokenizer.special_tokens_map_extended, mark=False)),
-        "tokenizer_config.json": _json(_config(tokenizer)),
         "tokenizer.json": tokenizer.to_json(),
+        "tokenizer_config.json": _json(_config(tokenizer)),
+        "special_tokens_map.json": _json(_plain(_special_tokens(tokenizer), mark=False)),
     }
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as scratch:
+    with DirectoryUpdate(directory) as update:
         for name, text in texts.items():
-            _write(Path(scratch) / name, text)
-        for name in texts:
-            (Path(scratch) / name).replace(directory / name)
-    return tuple(str(directory / name) for name in texts)
+            update.write(name, text.encode())
+        for name in _SUPERSEDED:
+            update.remove(name)
+        vocabulary = tokenizer.save_vocabulary(update.path("tokenizer.json").parent)
+    return tuple(str(directory / name) for name in (*texts, *(Path(path).name for path in vocabulary)))
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizer) -> dict[str, Any]:
+    """Special tokens by name, as the `AddedToken` that the tokenizer finds in texts."""
+    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    return {
+        name: [added.get(text, text) for text in value] if isinstance(value, list) else added.get(value, value)
+        for name, value in tokenizer.special_tokens_map.items()
+    }
 
 
 def _config(tokenizer: PreTrainedTokenizer) -> dict[str, Any]:
     """Content of `tokenizer_config.json`."""
     config = {key: value for key, value in tokenizer.init_kwargs.items() if key not in _PRIVATE}
-    for key in (*config, "model_max_length", "clean_up_tokenization_spaces", "extra_special_tokens"):
-        if hasattr(tokenizer, key):
+    for key in (*config, *_ALWAYS):
+        if key in vars(tokenizer):
             config[key] = getattr(tokenizer, key)
     for name in tokenizer.special_token_names:
         config.pop(name, None)
@@ -86,10 +95,3 @@ def _plain(value: Any, *, mark: bool) -> Any:
 
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -60,10 +60,10 @@ class Padding:
         return -(-length // self.multiple) * self.multiple
 
 
-def check_side(name: str, side: object) -> str:
-    """`side` if it is `"right"` or `"left"`, else `InputError`."""
+def check_side(name: str, side: object, error: type[ValueError] = InputError) -> str:
+    """`side` if it is `"right"` or `"left"`, else `error`."""
     if side not in SIDES:
-        raise InputError(f"{name} must be 'right' or 'left'. Received: {name}={side!r}")
+        raise error(f"{name} must be 'right' or 'left'. Received: {name}={side!r}")
     return str(side)
 
 

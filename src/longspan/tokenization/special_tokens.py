@@ -29,6 +29,20 @@ def text_of(token: Token) -> str:
     return token.content if isinstance(token, AddedToken) else token
 
 
+def as_added(token: Token, *, special: bool) -> AddedToken:
+    """The token as a new `AddedToken`, made special if `special` says so."""
+    if isinstance(token, str):
+        return AddedToken(token, special=special)
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special or special,
+    )
+
+
 class _TokenAttribute:
     """`tokenizer.pad_token`: text of a special token, None if it is not set."""
 

@@ -30,7 +30,7 @@ from longspan.tokenization.settings import (
     resolve_padding,
     resolve_truncation,
 )
-from longspan.tokenization.special_tokens import Token, text_of
+from longspan.tokenization.special_tokens import Token, as_added, text_of
 from longspan.tokenization.tensors import tensor_converter, to_lists
 from longspan.tokenization.vocabulary import Vocabulary, check_ids
 
@@ -110,23 +110,42 @@ class PreTrainedTokenizer(Vocabulary):
         return cast(Self, load_tokenizer(pretrained_model_name_or_path, cls=cls, **kwargs))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
+        """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the vocabulary's files.
 
-        Both longspan and `transformers` load them. Each file is written whole or not at all.
+        Both longspan and `transformers` load them. A killed process leaves all old files or all new ones.
 
         Args:
             save_directory: Directory; made if it does not exist.
 
         Returns:
             Paths of the files.
+
+        Raises:
+            CheckpointError: `save_directory` is a file.
         """
         from longspan.tokenization.saving import save_tokenizer
 
         return save_tokenizer(self, Path(save_directory))
 
+    def save_vocabulary(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
+        """Write the vocabulary alone: `vocab.txt` (WordPiece), or `vocab.json` and `merges.txt` (BPE).
+
+        Args:
+            save_directory: A directory that exists.
+
+        Returns:
+            Paths of the files; none if the tokenizer's class is read from `tokenizer.json` only.
+        """
+        if set(self.vocabulary_files.values()) & {"vocab.txt", "vocab.json"}:
+            return tuple(self._backend.tokenizer.model.save(str(save_directory)))
+        return ()
+
     @classmethod
     def _build(cls, settings: dict[str, Any]) -> Tokenizer:
-        """Make the `tokenizers` object of vocabulary files that `settings` name; classes of a model override it."""
+        """Make the `tokenizers` object of vocabulary files that `settings` name; classes of a model override it.
+
+        They add to `settings`, in place, what the reference does only without `tokenizer.json`.
+        """
         raise ConfigError(f"{cls.__name__} needs tokenizer_file or tokenizer_object. Received: {sorted(settings)}")
 
     @classmethod
@@ -140,9 +159,11 @@ class PreTrainedTokenizer(Vocabulary):
         self.init_kwargs = copy.deepcopy(settings)
         self.name_or_path = str(settings.get("name_or_path", ""))
         limit = settings.get("model_max_length", settings.get("max_len"))
-        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else limit
-        self.padding_side = check_side("padding_side", settings.get("padding_side", "right"))
-        self.truncation_side = check_side("truncation_side", settings.get("truncation_side", "right"))
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 1):
+            raise ConfigError(f"model_max_length must be a number of tokens. Received: {limit!r}")
+        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else int(limit)
+        self.padding_side = check_side("padding_side", settings.get("padding_side", "right"), ConfigError)
+        self.truncation_side = check_side("truncation_side", settings.get("truncation_side", "right"), ConfigError)
         self.model_input_names: list[str] = list(settings.get("model_input_names") or self.default_model_input_names)
         self.clean_up_tokenization_spaces = bool(settings.get("clean_up_tokenization_spaces", False))
         self.split_special_tokens = bool(settings.get("split_special_tokens", False))
@@ -152,25 +173,16 @@ class PreTrainedTokenizer(Vocabulary):
 
     def _register_tokens(self, added: Mapping[int, AddedToken]) -> None:
         """Make the tokenizer see added and special tokens as units, giving ids to those without one."""
-        present = self.added_tokens_decoder
-        known = {repr(token) for token in present.values()}
-        tokens: list[Token] = [added[index] for index in sorted(added) if repr(added[index]) not in known]
-        names = {token.content for token in present.values()} | {text_of(token) for token in tokens}
-        special = set(self.all_special_tokens)
+        tokens: list[Token] = [added[index] for index in sorted(added)]
+        names = {*self.added_tokens_encoder, *map(text_of, tokens)}
         tokens += [
             token
             for token in self.all_special_tokens_extended
             if (token not in names if isinstance(token, str) else token not in tokens)
         ]
-        marked = []
-        for token in tokens:
-            if isinstance(token, str):
-                marked.append(AddedToken(token, special=token in special))
-            else:
-                token.special = token.special or token.content in special
-                marked.append(token)
-        if marked:
-            self._backend.tokenizer.add_tokens(marked)
+        special = set(self.all_special_tokens)
+        if tokens:
+            self._backend.tokenizer.add_tokens([as_added(token, special=text_of(token) in special) for token in tokens])
 
     def __call__(
         self,
