@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,11 +29,23 @@ class _SkipParameterInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_skipping: ContextVar[bool] = ContextVar("longspan_skipping_init", default=False)
+
+
 @contextmanager
 def skip_parameter_init() -> Iterator[None]:
     """Build modules without initialising their parameters; buffers are computed as usual."""
-    with _SkipParameterInit():
-        yield
+    token = _skipping.set(True)
+    try:
+        with _SkipParameterInit():
+            yield
+    finally:
+        _skipping.reset(token)
+
+
+def is_skipping_init() -> bool:
+    """True inside `skip_parameter_init`."""
+    return _skipping.get()
 
 
 def fill(

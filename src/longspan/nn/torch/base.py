@@ -18,7 +18,7 @@ from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport
-from longspan.checkpoints.torch import fill, skip_parameter_init, tie
+from longspan.checkpoints.torch import fill, is_skipping_init, skip_parameter_init, tie
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import ConfigError, InputError
 from longspan.nn.torch.resizing import resize_embedding, resize_linear
@@ -98,7 +98,8 @@ class PreTrainedModel(nn.Module):
         """Finish construction: draw the weights that were not drawn yet, prune, tie."""
         for module in self.modules():
             if not getattr(module, "_is_initialised", False):
-                self._init_weights(module)
+                if not is_skipping_init():
+                    self._init_weights(module)
                 module._is_initialised = True  # type: ignore[assignment]
         if self.config.pruned_heads and self.base_model is self:
             self._prune_heads(self.config.pruned_heads)
