@@ -1,0 +1,262 @@
+"""The backbone of BERT in Keras 3 (Devlin et al., 2018, https://arxiv.org/abs/1810.04805).
+
+Axes: B batch, S tokens, T keys, N tokens of the batch that are computed, H width, A heads, D head size, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from longspan.checkpoints.names import ParameterNames
+from longspan.errors import InputError
+from longspan.models.bert.config import BertConfig
+from longspan.models.bert.keras_attention import ATTENTION, AttentionPlan, make_plan
+from longspan.models.bert.keras_layers import BertEmbeddings, BertEncoder
+from longspan.models.bert.names import NAMES
+from longspan.nn.keras.base import TFPreTrainedModel, register
+from longspan.nn.keras.checks import Size, check_ids, check_length, check_shape, input_shape
+from longspan.nn.keras.heads import Pooler
+from longspan.nn.keras.inputs import unpack_inputs
+from longspan.nn.keras.layers import linear
+from longspan.nn.keras.masks import expand_head_mask
+from longspan.nn.keras.outputs import KeyValues, TFBaseModelOutputWithPoolingAndCrossAttentions, resolve
+from longspan.nn.keras.resizing import replace_layer
+from longspan.ops.keras import Tensor
+
+
+class TFBertPreTrainedModel(TFPreTrainedModel):
+    """What all BERT classes share."""
+
+    config_class: ClassVar[type[BertConfig]] = BertConfig
+    base_model_prefix: ClassVar[str] = "bert"
+    names: ClassVar[ParameterNames] = NAMES
+    config: BertConfig
+
+    @classmethod
+    def check_implementation(cls, name: str) -> None:
+        """Raise `InputError` unless `name` is an attention implementation of BERT."""
+        ATTENTION.check_name(name)
+
+    def _linear(self, units: int, name: str) -> keras.layers.Dense:
+        return linear(units, stddev=self.config.initializer_range, dtype=self.dtype_policy, name=name)
+
+    def _classifier_dropout(self) -> keras.layers.Dropout:
+        config = self.config
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        return keras.layers.Dropout(rate, dtype=self.dtype_policy)
+
+
+@register
+class TFBertModel(TFBertPreTrainedModel):
+    """BERT without a head: an encoder, or a decoder if `config.is_decoder`.
+
+    As a decoder it attends causally and may keep a cache; with `config.add_cross_attention` it also attends to
+    `encoder_hidden_states`.
+
+    Args:
+        config: Settings; the weights are random.
+        add_pooling_layer: Have the pooler, which gives `pooler_output`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> from longspan import BertConfig, TFBertModel
+        >>> import numpy as np
+        >>> model = TFBertModel(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> output = model(input_ids=np.array([[101, 7592, 102]]))
+        >>> tuple(output.last_hidden_state.shape), tuple(output.pooler_output.shape)
+        ((1, 3, 32), (1, 32))
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, **kwargs)
+        self.embeddings = BertEmbeddings(config, dtype=self.dtype_policy, name="embeddings")
+        self.encoder = BertEncoder(config, dtype=self.dtype_policy, name="encoder")
+        self.pooler = None
+        if add_pooling_layer:
+            self.pooler = Pooler(
+                hidden_size=config.hidden_size,
+                stddev=config.initializer_range,
+                dtype=self.dtype_policy,
+                name="pooler",
+            )
+        self.build()
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the weights."""
+        if self.built:
+            return
+        self.embeddings.build()
+        self.encoder.build()
+        if self.pooler is not None:
+            self.pooler.build()
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything that `from_config` needs to make the same model, without weights."""
+        return {**super().get_config(), "add_pooling_layer": self.pooler is not None}
+
+    def get_input_embeddings(self) -> keras.layers.Embedding:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: keras.layers.Embedding) -> None:
+        """Replace the word embeddings by others that are built."""
+        replace_layer(self.embeddings, "word_embeddings", value)
+
+    def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
+        num_layers = self.config.num_hidden_layers
+        for layer in heads_to_prune:
+            if not 0 <= layer < num_layers:
+                raise InputError(f"layers to prune must lie in [0, {num_layers}). Received: {layer}")
+        self.encoder.prune_heads(heads_to_prune)
+
+    @unpack_inputs
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: KeyValues | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = False,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input_ids: Token ids, (B, S); or all inputs, as list, tuple or dict. Exactly one of ids and `inputs_embeds`
+                is given.
+            attention_mask: 1 for real tokens, 0 for padding, (B, S); with a cache (B, past + S). A mask per query,
+                (B, S, S), is possible as well. States at padding are unspecified.
+            token_type_ids: Segment of each token, (B, S); default 0.
+            position_ids: Position of each token, (B, S); default 0, 1, ...
+            head_mask: 1 keeps a head, 0 removes it, (A,) or (L, A).
+            inputs_embeds: Embedded tokens, (B, S, H).
+            encoder_hidden_states: States that cross-attention reads, (B, S_enc, H); needs a decoder with
+                `add_cross_attention`.
+            encoder_attention_mask: Their padding mask, (B, S_enc).
+            past_key_values: Keys and values of earlier tokens, L tuples of 2 (with cross-attention 4) tensors
+                (B, A, T, D).
+            use_cache: Return keys and values (decoder only); default as configured.
+            output_attentions: Return attention weights, L × (B, A, S, T).
+            output_hidden_states: Return hidden states, (L + 1) × (B, S, H).
+            return_dict: Return a `ModelOutput` rather than a tuple. Default as configured; a TensorFlow graph always
+                returns a `ModelOutput` unless False is passed.
+            training: Apply dropout.
+
+        Returns:
+            `TFBaseModelOutputWithPoolingAndCrossAttentions`.
+
+        Raises:
+            InputError: shapes disagree, an id is out of range, or the input is longer than the positions.
+        """
+        config = self.config
+        shape = input_shape(input_ids, inputs_embeds)
+        past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
+        self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values)
+        self._check_positions(shape[1], past_length, position_ids)
+        plan = make_plan(
+            config,
+            shape=shape,
+            past_length=past_length,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            needs_weights=resolve(output_attentions, config.output_attentions),
+        )
+        last_hidden_state, hidden, attentions, cross_attentions, presents = self.encoder(
+            self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training),
+            plan=plan,
+            head_mask=expand_head_mask(
+                head_mask, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads
+            ),
+            encoder_hidden_states=encoder_hidden_states,
+            past_key_values=past_key_values,
+            output_hidden_states=resolve(output_hidden_states, config.output_hidden_states),
+            training=training,
+        )
+        keeps_cache = config.is_decoder and resolve(use_cache, config.use_cache)
+        output = TFBaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=last_hidden_state,
+            pooler_output=None if self.pooler is None else self.pooler(last_hidden_state),
+            past_key_values=presents if keeps_cache else None,
+            hidden_states=hidden,
+            attentions=attentions,
+            cross_attentions=cross_attentions,
+        )
+        return self.finish(output, return_dict)
+
+    def _check_inputs(
+        self,
+        shape: tuple[Size, Size],
+        input_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        past_key_values: KeyValues | None,
+    ) -> None:
+        config = self.config
+        if input_ids is not None:
+            check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
+        if token_type_ids is not None:
+            check_shape(token_type_ids, shape, name="token_type_ids", axes="(batch, tokens)")
+            check_ids(token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size")
+        if past_key_values is not None and not config.is_decoder:
+            raise InputError("past_key_values needs a decoder: config.is_decoder=True. Received: is_decoder=False")
+        if past_key_values is not None and len(past_key_values) != config.num_hidden_layers:
+            raise InputError(
+                f"past_key_values must hold one tuple for each of num_hidden_layers={config.num_hidden_layers} layers. "
+                f"Received: {len(past_key_values)}"
+            )
+        if encoder_hidden_states is not None and not config.add_cross_attention:
+            raise InputError(
+                "encoder_hidden_states needs a decoder with cross-attention: config.is_decoder=True and "
+                f"config.add_cross_attention=True. Received: is_decoder={config.is_decoder}, "
+                f"add_cross_attention={config.add_cross_attention}"
+            )
+
+    def _check_positions(self, length: Size, past_length: Size, position_ids: Tensor | None) -> None:
+        limit = self.config.max_position_embeddings
+        if position_ids is None:
+            check_length(past_length + length, limit)
+        else:
+            check_ids(position_ids, limit, name="position_ids", limit_name="max_position_embeddings")
+            check_length(length, limit)
+
+    def _embed(
+        self,
+        plan: AttentionPlan,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        training: bool | None,
+    ) -> Tensor:
+        """Embed the tokens, (N, H): all of them, or only the real ones of a packed batch."""
+        positions = plan.positions[None] if position_ids is None else ops.cast(position_ids, "int32")
+        if plan.packing is None:
+            states = self.embeddings(
+                input_ids,
+                inputs_embeds=inputs_embeds,
+                token_type_ids=token_type_ids,
+                position_ids=positions,
+                training=training,
+            )
+            return plan.pack(states)
+        take = plan.packing.take
+        return self.embeddings(
+            None if input_ids is None else take(input_ids),
+            inputs_embeds=None if inputs_embeds is None else take(inputs_embeds),
+            token_type_ids=None if token_type_ids is None else take(token_type_ids),
+            position_ids=take(ops.broadcast_to(positions, plan.shape)),
+            training=training,
+        )

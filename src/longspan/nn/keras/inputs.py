@@ -1,0 +1,91 @@
+"""The input forms of Keras models: keywords, or everything in the first argument as list, tuple or dict."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from longspan.errors import InputError
+
+Call = Callable[..., Any]
+
+#: columns of tokenizer output that say something about the text, not to the model
+BOOKKEEPING = frozenset(
+    {
+        "special_tokens_mask",
+        "offset_mapping",
+        "length",
+        "overflow_to_sample_mapping",
+        "overflowing_tokens",
+        "num_truncated_tokens",
+    }
+)
+
+
+def unpack_inputs(call: Call) -> Call:
+    """Decorator of `call`: the first argument may hold all inputs.
+
+    It may be one tensor (`input_ids`), a list or tuple of tensors in the order of the arguments (None leaves one out),
+    or a mapping by argument name, such as a tokenizer returns.
+
+    Raises:
+        InputError: a mapping names no argument of the model, a list is too long, or an input comes twice.
+    """
+    names = tuple(inspect.signature(call).parameters)[1:]
+
+    @functools.wraps(call)
+    def unpacked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        first = arguments.get(names[0])
+        if isinstance(first, Mapping | list | tuple):
+            del arguments[names[0]]
+            gathered = _by_name(first, names) if isinstance(first, Mapping) else _by_place(first, names)
+            for name, value in gathered.items():
+                if arguments.get(name) is not None:
+                    raise InputError(f"each input must come once. Received {name} in the first argument and by keyword")
+                arguments[name] = value
+        return call(self, **arguments)
+
+    return unpacked
+
+
+def _by_name(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    unknown = [name for name in inputs if name not in names and name not in BOOKKEEPING]
+    if unknown:
+        raise InputError(f"inputs must be named {', '.join(names)}. Received: {', '.join(map(repr, unknown))}")
+    return {name: value for name, value in inputs.items() if name in names}
+
+
+def _by_place(inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    if len(inputs) > len(names):
+        raise InputError(f"a list of inputs holds at most {', '.join(names)}. Received: {len(inputs)} inputs")
+    return {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
+
+
+def plain(data: Any) -> Any:
+    """Turn tokenizer output into a dict of arrays that Keras' own methods take; anything else comes back as it is.
+
+    Raises:
+        InputError: a column's rows differ in length.
+    """
+    if isinstance(data, Mapping):
+        return {name: _array(name, value) for name, value in data.items() if name not in BOOKKEEPING}
+    if isinstance(data, tuple):
+        return tuple(plain(part) for part in data)
+    return data
+
+
+def _array(name: str, value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(
+            f"rows of {name} must have one length: padding=True and truncation=True make them so. "
+            f"Received: rows of lengths {sorted({len(row) for row in value})}"
+        ) from None

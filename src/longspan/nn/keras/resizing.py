@@ -1,0 +1,136 @@
+"""Embeddings with more or fewer rows, dense layers with other features, and putting them in the place of the old.
+
+Keras locks the sub-layers of a layer that is built. `replace_layer` is the one place that opens that lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from longspan.errors import InputError
+
+Values = npt.NDArray[Any]
+
+
+def replace_layer(parent: keras.layers.Layer, attribute: str, layer: keras.layers.Layer) -> None:
+    """Put a built layer in the place of one of `parent`'s sub-layers."""
+    tracker = parent._tracker
+    tracker.unlock()
+    try:
+        tracker.untrack(getattr(parent, attribute))
+        setattr(parent, attribute, layer)
+    finally:
+        tracker.lock()
+
+
+def replace_variable(layer: keras.layers.Layer, attribute: str, values: Values) -> None:
+    """Put a variable with these values in the place of one of `layer`'s own."""
+    old = getattr(layer, attribute)
+    tracker = layer._tracker
+    tracker.unlock()
+    try:
+        tracker.untrack(old)
+        new = layer.add_weight(
+            shape=values.shape, initializer="zeros", dtype=old.dtype, trainable=old.trainable, name=old.name
+        )
+        new.assign(values)
+        setattr(layer, attribute, new)
+    finally:
+        tracker.lock()
+
+
+def resize_rows(old: Values, size: int, *, initialise: Any, mean_resizing: bool) -> Values:
+    """Copy the rows that both have; new rows become the mean of the old ones, or what `initialise(shape)` draws."""
+    kept = min(len(old), size)
+    new = np.empty((size, *old.shape[1:]), old.dtype)
+    new[:kept] = old[:kept]
+    if size > kept and mean_resizing:
+        new[kept:] = old.astype(np.float32).mean(axis=0)
+    elif size > kept:
+        new[kept:] = ops.convert_to_numpy(initialise((size - kept, *old.shape[1:])))
+    return new
+
+
+def resize_embedding(old: keras.layers.Embedding, size: int, *, mean_resizing: bool) -> keras.layers.Embedding:
+    """A built embedding of `size` rows that begins with those of `old`.
+
+    Args:
+        old: Embedding to grow or shrink.
+        size: Number of rows.
+        mean_resizing: New rows are the mean of the old ones; otherwise they are drawn as the old ones were.
+    """
+    config = {**old.get_config(), "input_dim": size}
+    new = keras.layers.Embedding.from_config(config)
+    new.build((None, None))
+    values = ops.convert_to_numpy(old.embeddings)
+    new.embeddings.assign(resize_rows(values, size, initialise=old.embeddings_initializer, mean_resizing=mean_resizing))
+    new.trainable = old.trainable
+    return new
+
+
+def resize_linear(old: keras.layers.Dense, size: int, *, mean_resizing: bool) -> keras.layers.Dense:
+    """A built dense layer of `size` output features that begins with those of `old`; see `resize_embedding`."""
+    rows = ops.convert_to_numpy(old.kernel).T
+    drawn = resize_rows(
+        rows, size, initialise=lambda shape: old.kernel_initializer(shape[::-1]).T, mean_resizing=mean_resizing
+    )
+    bias = None
+    if old.use_bias:
+        bias = resize_rows(
+            ops.convert_to_numpy(old.bias), size, initialise=old.bias_initializer, mean_resizing=mean_resizing
+        )
+    return _dense_like(old, drawn.T, bias)
+
+
+def keep_features(
+    old: keras.layers.Dense, indices: npt.NDArray[np.int64], *, axis: Literal["input", "output"]
+) -> keras.layers.Dense:
+    """A built dense layer with only the named input or output features of `old`."""
+    kernel = ops.convert_to_numpy(old.kernel).take(indices, axis=0 if axis == "input" else 1)
+    bias = ops.convert_to_numpy(old.bias) if old.use_bias else None
+    return _dense_like(old, kernel, bias if bias is None or axis == "input" else bias[indices])
+
+
+def _dense_like(old: keras.layers.Dense, kernel: Values, bias: Values | None) -> keras.layers.Dense:
+    new = keras.layers.Dense.from_config({**old.get_config(), "units": kernel.shape[1]})
+    new.build((None, kernel.shape[0]))
+    new.kernel.assign(kernel)
+    if bias is not None:
+        new.bias.assign(bias)
+    new.trainable = old.trainable
+    return new
+
+
+def remaining_features(
+    heads: Iterable[int], *, num_heads: int, head_size: int, already_pruned: Set[int]
+) -> tuple[set[int], npt.NDArray[np.int64]]:
+    """Which features are left when attention heads are removed.
+
+    Args:
+        heads: Heads to remove, by their original numbers.
+        num_heads: Original number of heads.
+        head_size: Features of a head.
+        already_pruned: Heads that were removed before.
+
+    Returns:
+        The heads that are removed now, and the indices of the features to keep among those that are still there.
+
+    Raises:
+        InputError: a head does not exist, or none would be left.
+    """
+    asked = set(heads)
+    wrong = sorted(head for head in asked if not 0 <= head < num_heads)
+    if wrong:
+        raise InputError(f"heads to prune must lie in [0, {num_heads}). Received: {wrong}")
+    if len(asked | already_pruned) >= num_heads:
+        raise InputError(f"at least one of {num_heads} attention heads must remain. Received: {sorted(asked)} to prune")
+    present = [head for head in range(num_heads) if head not in already_pruned]
+    keep = np.array([place for place, head in enumerate(present) if head not in asked])
+    features = (keep[:, None] * head_size + np.arange(head_size)).reshape(-1)
+    return asked - already_pruned, features

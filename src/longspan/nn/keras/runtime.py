@@ -1,0 +1,75 @@
+"""What the active backend can do at the moment: may values be looked at, may shapes depend on values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from longspan.ops.keras import Tensor
+
+
+def is_tensorflow() -> bool:
+    """True if TensorFlow computes."""
+    return bool(keras.backend.backend() == "tensorflow")
+
+
+def values_visible(tensor: Tensor) -> bool:
+    """True if looking at the values of `tensor` is possible and cheap: TensorFlow, eager, on a CPU."""
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return tf.executing_eagerly() and tf.is_tensor(tensor) and "CPU" in tensor.device
+
+
+def in_graph(tensor: Tensor) -> bool:
+    """True if a TensorFlow graph that will run is being traced; shape inference of symbolic tensors does not run."""
+    if not is_tensorflow() or is_symbolic():
+        return False
+    import tensorflow as tf
+
+    return tf.is_tensor(tensor) and not tf.executing_eagerly()
+
+
+def is_traced_by_tensorflow() -> bool:
+    """True while TensorFlow traces a function or infers shapes."""
+    if not is_tensorflow():
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def shapes_may_depend_on_values() -> bool:
+    """True if an operation may return a tensor whose shape follows from values: TensorFlow outside XLA."""
+    return is_tensorflow() and not is_symbolic() and not is_compiled_by_xla()
+
+
+def is_symbolic() -> bool:
+    """True if only shapes are inferred, for a call with symbolic `KerasTensor`s."""
+    from keras.src.backend.common.symbolic_scope import in_symbolic_scope
+
+    return bool(in_symbolic_scope())
+
+
+def is_compiled_by_xla() -> bool:
+    """True inside `tf.function(jit_compile=True)` and `compile(jit_compile=True)`, where all shapes are static."""
+    import tensorflow as tf
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+    return not tf.executing_eagerly() and bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def runs_on_cpu() -> bool:
+    """True if TensorFlow sees no accelerator."""
+    import tensorflow as tf
+
+    return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+
+
+def assert_in_graph(condition: Any, message: str) -> None:
+    """Stop a TensorFlow graph with `InvalidArgumentError` and this message unless a boolean tensor is true."""
+    import tensorflow as tf
+
+    tf.debugging.Assert(condition, [message])

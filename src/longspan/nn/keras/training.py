@@ -1,0 +1,162 @@
+"""What Keras' own methods (`fit`, `evaluate`, `predict`, ...) need to know of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from longspan.errors import InputError
+from longspan.model_output import ModelOutput
+from longspan.nn.keras.inputs import plain
+from longspan.nn.keras.losses import IGNORE_INDEX
+from longspan.nn.keras.outputs import TFModelOutput
+from longspan.ops.keras import Tensor
+
+
+class TaskTraining:
+    """Mix-in of Keras models: training with a standard Keras loss, or with the model's own.
+
+    - `compile(loss=...)`, labels as `y`: the loss meets the scores that belong to the labels. `y` is one tensor, a
+      tuple, or a dict by label name; with several labels (`start_positions`, `end_positions`) so is the loss.
+    - `compile()` without a loss: the model's own loss, with the labels as `y` or among the inputs.
+
+    Metrics see the same pairs. A label of -100 has the sample weight 0 in `weighted_metrics`.
+    """
+
+    #: name of a label -> field of the output that it is compared with
+    targets: ClassVar[Mapping[str, str]] = {}
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor]) -> Tensor:
+        """The model's own loss, (1,).
+
+        Args:
+            output: Output of the model.
+            labels: Every label of `targets`, by name.
+        """
+        raise InputError(f"{type(self).__name__} has no loss of its own: pass one to compile()")
+
+    def with_loss(self, output: TFModelOutput, **labels: Tensor | None) -> TFModelOutput:
+        """Set `output.loss` if every label is given."""
+        if all(label is not None for label in labels.values()):
+            output["loss"] = self.task_loss(output, labels)
+        return output
+
+    # -- hooks of keras.Model --------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """The loss that `fit` minimises: the one given to `compile`, or else the model's own; plus added losses."""
+        parent: Any = super()
+        _check_named(y_pred)
+        if self.loss is not None:  # type: ignore[attr-defined]
+            y, y_pred = self._pair(y, y_pred)
+            return parent.compute_loss(x, y, y_pred, sample_weight, training=training)
+        if sample_weight is not None:
+            raise InputError("sample_weight and class_weight need a loss in compile(); the model's own takes none")
+        if y is not None:
+            own = self.task_loss(y_pred, self._label_dict(y))
+        elif y_pred.get("loss") is not None:
+            own = y_pred["loss"]
+        else:
+            wanted = ", ".join(self.targets) or "none"
+            raise InputError(
+                f"training without a loss in compile() needs labels, as y or among the inputs ({wanted}). "
+                "Received: neither"
+            )
+        added = [ops.sum(ops.cast(loss, own.dtype)) for loss in self.losses]  # type: ignore[attr-defined]
+        return sum(added, ops.mean(own))
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Update and report the metrics; labels among the inputs serve if there is no `y`."""
+        parent: Any = super()
+        _check_named(y_pred)
+        if y is None and isinstance(x, Mapping) and all(name in x for name in self.targets):
+            y = {name: x[name] for name in self.targets}
+            y = next(iter(y.values())) if len(y) == 1 else y
+        if y is not None:
+            y, y_pred = self._pair(y, y_pred)
+            if sample_weight is None and not isinstance(y, Mapping | Sequence):
+                sample_weight = _counts(y)
+        return parent.compute_metrics(x, y, y_pred, sample_weight)
+
+    def _label_dict(self, y: Any) -> dict[str, Tensor]:
+        """Labels by name, from a tensor, a tuple in the order of `targets`, or a dict."""
+        if isinstance(y, Mapping):
+            named = {_label_of(name, self.targets): value for name, value in y.items()}
+        elif isinstance(y, list | tuple):
+            named = dict(zip(self.targets, y, strict=False)) if len(y) == len(self.targets) else {}
+        else:
+            named = dict.fromkeys(self.targets, y) if len(self.targets) == 1 else {}
+        if not self.targets or set(named) != set(self.targets):
+            received = ", ".join(map(str, y)) if isinstance(y, Mapping) else type(y).__name__
+            raise InputError(f"y must hold the labels {', '.join(self.targets)}. Received: {received}")
+        return named
+
+    def _pair(self, y: Any, output: ModelOutput) -> tuple[Any, Any]:
+        """Labels, and in the same structure the fields of the output that they are compared with."""
+        if isinstance(y, Mapping):
+            y = dict(y)
+            if len(y) == 1 and len(self.targets) == 1:
+                return next(iter(self._label_dict(y).values())), output[next(iter(self.targets.values()))]
+            return y, {name: output[self.targets.get(name, name)] for name in y}
+        fields = tuple(self.targets.values())
+        if not fields:
+            raise InputError(f"{type(self).__name__} has no task, so y must be a dict by output name")
+        if len(fields) == 1 and not isinstance(y, list | tuple):
+            return y, output[fields[0]]
+        labels = self._label_dict(y)
+        return tuple(labels.values()), tuple(output[field] for field in fields)
+
+    # -- methods that take data -------------------------------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see `keras.Model.fit`. `x` may also be the output of a tokenizer."""
+        if "validation_data" in kwargs:
+            kwargs["validation_data"] = plain(kwargs["validation_data"])
+        parent: Any = super()
+        return parent.fit(plain(x), plain(y), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loss and metrics; see `keras.Model.evaluate`. `x` may also be the output of a tokenizer."""
+        parent: Any = super()
+        return parent.evaluate(plain(x), plain(y), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Outputs for many inputs; see `keras.Model.predict`. `x` may also be the output of a tokenizer."""
+        parent: Any = super()
+        return parent.predict(plain(x), *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """One step; see `keras.Model.train_on_batch`. `x` may also be the output of a tokenizer."""
+        parent: Any = super()
+        return parent.train_on_batch(plain(x), plain(y), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Loss and metrics of a batch; see `keras.Model.test_on_batch`."""
+        parent: Any = super()
+        return parent.test_on_batch(plain(x), plain(y), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Outputs of a batch; see `keras.Model.predict_on_batch`."""
+        parent: Any = super()
+        return parent.predict_on_batch(plain(x))
+
+
+def _label_of(name: str, targets: Mapping[str, str]) -> str:
+    """The label that a key of `y` means: its own name, or the field that it is compared with."""
+    return next((label for label, field in targets.items() if field == name), name)
+
+
+def _check_named(y_pred: Any) -> None:
+    if not isinstance(y_pred, ModelOutput):
+        raise InputError("training needs outputs by name: config.return_dict must be True. Received: False")
+
+
+def _counts(labels: Tensor) -> Tensor | None:
+    """1 for integer labels that count and 0 for ignored ones; None for other labels."""
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    return ops.cast(labels != IGNORE_INDEX, "float32") if "int" in dtype else None
