@@ -106,7 +106,7 @@ def _read_json_lines(source: SourceFile, options: ReadOptions) -> Iterator[Docum
 
 def _text_of_record(line: bytes, text_field: str) -> str:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise UnreadableError(f"no valid UTF-8 (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:

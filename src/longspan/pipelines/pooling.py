@@ -22,38 +22,49 @@ MAX = "max"
 POOLING_MODES = ("cls", MAX, "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
-def pooling_weights(
-    modes: Sequence[str], lengths: npt.NDArray[np.int64], size: int, skipped: npt.NDArray[np.int64]
-) -> Floats:
+def pooled_tokens(lengths: npt.NDArray[np.int64], size: int, skipped: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which tokens are pooled.
+
+    Args:
+        lengths: (B,) real tokens of each text, padded on the right.
+        size: S.
+        skipped: (B,) leading tokens that are not pooled (those of a prompt); the last real token is pooled always.
+
+    Returns:
+        (B, S), True at pooled tokens.
+    """
+    positions = np.arange(size)
+    starts = np.minimum(skipped, lengths - 1)
+    mask: npt.NDArray[np.bool_] = (positions >= starts[:, None]) & (positions < lengths[:, None])
+    return mask
+
+
+def pooling_weights(modes: Sequence[str], mask: npt.NDArray[np.bool_]) -> Floats:
     """Weight of every token for every mode but `max`.
 
-    With n real tokens, t counting them from 1, of which the first k are skipped: `cls` is 1 at t = k + 1,
-    `lasttoken` 1 at t = n; for t > k `mean` is 1 / (n - k), `mean_sqrt_len_tokens` 1 / sqrt(n - k), and
-    `weightedmean` t / sum of these t.
+    Of the tokens t = 1 ... S of a text, n are pooled, from a to z. `cls` is 1 at t = a, `lasttoken` 1 at t = z; at
+    pooled tokens `mean` is 1 / n, `mean_sqrt_len_tokens` 1 / sqrt(n), and `weightedmean` t / sum of the pooled t.
 
     Args:
         modes: Names of `POOLING_MODES`.
-        lengths: (B,) real tokens of each text, padded on the right.
-        size: S.
-        skipped: (B,) leading tokens that are not pooled (those of a prompt); the last token is pooled always.
+        mask: (B, S), True at the tokens that are pooled, one stretch of at least one token a row.
 
     Returns:
         (B, M, S) weights, modes in the given order without `max`.
     """
-    positions = np.arange(1, size + 1)
-    ends = lengths[:, None]
-    starts = np.minimum(skipped[:, None], ends - 1)
-    real = (positions > starts) & (positions <= ends)
-    weighted = real * positions
+    counts = mask.sum(axis=1, keepdims=True)
+    weighted = mask * np.arange(1, mask.shape[1] + 1)
+    ranks = np.cumsum(mask, axis=1)
     tables = {
-        "cls": positions == starts + 1,
-        "lasttoken": positions == ends,
-        "mean": real / (ends - starts),
-        "mean_sqrt_len_tokens": real / np.sqrt(ends - starts),
+        "cls": mask & (ranks == 1),
+        "lasttoken": mask & (ranks == counts),
+        "mean": mask / counts,
+        "mean_sqrt_len_tokens": mask / np.sqrt(counts),
         "weightedmean": weighted / weighted.sum(axis=1, keepdims=True),
     }
     chosen = [tables[mode] for mode in modes if mode != MAX]
-    return np.stack(chosen, axis=1).astype(np.float32) if chosen else np.zeros((len(lengths), 0, size), np.float32)
+    empty = np.zeros((len(mask), 0, mask.shape[1]), np.float32)
+    return np.stack(chosen, axis=1).astype(np.float32) if chosen else empty
 
 
 def order_modes(modes: Sequence[str], pooled: Floats) -> Floats:

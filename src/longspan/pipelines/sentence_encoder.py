@@ -24,7 +24,7 @@ from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
 from longspan.pipelines.batching import pad, plan_batches
 from longspan.pipelines.default_model import DEFAULT_MODEL, default_model_folder
-from longspan.pipelines.pooling import MAX, Floats, order_modes, pooling_weights
+from longspan.pipelines.pooling import MAX, Floats, order_modes, pooled_tokens, pooling_weights
 from longspan.pipelines.pooling import normalize as to_unit_length
 from longspan.pipelines.progress import Progress, progress_bar
 from longspan.pipelines.sentence_modules import read_sentence_modules
@@ -309,11 +309,12 @@ class SentenceEncoder:
         input_ids = pad([piece.ids for piece in pieces], self.tokenizer.pad_token_id or 0)
         lengths = np.array([len(piece.ids) for piece in pieces])
         skipped = np.zeros_like(lengths) if self._modules.pools_prompt else _num_unpooled(pieces)
+        mask = pooled_tokens(lengths, input_ids.shape[1], skipped)
         pooled = self._backend.encode_batch(
             input_ids,
             np.arange(input_ids.shape[1]) < lengths[:, None],
-            pooling_weights(modes, lengths, input_ids.shape[1], skipped),
-            with_max=MAX in modes,
+            pooling_weights(modes, mask),
+            mask if MAX in modes else None,
         )
         return self._run_layers(order_modes(modes, pooled))
 

@@ -38,8 +38,7 @@ class Encoder(Protocol):
         input_ids: npt.NDArray[np.int64],
         attention_mask: npt.NDArray[np.bool_],
         weights: npt.NDArray[np.float32],
-        *,
-        with_max: bool,
+        max_mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.float32]:
         """Pooled states of a batch.
 
@@ -47,7 +46,7 @@ class Encoder(Protocol):
             input_ids: (B, S) token ids, padded on the right.
             attention_mask: (B, S), True at real tokens.
             weights: (B, M, S) weight of each token for each vector that is wanted.
-            with_max: Whether the greatest value over real tokens is wanted as one more vector.
+            max_mask: (B, S), True at the tokens whose greatest value is wanted as one more vector; None for none.
 
         Returns:
             (B, M (+ 1), H) float32: the weighted sums, and the maximum last.

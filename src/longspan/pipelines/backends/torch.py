@@ -64,18 +64,18 @@ class EncoderBackend:
         input_ids: npt.NDArray[np.int64],
         attention_mask: npt.NDArray[np.bool_],
         weights: npt.NDArray[np.float32],
-        *,
-        with_max: bool,
+        max_mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.float32]:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
-        mask = torch.from_numpy(attention_mask).to(self._device)
+        is_padded = not attention_mask.all()
         states: Tensor = self._model(
             input_ids=torch.from_numpy(input_ids).to(self._device),
-            attention_mask=None if attention_mask.all() else mask,
+            attention_mask=torch.from_numpy(attention_mask).to(self._device) if is_padded else None,
         ).last_hidden_state.float()
         pooled = torch.bmm(torch.from_numpy(weights).to(self._device), states)
-        if with_max:
-            greatest = states.masked_fill(~mask[:, :, None], float("-inf")).amax(dim=1, keepdim=True)
+        if max_mask is not None:
+            left_out = torch.from_numpy(~max_mask).to(self._device)[:, :, None]
+            greatest = states.masked_fill(left_out, float("-inf")).amax(dim=1, keepdim=True)
             pooled = torch.cat([pooled, greatest], dim=1)
         vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
         return vectors

@@ -1,0 +1,80 @@
+"""Runs `longspan embed` in child processes and kills them at random moments.
+
+Libraries are imported once and each run is forked, so that dozens of runs take seconds.
+
+Usage: `embed_worker.py KILLS FOLDER NAME ARGUMENTS...` writes FOLDER/undisturbed/NAME in one run. Then it kills KILLS
+runs that write FOLDER/killed/NAME, each going on from the one before, and lets one finish. Runs that finish too early
+are kept as FOLDER/early-N/NAME, and the next begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from longspan.cli.main import app
+from longspan.cli.running import run
+from longspan.pipelines.backends import torch as _backend  # noqa: F401 - imported before the fork
+from longspan.search import parquet
+
+
+def start(arguments: list[str], output: Path) -> int:
+    """Fork a run; its process id."""
+    output.parent.mkdir(exist_ok=True)
+    child = os.fork()
+    if child == 0:
+        os._exit(run(app, [*arguments, "--output", str(output)]))
+    return child
+
+
+def finish(child: int) -> None:
+    """Wait for a run that must succeed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != 0:
+        sys.exit(f"a run ended with exit code {code}")
+
+
+def was_killed(child: int, delay: float) -> bool:
+    """Kill a run after `delay` seconds, unless it is through by then."""
+    deadline = time.monotonic() + delay
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if os.waitstatus_to_exitcode(status) != 0:
+                sys.exit(f"a run ended with status {status}")
+            return False
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def main() -> None:
+    """Kill runs, then let one finish."""
+    kills, folder, name, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    torch.set_num_threads(1)
+    parquet.import_pyarrow()
+    finish(start(arguments, folder / "warm-up" / name))
+    begin = time.monotonic()
+    finish(start(arguments, folder / "undisturbed" / name))
+    duration = time.monotonic() - begin
+    draw = random.Random(kills)
+    output = folder / "killed" / name
+    killed = early = 0
+    while killed < kills:
+        if was_killed(start(arguments, output), draw.uniform(0, duration)):
+            killed += 1
+        else:
+            output.parent.rename(folder / f"early-{early}")
+            early += 1
+    finish(start(arguments, output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""`kill -9` at random moments of `longspan embed`: the next run goes on, with the result of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.tiny_encoder import WORDS
+
+from longspan.search.index import open_index
+
+WORKER = Path(__file__).with_name("embed_worker.py")
+
+
+@pytest.fixture(scope="module")
+def big_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of very different sizes, one of them far larger than a shard, and records."""
+    folder = tmp_path_factory.mktemp("kill") / "corpus"
+    folder.mkdir()
+    draw = random.Random(3)
+    for number, size in enumerate([5, 4000, 0, 300, 60, 900, 20, 2000]):
+        words = draw.choices([*WORDS, "\n"], k=size)
+        (folder / f"{number}.txt").write_text(" ".join(words))
+    lines = [f'{{"text": "{" ".join(draw.choices(WORDS, k=draw.randint(1, 90)))}"}}' for _ in range(60)]
+    (folder / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def assert_equal_indexes(actual: Path, expected: Path) -> None:
+    if actual.is_file():
+        assert actual.read_bytes() == expected.read_bytes()
+        return
+    left, right = open_index(actual), open_index(expected)
+    assert left.info == right.info
+    left_rows, right_rows = (store.rows(0, left.info.num_passages) for store in (left, right))
+    assert left_rows.text == right_rows.text
+    assert np.array_equal(left_rows.embedding, right_rows.embedding)
+    for name, column in left_rows.integers().items():
+        assert np.array_equal(column, right_rows.integers()[name])
+
+
+@pytest.mark.parametrize(("name", "kills"), [("out.parquet", 10), ("out.npz", 8), ("out", 8)])
+def test_killed_runs_resume_to_the_same_result(tmp_path: Path, big_corpus: Path, tiny_dir: Path, name: str, kills: int):
+    command = [sys.executable, WORKER, kills, tmp_path, name, "embed", big_corpus, "--model", tiny_dir]
+    command += ["--batch-tokens", 64, "--quiet"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    finished = [folder for folder in tmp_path.iterdir() if folder.name != "undisturbed"]
+    assert tmp_path / "killed" in finished
+    for folder in finished:
+        assert_equal_indexes(folder / name, tmp_path / "undisturbed" / name)
+        assert [path.name for path in folder.iterdir()] == [name]
