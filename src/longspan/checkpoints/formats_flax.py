@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class FlaxReader(RenamedReader):
         CheckpointError: if the file is damaged or something else, or holds a parameter that has no canonical name.
     """
 
-    format: ClassVar[str] = "flax"
+    format = "flax"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

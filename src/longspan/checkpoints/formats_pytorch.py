@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -170,7 +170,7 @@ class PytorchReader(CheckpointReader):
         CheckpointError: if it is damaged, is something else, or holds more than tensors by name.
     """
 
-    format: ClassVar[str] = "pytorch"
+    format = "pytorch"
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         super().__init__(path)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import BY_CODE
@@ -43,7 +43,7 @@ class SafetensorsReader(CheckpointReader):
         CheckpointError: if the header is damaged, or the file is something else.
     """
 
-    format: ClassVar[str] = "safetensors"
+    format = "safetensors"
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         super().__init__(path)

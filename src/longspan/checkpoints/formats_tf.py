@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import Array, dtype_of
@@ -30,7 +30,7 @@ class TFReader(RenamedReader):
         CheckpointError: if the file is damaged or something else, or holds a variable that has no canonical name.
     """
 
-    format: ClassVar[str] = "tf"
+    format = "tf"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class CheckpointReader(ABC):
         metadata: Free text that the file carries about itself.
     """
 
-    format: ClassVar[str] = ""
+    format: str = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,0 +1,121 @@
+"""Writes checkpoints with the reference's TensorFlow or Flax classes: `write_reference.py tf|flax DIRECTORY`.
+
+For every class: random weights (norms and biases too), the framework's own file, `expected/model.safetensors` as the
+reference itself converts it to PyTorch, and `outputs.npz` with an input and what the class makes of it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FRAMEWORK, TARGET = sys.argv[1], Path(sys.argv[2])
+os.environ |= {"USE_TF": "AUTO", "USE_FLAX": "AUTO"} | {"tf": {"USE_FLAX": "0"}, "flax": {"USE_TF": "0"}}[FRAMEWORK]
+os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+import transformers as reference  # noqa: E402  (reads the environment)
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+BERT = {"vocab_size": 50, "max_position_embeddings": 20, **SIZES}
+LONGFORMER = reference.LongformerConfig(vocab_size=50, max_position_embeddings=40, attention_window=[4, 6], **SIZES)
+LONGT5 = reference.LongT5Config(
+    vocab_size=50,
+    d_model=8,
+    d_kv=4,
+    d_ff=12,
+    num_layers=2,
+    num_heads=2,
+    local_radius=3,
+    encoder_attention_type="transient-global",
+    feed_forward_proj="gated-gelu",
+)
+TASKS = ["ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction", "ForSequenceClassification", "ForMultipleChoice"]
+TASKS += ["ForTokenClassification", "ForQuestionAnswering"]
+RNG = np.random.default_rng(11)
+
+
+def bert_config(task=""):
+    labels = {"ForSequenceClassification": 3, "ForTokenClassification": 5}.get(task, 2)
+    is_decoder = task in ("LMHeadModel", "ForCausalLM")
+    return reference.BertConfig(**BERT, num_labels=labels, is_decoder=is_decoder)
+
+
+def random_like(array):
+    return RNG.normal(scale=0.5, size=array.shape).astype(np.float32)
+
+
+def inputs(name):
+    shape = (2, 3, 7) if "MultipleChoice" in name else (2, 7)
+    ids = RNG.integers(3, 50, size=shape)
+    mask = np.ones(shape, np.int64)
+    mask[0, ..., 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def finish(model, name, torch_name, convert):
+    """Save what the reference's PyTorch class and the model itself make of the weights."""
+    directory = TARGET / name
+    converted = getattr(reference, torch_name)(model.config)
+    convert(converted)
+    converted.save_pretrained(directory / "expected")
+    if "LongT5" in name or "Longformer" in name:
+        return
+    batch = inputs(name)
+    outputs = model(**batch)
+    np.savez(
+        directory / "outputs.npz",
+        **batch,
+        **{f"out_{key}": np.asarray(value) for key, value in outputs.items() if hasattr(value, "shape")},
+    )
+
+
+def write_tf(name, torch_name, config, **arguments):
+    from transformers.modeling_tf_pytorch_utils import load_tf2_model_in_pytorch_model
+
+    model = getattr(reference, name)(config)
+    model.build_in_name_scope()
+    model.set_weights([random_like(weight) for weight in model.get_weights()])
+    directory = TARGET / (name + "Sharded" * bool(arguments))
+    model.save_pretrained(directory, safe_serialization=False, **arguments)
+    finish(model, directory.name, torch_name, lambda torch_model: load_tf2_model_in_pytorch_model(torch_model, model))
+
+
+def write_flax(name, torch_name, config, shape=(1, 1), **arguments):
+    import jax
+    from transformers.modeling_flax_pytorch_utils import load_flax_weights_in_pytorch_model
+
+    model = getattr(reference, name)(config, input_shape=shape)
+    model.params = jax.tree_util.tree_map(random_like, model.params)
+    directory = TARGET / (name + "Sharded" * bool(arguments))
+    model.save_pretrained(directory, **arguments)
+    finish(
+        model,
+        directory.name,
+        torch_name,
+        lambda torch_model: load_flax_weights_in_pytorch_model(torch_model, model.params),
+    )
+
+
+def write_all_tf():
+    for task in ["Model", "LMHeadModel", *TASKS]:
+        write_tf(f"TFBert{task}", f"Bert{task}", bert_config(task))
+    write_tf("TFBertForMaskedLM", "BertForMaskedLM", bert_config(), max_shard_size="3KB")
+    for task in ("ForMaskedLM", "ForSequenceClassification"):
+        write_tf(f"TFLongformer{task}", f"Longformer{task}", LONGFORMER)
+
+
+def write_all_flax():
+    import jax.numpy as jnp
+
+    for task in ["Model", "ForCausalLM", *TASKS]:
+        write_flax(f"FlaxBert{task}", f"Bert{task}".replace("ForCausalLM", "LMHeadModel"), bert_config(task))
+    write_flax("FlaxBertForMaskedLM", "BertForMaskedLM", bert_config(), max_shard_size="3KB")
+    clip = jnp.clip
+    jnp.clip = lambda x, a_min=None, a_max=None: clip(x, a_min, a_max)  # the reference knows only older JAX
+    write_flax("FlaxLongT5ForConditionalGeneration", "LongT5ForConditionalGeneration", LONGT5, (1, 8))
+
+
+if __name__ == "__main__":
+    {"tf": write_all_tf, "flax": write_all_flax}[FRAMEWORK]()
