@@ -20,7 +20,8 @@ from keras import ops
 
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader
-from longspan.checkpoints.names import ParameterNames, match_keys
+from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.plan import plan_load
 from longspan.checkpoints.report import LoadReport
 from longspan.checkpoints.writer import LazyTensor
 from longspan.errors import CheckpointError
@@ -183,19 +184,20 @@ def fill(
         CheckpointError: listing every key that is missing, unexpected or of another shape.
     """
     targets = leaves(model)
-    match = match_keys([*targets, *_shared_keys(targets, names, config)], reader.keys(), names, config)
-    mismatched = [
-        (key, tuple(reader.shape(stored)), targets[key].shape)
-        for key, stored in match.sources.items()
-        if tuple(reader.shape(stored)) != targets[key].shape
-    ]
-    report = LoadReport.from_match(match, mismatched)
-    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=str(reader.name))
-    for key in (*report.missing, *report.initialised, *(key for key, _, _ in mismatched)):
+    plan = plan_load(
+        {key: leaf.shape for key, leaf in targets.items()},
+        reader,
+        names,
+        config,
+        shared=_shared_keys(targets, names, config),
+        strict=strict,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    for key in plan.fresh:
         targets[key].variable.assign(targets[key].initialise())
-    for key in report.loaded:
-        targets[key].assign(reader.read(match.sources[key]))
-    return report
+    for key, stored in plan.sources.items():
+        targets[key].assign(reader.read(stored))
+    return plan.report
 
 
 def _shared_keys(targets: Mapping[str, Leaf], names: ParameterNames, config: object) -> list[str]:

@@ -6,10 +6,10 @@ the model, with these exceptions, each listed in the report:
 - A head (or pooler) that the checkpoint lacks *as a whole* starts afresh: a classifier on a pretrained base.
 - A head that the model lacks *as a whole* stays in the file: a masked-language-model checkpoint in a classifier.
 - Entries that hold no parameter (position id buffers), older names of a parameter that is also stored under its
-  present name, and repeats of a tied parameter are passed over.
+  present name, and equal repeats of a tied parameter are passed over.
 
-Anything else — a layer too few or too many, half a head, a parameter of another shape — raises unless the caller
-says `strict=False` (keys) or `ignore_mismatched_sizes=True` (shapes).
+Anything else — a layer too few or too many, half a head, a parameter of another shape, two values for one tied
+parameter — raises unless the caller says `strict=False` (keys) or `ignore_mismatched_sizes=True` (shapes).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class LoadReport:
         tied: Key of the model to the key of the model whose parameter it shares.
         initialised: Keys of new heads, which start afresh.
         ignored: Keys of the checkpoint that were passed over for a good reason, with that reason.
+        conflicts: Pairs of keys of the checkpoint that the model ties and that hold different values; the second of
+            a pair is the one that is loaded if not strict.
     """
 
     loaded: tuple[str, ...] = ()
@@ -50,14 +52,18 @@ class LoadReport:
     tied: Mapping[str, str] = field(default_factory=dict)
     initialised: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
+    conflicts: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def from_match(cls, match: KeyMatch, mismatched: Sequence[Mismatch] = ()) -> LoadReport:
+    def from_match(
+        cls, match: KeyMatch, mismatched: Sequence[Mismatch] = (), conflicts: Sequence[tuple[str, str]] = ()
+    ) -> LoadReport:
         """Make the report of a key match.
 
         Args:
             match: Result of `match_keys`.
             mismatched: Matched keys whose shapes differ; they do not count as loaded.
+            conflicts: Pairs of tied stored keys whose values differ.
         """
         wrong = {key for key, _, _ in mismatched}
         ignored = dict.fromkeys(match.other_heads, "part of a head that this model lacks")
@@ -72,13 +78,14 @@ class LoadReport:
             tied=dict(match.tied),
             initialised=match.initialised,
             ignored=ignored,
+            conflicts=tuple(conflicts),
         )
 
     def raise_if_broken(self, *, strict: bool = True, ignore_mismatched_sizes: bool = False, name: str = "") -> None:
         """Raise one error that lists every defect.
 
         Args:
-            strict: Missing and unexpected keys are defects.
+            strict: Missing, unexpected and conflicting keys are defects.
             ignore_mismatched_sizes: Shapes that differ are no defect.
             name: Name of the checkpoint, for the message.
 
@@ -88,16 +95,20 @@ class LoadReport:
         missing = self.missing if strict else ()
         unexpected = self.unexpected if strict else ()
         mismatched = () if ignore_mismatched_sizes else self.mismatched
-        if not (missing or unexpected or mismatched):
+        conflicts = self.conflicts if strict else ()
+        if not (missing or unexpected or mismatched or conflicts):
             return
         lines = [f"The checkpoint{f' {name}' if name else ''} does not fit the model."]
         lines += _section("missing from the checkpoint", missing)
         lines += _section("unexpected in the checkpoint", unexpected)
         lines += _section("of another shape", _describe_mismatches(mismatched))
+        lines += _section("tied in the model, different in the checkpoint", _describe_conflicts(conflicts))
         if missing or unexpected:
             lines.append("strict=False loads what fits and initialises the rest.")
         if mismatched:
             lines.append("ignore_mismatched_sizes=True initialises parameters of another shape afresh.")
+        if conflicts:
+            lines.append("A setting such as tie_word_embeddings=False keeps both; strict=False loads the second only.")
         raise LoadError("\n".join(lines), report=self)
 
     def __str__(self) -> str:
@@ -107,6 +118,7 @@ class LoadReport:
         lines += _section("missing from the checkpoint", self.missing)
         lines += _section("unexpected in the checkpoint", self.unexpected)
         lines += _section("of another shape", _describe_mismatches(self.mismatched))
+        lines += _section("tied in the model, different in the checkpoint", _describe_conflicts(self.conflicts))
         for reason in dict.fromkeys(self.ignored.values()):
             lines += _section(f"ignored, {reason}", [key for key, why in self.ignored.items() if why == reason])
         return "\n".join(lines)
@@ -129,6 +141,10 @@ def _load_error(message: str, report: LoadReport) -> LoadError:
 
 def _describe_mismatches(mismatched: Iterable[Mismatch]) -> list[str]:
     return [f"{key}: {_shape(filed)} in the file, {_shape(own)} in the model" for key, filed, own in mismatched]
+
+
+def _describe_conflicts(conflicts: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{key} and {kept}" for key, kept in conflicts]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from longspan.checkpoints.files import CheckpointReader
-from longspan.checkpoints.names import ParameterNames, match_keys
+from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.plan import plan_load
 from longspan.checkpoints.report import LoadReport
 
 _IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
@@ -79,20 +80,19 @@ def fill(
         CheckpointError: listing every key that is missing, unexpected or of another shape.
     """
     targets = model.state_dict(keep_vars=True)
-    match = match_keys(targets, reader.keys(), names, config)
-    mismatched = [
-        (key, tuple(reader.shape(stored)), tuple(targets[key].shape))
-        for key, stored in match.sources.items()
-        if tuple(reader.shape(stored)) != tuple(targets[key].shape)
-    ]
-    report = LoadReport.from_match(match, mismatched)
-    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=str(reader.name))
-    fresh = {*report.missing, *report.initialised, *(key for key, _, _ in mismatched)}
-    for module in _owners(model, fresh):
+    plan = plan_load(
+        {key: tuple(target.shape) for key, target in targets.items()},
+        reader,
+        names,
+        config,
+        strict=strict,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    for module in _owners(model, set(plan.fresh)):
         initialise(module)
-    for key in report.loaded:
-        reader.fill_torch(match.sources[key], targets[key].data)
-    return report
+    for key, stored in plan.sources.items():
+        reader.fill_torch(stored, targets[key].data)
+    return plan.report
 
 
 def _owners(model: nn.Module, keys: set[str]) -> list[nn.Module]:
