@@ -11,6 +11,8 @@ from tokenizers import Encoding, Tokenizer
 
 #: Texts above this length are tokenized piece by piece, so that memory stays bounded.
 SEGMENT_CHARACTERS = 1 << 18
+#: A place to cut is looked for among so many characters.
+_CUT_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def tokenize(
     """Tokenize texts, each exactly once and in one batch, without special tokens, truncation or padding.
 
     Very long texts are cut into segments before a white-space character that follows other text, where the tokenizers
-    of all five families split anyway; only a text without any white space in `segment_characters` is cut elsewhere.
+    of all five families split anyway; only where thousands of characters hold no white space they are cut elsewhere.
 
     Args:
         tokenizer: Tokenizer with truncation and padding switched off.
@@ -75,7 +77,7 @@ def tokenize(
 def _segments(text: str, limit: int) -> Iterator[tuple[int, int]]:
     start = 0
     while len(text) - start > limit:
-        stop = _last_cut(text, start + limit // 2, start + limit)
+        stop = _last_cut(text, start + max(1, limit - _CUT_CHARACTERS), start + limit)
         yield start, stop
         start = stop
     yield start, len(text)
