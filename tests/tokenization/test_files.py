@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tokenization.conftest import Pair, load_reference, write_json
+from tests.tokenization.corpus import TEXTS
 from tokenizers import AddedToken, Tokenizer
 
 import longspan
 from longspan import AutoTokenizer, BertTokenizer, LongformerTokenizerFast, PreTrainedTokenizerFast
 from longspan.errors import CheckpointError, CheckpointNotFoundError, ConfigError
-from tests.tokenization.conftest import Pair, load_reference, write_json
-from tests.tokenization.corpus import TEXTS
 
 TEXT_LIST = list(TEXTS.values())
 ATTRIBUTES = (
@@ -97,7 +97,7 @@ def test_saving_again_writes_the_same_bytes(pair: Pair, tmp_path: Path) -> None:
 
 
 def rounded(path: Path) -> str:
-    """The file's text; scores of pieces are rounded, because the tokenizers library reads them with an error of 1e-16."""
+    """The file's text; scores of pieces rounded, because the tokenizers library reads them with an error of 1e-16."""
     return re.sub(r"-\d+\.\d+", lambda number: f"{float(number[0]):.9f}", path.read_text())
 
 

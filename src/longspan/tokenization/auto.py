@@ -51,6 +51,17 @@ class AutoTokenizer:
         Raises:
             CheckpointNotFoundError: there is no such checkpoint, or it has no tokenizer files.
             CheckpointError: a file is damaged.
+
+        Example:
+            >>> import tempfile
+            >>> from tokenizers import Tokenizer, models
+            >>> from longspan import PreTrainedTokenizer
+            >>> tokenizer = PreTrainedTokenizer(tokenizer_object=Tokenizer(models.WordLevel({"long": 0, "text": 1})))
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     _ = tokenizer.save_pretrained(directory)
+            ...     again = AutoTokenizer.from_pretrained(directory)
+            >>> again("text").input_ids
+            [1]
         """
         return load_tokenizer(
             pretrained_model_name_or_path,

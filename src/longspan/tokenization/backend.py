@@ -84,17 +84,20 @@ class Backend:
         Returns:
             Parts in order: sequence (0 or 1; None for a special token), id of the special token, segment.
         """
-        samples = [self._one_token() for _ in range(1 + is_pair)]
-        row = self.tokenizer.post_process(*samples, add_special_tokens=True)
-        return list(zip(row.sequence_ids, row.ids, row.type_ids, strict=True))
+        text = self._some_text()
+        row = self.tokenizer.encode(text, text if is_pair else None)
+        parts: list[tuple[int | None, int, int]] = []
+        for part in zip(row.sequence_ids, row.ids, row.type_ids, strict=True):
+            if part[0] is None or not any(part[0] == sequence for sequence, _, _ in parts):
+                parts.append(part)
+        return parts
 
-    def _one_token(self) -> Encoding:
-        """An encoding of exactly one token, whatever the vocabulary."""
-        for text in ("a", *itertools.islice(self.tokenizer.get_vocab(with_added_tokens=True), 1000)):
-            sample = self.tokenizer.encode(text, add_special_tokens=False)
-            if len(sample) >= 1:
-                sample.truncate(1)
-                return sample
+    def _some_text(self) -> str:
+        """A text that has tokens, whatever the vocabulary."""
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
+        for text in ("a", *itertools.islice(vocabulary, 1000)):
+            if len(self.tokenizer.encode(text, add_special_tokens=False)):
+                return text
         raise CheckpointError("The tokenizer's vocabulary must hold a token that some text is made of. It has none.")
 
     def encode(

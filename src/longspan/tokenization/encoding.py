@@ -44,6 +44,15 @@ class BatchEncoding(UserDict[str, Any]):
         tensor_type: `"np"`, `"pt"`, `"tf"` or `"jax"` to turn the columns into tensors.
         prepend_batch_axis: Put a batch axis of length 1 in front of each column.
         n_sequences: Number of sequences in a row, 1 or 2; None asks the first row.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from longspan import PreTrainedTokenizer
+        >>> words = Tokenizer(models.WordLevel({"long": 0, "text": 1}))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> batch = PreTrainedTokenizer(tokenizer_object=words)(["long text"])
+        >>> batch.input_ids, batch.token_to_chars(0, 1)
+        ([[0, 1]], CharSpan(start=5, end=9))
     """
 
     def __init__(

@@ -41,11 +41,15 @@ class BertTokenizer(PreTrainedTokenizer):
         **settings: Further settings, as in `PreTrainedTokenizer`.
 
     Example:
-        >>> from pathlib import Path
-        >>> vocab = Path(tmp_path) / "vocab.txt"
-        >>> _ = vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "long", "##er", "text"]))
-        >>> BertTokenizer(vocab_file=vocab)("Longer text").input_ids
-        [2, 5, 6, 7, 3]
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix="vocab.txt") as file:
+        ...     _ = file.write("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "long", "##er", "text"]))
+        ...     file.flush()
+        ...     tokenizer = BertTokenizer(vocab_file=file.name)
+        >>> tokenizer.tokenize("Longer texts")
+        ['long', '##er', '[UNK]']
+        >>> tokenizer("Longer text", "text").input_ids
+        [2, 5, 6, 7, 3, 7, 3]
     """
 
     default_settings: ClassVar[Mapping[str, Any]] = {

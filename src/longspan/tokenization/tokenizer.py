@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,16 @@ class PreTrainedTokenizer(Vocabulary):
         model_input_names: Columns that a call returns when it is not told.
         clean_up_tokenization_spaces: Default of `decode`.
         split_special_tokens: Read special tokens inside texts as plain text.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "long": 2, "text": 3}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizer(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+        >>> tokenizer(["long long text", "text"], padding=True).input_ids
+        [[2, 2, 3], [3, 0, 0]]
+        >>> tokenizer.decode([2, 3])
+        'long text'
     """
 
     #: Settings of the class, used where neither files nor caller name them.
@@ -88,6 +99,13 @@ class PreTrainedTokenizer(Vocabulary):
         self._configure(tokenizer, settings)
         self._backend = Backend(tokenizer)
         self._register_tokens(added)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
+            f"length={len(self)}, model_max_length={self.model_max_length}, padding_side={self.padding_side!r}, "
+            f"truncation_side={self.truncation_side!r}, special_tokens={self.special_tokens_map})"
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -336,7 +354,7 @@ class PreTrainedTokenizer(Vocabulary):
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, UserWarning, stacklevel=4)
+            warnings.warn(message, UserWarning, stacklevel=_frames_inside())
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
@@ -570,6 +588,14 @@ class PreTrainedTokenizer(Vocabulary):
         for blanked, tidy in _ENGLISH_BLANKS:
             out_string = out_string.replace(blanked, tidy)
         return out_string
+
+
+def _frames_inside() -> int:
+    """Number of calls between a warning and the code that called longspan: `stacklevel`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("longspan."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _settings_inside(tokenizer: Tokenizer) -> dict[str, Any]:

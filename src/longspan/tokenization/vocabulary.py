@@ -79,7 +79,8 @@ class Vocabulary(SpecialTokens):
             special_tokens: They are special: skipped by `decode(skip_special_tokens=True)`, never normalized.
 
         Returns:
-            Number of tokens that are new to the vocabulary; a model's embeddings need as many more rows.
+            Number of tokens that were not added before. Those that the vocabulary has keep their id, so that a
+            model's embeddings need `len(tokenizer)` rows.
 
         Raises:
             InputError: a token is neither text nor `AddedToken`.
@@ -105,7 +106,7 @@ class Vocabulary(SpecialTokens):
             replace_additional_special_tokens: False keeps the additional ones there are.
 
         Returns:
-            Number of tokens that are new to the vocabulary; a model's embeddings need as many more rows.
+            Number of tokens that were not added before, as in `add_tokens`.
 
         Raises:
             InputError: a name is not that of a special token.
