@@ -33,6 +33,16 @@ from .auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassi
 from .configuration import PretrainedConfig as PretrainedConfig
 from .model_output import ModelOutput as ModelOutput
 from .models.bert.config import BertConfig as BertConfig
+from .models.bert.flax_model import FlaxBertForCausalLM as FlaxBertForCausalLM
+from .models.bert.flax_model import FlaxBertForMaskedLM as FlaxBertForMaskedLM
+from .models.bert.flax_model import FlaxBertForMultipleChoice as FlaxBertForMultipleChoice
+from .models.bert.flax_model import FlaxBertForNextSentencePrediction as FlaxBertForNextSentencePrediction
+from .models.bert.flax_model import FlaxBertForPreTraining as FlaxBertForPreTraining
+from .models.bert.flax_model import FlaxBertForQuestionAnswering as FlaxBertForQuestionAnswering
+from .models.bert.flax_model import FlaxBertForSequenceClassification as FlaxBertForSequenceClassification
+from .models.bert.flax_model import FlaxBertForTokenClassification as FlaxBertForTokenClassification
+from .models.bert.flax_model import FlaxBertModel as FlaxBertModel
+from .models.bert.flax_model import FlaxBertPreTrainedModel as FlaxBertPreTrainedModel
 from .models.bert.torch_model import BertForMaskedLM as BertForMaskedLM
 from .models.bert.torch_model import BertForMultipleChoice as BertForMultipleChoice
 from .models.bert.torch_model import BertForNextSentencePrediction as BertForNextSentencePrediction
@@ -58,6 +68,12 @@ from .models.longformer.torch_model import LongformerForSequenceClassification a
 from .models.longformer.torch_model import LongformerForTokenClassification as LongformerForTokenClassification
 from .models.longformer.torch_model import LongformerModel as LongformerModel
 from .models.longformer.torch_model import LongformerPreTrainedModel as LongformerPreTrainedModel
+from .models.longt5.config import LongT5Config as LongT5Config
+from .models.longt5.torch_encoder import blocked_attentions_to_dense as blocked_attentions_to_dense
+from .models.longt5.torch_model import LongT5EncoderModel as LongT5EncoderModel
+from .models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5ForConditionalGeneration
+from .models.longt5.torch_model import LongT5Model as LongT5Model
+from .models.longt5.torch_model import LongT5PreTrainedModel as LongT5PreTrainedModel
 from .models.mega.config import MegaConfig as MegaConfig
 from .models.mega.torch_cache import MegaCache as MegaCache
 from .models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
@@ -68,6 +84,7 @@ from .models.mega.torch_model import MegaForSequenceClassification as MegaForSeq
 from .models.mega.torch_model import MegaForTokenClassification as MegaForTokenClassification
 from .models.mega.torch_model import MegaModel as MegaModel
 from .models.mega.torch_model import MegaPreTrainedModel as MegaPreTrainedModel
+from .nn.flax.base import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel
 from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache
@@ -88,5 +105,7 @@ from .tokenization.families import RobertaTokenizerFast as RobertaTokenizerFast
 from .tokenization.families import T5Tokenizer as T5Tokenizer
 from .tokenization.families import T5TokenizerFast as T5TokenizerFast
 from .tokenization.tokenizer import PreTrainedTokenizer as PreTrainedTokenizer
+from .to_long import lengthen_checkpoint as lengthen_checkpoint
+from .to_long import to_long as to_long
 
 __version__: str
