@@ -78,7 +78,7 @@ class NpzIndex:
 
     def __init__(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if "metadata" not in arrays:
                     raise IndexFileError(
                         f"An npz index must be written by `longspan embed`. Received: {path}, which is not"

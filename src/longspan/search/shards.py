@@ -89,7 +89,8 @@ class ShardReader:
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included)."""
         ends = self._text_ends[start : stop + 1]
-        data = self._text[int(ends[0]) : int(ends[-1])]
+        # safetensors refuses an empty slice at the end of a tensor
+        data = self._text[int(ends[0]) : int(ends[-1])] if ends[0] < ends[-1] else np.empty(0, np.uint8)
         return Passages(
             text=unpack_texts(data, ends - ends[0]),
             embedding=self.embeddings(start, stop),
