@@ -36,16 +36,19 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         try:
             code = typer.main.get_command(app).main(list(arguments), prog_name="longspan", standalone_mode=False)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader of our output has enough, as `head` has
+        except SystemExit as error:  # typer ends so where the reader of our output has closed the pipe
+            code = error.code
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            code = FAILED
         except (KeyboardInterrupt, typer.Abort):
-            _show_error("interrupted: finished work is kept, the same command goes on", "Interrupted", as_json)
-            return INTERRUPTED
+            code = INTERRUPTED
         except Exception as error:
             if "--debug" in arguments:
                 raise
-            return _explain(error, as_json)
+            code = _explain(error, as_json)
+    if code == INTERRUPTED:
+        _show_error("interrupted: finished work is kept, the same command goes on", "Interrupted", as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.tiny_encoder import make_sentence_model
+
+from longspan import SentenceEncoder
+from longspan.errors import CheckpointNotFoundError, InputError
+from longspan.pipelines.embed_files import embed_files
+from longspan.pipelines.search_index import load_encoder_of, search_index
+from longspan.search.index import open_index
+from longspan.search.passages import IndexFileError, PassageStore
+
+
+@pytest.fixture
+def index(tmp_path: Path, corpus: Path, tiny: SentenceEncoder) -> PassageStore:
+    (corpus / "page.html").write_text("<p>open</p>\n\n<p>write the\nlog</p>")
+    (corpus / "records.jsonl").write_text('{"text": "python\\ndata model"}\n')
+    embed_files([corpus], tmp_path / "out.npz", encoder=tiny)
+    return open_index(tmp_path / "out.npz")
+
+
+def test_hits_are_ranked_by_cosine_and_stand_where_they_say(index: PassageStore, tiny: SentenceEncoder):
+    queries = ["open the log file", "data model"]
+    for query, matches in zip(queries, search_index(index, queries, encoder=tiny, top_k=6), strict=True):
+        assert len(matches) == 6
+        scores = [match.hit.score for match in matches]
+        assert scores == sorted(scores, reverse=True)
+        for match in matches:
+            hit = match.hit
+            expected = tiny.encode(query) @ tiny.encode(hit.text)
+            assert abs(hit.score - expected) < 1e-5
+            if hit.file.path.endswith(".txt"):
+                text = Path(hit.file.path).read_text()
+                assert text[hit.char_start : hit.char_end] == hit.text
+                assert match.has_line_numbers
+                assert match.lines[match.best] in text.split("\n")[match.line - 1]
+
+
+def test_the_marked_line_is_the_nearest_one(index: PassageStore, tiny: SentenceEncoder):
+    query = "search window"
+    for match in search_index(index, [query], encoder=tiny, top_k=10)[0]:
+        scores = [
+            float(tiny.encode(query) @ tiny.encode(line.strip())) if line.strip() else -np.inf for line in match.lines
+        ]
+        assert scores[match.best] == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_lines_of_texts_that_are_not_the_file_itself(index: PassageStore, tiny: SentenceEncoder):
+    matches = {Path(m.hit.file.path).name: m for m in search_index(index, ["x"], encoder=tiny, top_k=1000)[0]}
+    page, record = matches["page.html"], matches["records.jsonl"]
+    assert page.lines == ("open", "write the log")
+    assert (page.hit.line_start, page.hit.line_end, page.has_line_numbers, page.line) == (1, 4, False, 1)
+    assert record.lines == ("python", "data model")
+    assert (record.line, record.has_line_numbers) == (1, False)
+
+
+def test_no_queries_no_answers(index: PassageStore, tiny: SentenceEncoder):
+    assert search_index(index, [], encoder=tiny) == []
+
+
+@pytest.mark.parametrize("query", ["", "  \n"])
+def test_empty_queries_are_refused(index: PassageStore, tiny: SentenceEncoder, query: str):
+    with pytest.raises(InputError, match="A query must hold text. Received: "):
+        search_index(index, ["log", query], encoder=tiny)
+
+
+def test_another_model_is_refused(tmp_path: Path, index: PassageStore):
+    other = SentenceEncoder(make_sentence_model(tmp_path / "other", seed=3))
+    with pytest.raises(IndexFileError, match="must be encoded by the model of the index, .*. Received: .*other, whose"):
+        search_index(index, ["log"], encoder=other)
+
+
+def test_the_index_finds_its_model(index: PassageStore, tiny: SentenceEncoder, tiny_dir: Path, tmp_path: Path):
+    assert load_encoder_of(index.info).fingerprint == tiny.fingerprint
+    assert load_encoder_of(index.info, str(tiny_dir), device="cpu").fingerprint == tiny.fingerprint
+    index.info.settings["model"] = str(tmp_path / "moved")
+    with pytest.raises(CheckpointNotFoundError, match="The index names this model; --model says where it is now"):
+        load_encoder_of(index.info)
+    with pytest.raises(CheckpointNotFoundError, match="elsewhere"):
+        load_encoder_of(index.info, str(tmp_path / "elsewhere"))
