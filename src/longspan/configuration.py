@@ -136,8 +136,8 @@ class PretrainedConfig(_Declared):
     model_type: ClassVar[str] = ""
     #: other names of settings: alias -> setting
     attribute_map: ClassVar[dict[str, str]] = {}
-    #: settings that the reference's files leave out at their default
-    _base_keys: ClassVar[frozenset[str]] = frozenset()
+    #: settings of longspan that the reference does not know; files leave them out at their default
+    own_settings: ClassVar[frozenset[str]] = frozenset()
 
     output_hidden_states: bool = False
     output_attentions: bool = False
@@ -278,6 +278,7 @@ class PretrainedConfig(_Declared):
         base, own = PretrainedConfig._defaults, type(self)._defaults
         labels = {"id2label": _default_labels(), "label2id": {v: k for k, v in _default_labels().items()}}
         base, own = base | labels, own | labels
+        base = base | {name: own[name] for name in self.own_settings}
         return {
             name: value
             for name, value in self.to_dict().items()

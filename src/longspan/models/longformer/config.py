@@ -41,6 +41,7 @@ class LongformerConfig(PretrainedConfig):
     """
 
     model_type: ClassVar[str] = "longformer"
+    own_settings: ClassVar[frozenset[str]] = frozenset({"num_global_slots"})
 
     attention_window: int | list[int] = 512
     vocab_size: int = 30522

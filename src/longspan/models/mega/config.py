@@ -57,6 +57,7 @@ class MegaConfig(PretrainedConfig):
         classifier_dropout: Dropout before a classification head; None takes `hidden_dropout_prob`.
         use_cache: Return states for faster decoding (a decoder only).
         add_lm_hidden_dense_layer: Have a dense layer with tanh before the language modelling head.
+        num_attention_heads: Always 1: MEGA's attention has one head. The reference's files hold it.
         **kwargs: Settings of `PretrainedConfig`, among them `is_decoder` and `add_cross_attention`.
 
     Raises:
@@ -70,7 +71,6 @@ class MegaConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "mega"
     #: MEGA's attention has one head; not a setting, but asked for by code that handles every family
-    num_attention_heads: ClassVar[int] = 1
 
     vocab_size: int = 30522
     hidden_size: int = 128
@@ -109,6 +109,7 @@ class MegaConfig(PretrainedConfig):
     classifier_dropout: float | None = None
     use_cache: bool = True
     add_lm_hidden_dense_layer: bool = True
+    num_attention_heads: int = 1
 
     @property
     def bias_positions(self) -> int:
@@ -118,6 +119,9 @@ class MegaConfig(PretrainedConfig):
     def validate(self) -> None:
         """Check the rules of MEGA's settings."""
         super().validate()
+        require(
+            self.num_attention_heads == 1, "num_attention_heads must be 1", num_attention_heads=self.num_attention_heads
+        )
         require_positive(
             self,
             "vocab_size",
