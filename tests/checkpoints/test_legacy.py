@@ -205,6 +205,17 @@ class TestMsgpack:
             assert same(reader.read("layer.weight"), tree["layer"]["kernel"].T.copy())
             assert same(reader.read("layer.bias"), tree["layer"]["bias"])
 
+    @pytest.mark.parametrize("chunk", [12, 16, 1000])
+    @pytest.mark.parametrize("slab", [1, 30, 60, 1000])
+    def test_transposed_in_slabs(self, write, monkeypatch, slab, chunk):
+        from flax import serialization
+
+        monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", chunk)
+        monkeypatch.setattr("longspan.checkpoints.renamed._SLAB", slab)
+        kernel = np.arange(35, dtype=np.float32).reshape(5, 7)
+        with FlaxReader(write(serialization.to_bytes({"layer": {"kernel": kernel}}))) as reader:
+            assert same(reader.read("layer.weight"), kernel.T.copy())
+
     def test_params_at_the_top_are_dropped(self, write):
         content = msgpack.packb({"params": {"x": {"bias": self.array(np.ones(2))}}})
         with FlaxReader(write(content)) as reader:
@@ -307,6 +318,14 @@ class TestH5:
             assert same(reader.read("bert.b.bias"), np.array(2, np.float16))
             assert reader.shape("bert.c.bias") == (0, 2)
             assert reader.read("bert.c.bias").size == 0
+
+    @pytest.mark.parametrize("slab", [1, 30, 60, 1000])
+    def test_transposed_in_slabs(self, file, monkeypatch, slab):
+        monkeypatch.setattr("longspan.checkpoints.renamed._SLAB", slab)
+        kernel = np.arange(35, dtype=np.float32).reshape(5, 7)
+        self.layer(file, "bert").create_dataset("tf/bert/kernel:0", data=kernel)
+        with self.opened(file) as reader:
+            assert same(reader.read("bert.weight"), kernel.T.copy())
 
     def test_two_variables_for_one_key(self, file):
         group = self.layer(file, "bert")

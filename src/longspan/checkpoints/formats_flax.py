@@ -74,13 +74,17 @@ class FlaxReader(RenamedReader):
             self._file.close()
             raise
 
-    def read_native(self, name: str, out: Array) -> None:
-        """Fill an array with the values stored under a Flax name."""
+    def read_native(self, name: str, out: Array, start: int = 0) -> None:
+        """Fill an array with the values, or some rows of them, stored under a Flax name."""
         flat = out.reshape(-1).view(np.uint8)
+        skipped = start * (out[:1].nbytes if out.ndim else 0)
         position = 0
         for block in self._stored[name].blocks:
-            self._file.fill(block.offset, flat[position : position + block.size])
-            position += block.size
+            offset, size = block.offset + skipped, min(block.size - skipped, flat.nbytes - position)
+            skipped = max(0, skipped - block.size)
+            if size > 0:
+                self._file.fill(offset, flat[position : position + size])
+                position += size
 
     def close(self) -> None:
         """Close the file."""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import Array, dtype_of
 from longspan.checkpoints.legacy_tf import canonical_name, without_scope
@@ -70,13 +72,13 @@ class TFReader(RenamedReader):
             self.repeats |= {name: kept for borrowed, name in others if borrowed}
         self._place({name: entry for name, entry in datasets.items() if name not in self.repeats}, places)
 
-    def read_native(self, name: str, out: Array) -> None:
-        """Fill an array with the values of a dataset."""
+    def read_native(self, name: str, out: Array, start: int = 0) -> None:
+        """Fill an array with the values, or some rows of them, of a dataset."""
         try:
             if out.ndim == 0:
                 out[...] = self._file[name][()]
             elif out.size:
-                self._file[name].read_direct(out)
+                self._file[name].read_direct(out, np.s_[start : start + len(out)])
         except OSError as error:
             raise CheckpointError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
 

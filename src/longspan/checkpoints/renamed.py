@@ -13,6 +13,9 @@ from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.reader import Bytes, CheckpointReader, Entry
 from longspan.errors import CheckpointError
 
+#: bytes of a transposed array that are held at a time
+_SLAB = 4 << 20
+
 
 @dataclass(frozen=True)
 class Canonical:
@@ -54,15 +57,24 @@ class RenamedReader(CheckpointReader):
         self.entries = entries
 
     @abstractmethod
-    def read_native(self, name: str, out: Array) -> None:
-        """Fill a C-contiguous array, of the carrier type and the shape in the file, with an array of the file."""
+    def read_native(self, name: str, out: Array, start: int = 0) -> None:
+        """Fill an array with an array of the file, or with some of its rows.
+
+        Args:
+            name: Name in the file.
+            out: C-contiguous array of the carrier type, and of the shape in the file except for the number of rows.
+            start: First row.
+        """
 
     def _fill(self, key: str, out: Bytes) -> None:
-        entry = self.entries[key]
+        entry, name = self.entries[key], self.native_names[key]
         target = out.view(entry.dtype.carrier).reshape(entry.shape)
-        if self._transposed[key]:
-            native = np.empty(entry.shape[::-1], entry.dtype.carrier)
-            self.read_native(self.native_names[key], native)
-            target[...] = native.T
-        else:
-            self.read_native(self.native_names[key], target)
+        if not self._transposed[key]:
+            self.read_native(name, target)
+            return
+        columns, rows = entry.shape
+        step = max(1, _SLAB // max(1, columns * entry.dtype.itemsize))
+        for start in range(0, rows, step):
+            slab = np.empty((min(step, rows - start), columns), entry.dtype.carrier)
+            self.read_native(name, slab, start)
+            target[:, start : start + step] = slab.T
