@@ -1,0 +1,152 @@
+"""Walks a Flax model's own parameter tree and fills it from a checkpoint, or writes it to one.
+
+Paths in the tree give the canonical keys; only leaves differ (see `longspan.checkpoints.legacy_flax`). An unknown kind
+of leaf is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from longspan.checkpoints.dtypes import Array
+from longspan.checkpoints.files import CheckpointReader, LazyTensor
+from longspan.checkpoints.legacy_flax import canonical_name
+from longspan.checkpoints.names import ParameterNames, match_keys
+from longspan.checkpoints.report import LoadReport
+
+Path = tuple[str, ...]
+Params = dict[str, Any]
+
+
+def flatten(params: Mapping[str, Any]) -> dict[Path, Any]:
+    """Path of every parameter to its array (or what else the tree holds)."""
+    flat: dict[Path, Any] = flatten_dict(dict(params))  # type: ignore[no-untyped-call]
+    return flat
+
+
+def unflatten(flat: Mapping[Path, Any]) -> Params:
+    """The tree of plain dicts that `flatten` took apart."""
+    params: Params = unflatten_dict(dict(flat))  # type: ignore[no-untyped-call]
+    return params
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter of the tree and its place in a checkpoint.
+
+    Attributes:
+        path: Names from the root of the tree to the parameter.
+        key: Canonical key.
+        transposed: The two axes change places in the checkpoint.
+        shape: Shape in the checkpoint.
+    """
+
+    path: Path
+    key: str
+    transposed: bool
+    shape: tuple[int, ...]
+
+
+def walk(params: Mapping[str, Any], raw: Collection[str] = ()) -> dict[str, Leaf]:
+    """Find the place of every parameter in a checkpoint.
+
+    Args:
+        params: Tree of arrays or of their shapes.
+        raw: Names of leaves that keep name and orientation, besides `weight` and `bias`.
+
+    Returns:
+        Canonical key to leaf, in the order of the tree.
+
+    Raises:
+        CheckpointError: there is no rule for a leaf.
+    """
+    leaves = {}
+    for path, array in flatten(params).items():
+        shape = tuple(array.shape)
+        if path[-1] in raw:
+            key, transposed = ".".join(path), False
+        else:
+            place = canonical_name("/".join(path), len(shape))
+            key, transposed = place.key, place.transposed
+        leaves[key] = Leaf(path, key, transposed, shape[::-1] if transposed else shape)
+    return leaves
+
+
+def fill(
+    shapes: Mapping[str, Any],
+    reader: CheckpointReader,
+    *,
+    names: ParameterNames,
+    config: object,
+    initialise: Callable[[Collection[Path]], Mapping[Path, Any]],
+    raw: Collection[str] = (),
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+    dtype: Any = None,
+) -> tuple[Params, LoadReport]:
+    """Make a parameter tree from a checkpoint, one array at a time.
+
+    Args:
+        shapes: Tree of the shapes of all parameters, as `jax.eval_shape` gives it.
+        reader: The open checkpoint.
+        names: Facts about the family's parameter names.
+        config: Configuration of the model; it switches ties on and off.
+        initialise: Draws the parameters at the given paths, which lack values in the checkpoint.
+        raw: As in `walk`.
+        strict: Missing and unexpected keys raise.
+        ignore_mismatched_sizes: Arrays of another shape are initialised instead of raising.
+        dtype: Dtype of the parameters; None keeps the stored one.
+
+    Returns:
+        The tree, and what became of every key.
+
+    Raises:
+        CheckpointError: listing every key that is missing, unexpected or of another shape.
+    """
+    leaves = walk(shapes, raw)
+    match = match_keys(leaves, reader.keys(), names, config)
+    mismatched = [
+        (key, tuple(reader.shape(stored)), leaves[key].shape)
+        for key, stored in match.sources.items()
+        if tuple(reader.shape(stored)) != leaves[key].shape
+    ]
+    report = LoadReport.from_match(match, mismatched)
+    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=str(reader.name))
+    fresh = {*report.missing, *report.initialised, *(key for key, _, _ in mismatched)}
+    drawn = initialise([leaves[key].path for key in leaves if key in fresh])
+    flat: dict[Path, Any] = {path: value if dtype is None else value.astype(dtype) for path, value in drawn.items()}
+    for key in report.loaded:
+        leaf = leaves[key]
+        flat[leaf.path] = _from_stored(reader.read(match.sources[key]), leaf, dtype)
+    return unflatten(flat), report
+
+
+def _from_stored(stored: Array, leaf: Leaf, dtype: Any) -> jax.Array:
+    array = stored if dtype is None else stored.astype(dtype, copy=False)
+    return jnp.asarray(np.ascontiguousarray(array.T) if leaf.transposed else array)
+
+
+def tensors_to_save(params: Mapping[str, Any], raw: Collection[str] = ()) -> dict[str, LazyTensor]:
+    """The parameters by canonical key, each made when it is written.
+
+    Args:
+        params: The parameter tree.
+        raw: As in `walk`.
+    """
+    flat = flatten(params)
+    return {key: _lazy(flat[leaf.path], leaf) for key, leaf in walk(params, raw).items()}
+
+
+def _lazy(array: Any, leaf: Leaf) -> LazyTensor:
+    def read() -> Array:
+        host: Array = np.asarray(array)
+        return host.T if leaf.transposed else host
+
+    return LazyTensor(leaf.shape, np.dtype(array.dtype).name, read)

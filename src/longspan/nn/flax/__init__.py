@@ -1,0 +1,1 @@
+"""Blocks of Flax models that more than one family uses."""

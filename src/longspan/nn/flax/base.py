@@ -1,0 +1,471 @@
+"""The base class of all Flax models: parameters, loading, saving, resizing, gradient checkpointing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from longspan.checkpoints.files import open_checkpoint, save_checkpoint
+from longspan.checkpoints.flax import Params, fill, flatten, tensors_to_save, unflatten
+from longspan.checkpoints.hub import Source
+from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.report import LoadReport
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.errors import ConfigError, InputError
+from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
+from longspan.nn.flax.parameters import Path as ParameterPath
+from longspan.nn.flax.parameters import draw, recipes
+
+#: the modules' own fields, which `from_pretrained` does not pass on from its keywords
+_MODULE_FIELDS = {"config", "dtype", "gradient_checkpointing", "parent", "name"}
+
+
+class FlaxPreTrainedModel:
+    """What every Flax model of longspan can do.
+
+    It wraps a `linen.Module` (`model.module`) and keeps its parameters (`model.params`), unless it is made with
+    `_do_init=False`. Calling it is a pure function of parameters, inputs and random key, so that `jax.jit`, `grad`,
+    `vmap`, `pmap` and sharding apply. A call outside of them is compiled once for each set of shapes.
+
+    Subclasses set `config_class`, `base_model_prefix`, `names` and `module_class`.
+
+    Args:
+        config: Configuration; the model gets random weights.
+        module: The module to wrap.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation: float32, float16 or bfloat16. Parameters are float32 whatever it is; see
+            `to_bf16`.
+        _do_init: Draw weights and keep them. False keeps none: every call needs `params`.
+
+    Raises:
+        ConfigError: the configuration is of another class or breaks a rule.
+        InputError: `dtype` is no floating-point dtype.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]]
+    base_model_prefix: ClassVar[str] = ""
+    names: ClassVar[ParameterNames] = ParameterNames()
+    #: leaves of the parameter tree that keep name and orientation in checkpoints, besides `weight` and `bias`
+    raw_parameters: ClassVar[frozenset[str]] = frozenset()
+    main_input_name: ClassVar[str] = "input_ids"
+    module_class: ClassVar[type[nn.Module]]
+    #: name of the PyTorch class, written to `config.json`; default: this class without "Flax"
+    architecture: ClassVar[str] = ""
+    #: what became of every key of the checkpoint, after `from_pretrained`
+    load_report: LoadReport | None = None
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        module: nn.Module,
+        input_shape: tuple[int, ...] = (1, 1),
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+    ) -> None:
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}"
+            )
+        config.validate()
+        self.check_implementation(config.attn_implementation)
+        self._config = config
+        self._module = module
+        self.input_shape = input_shape
+        self.key = jax.random.PRNGKey(seed)
+        self.dtype = as_float_dtype(dtype)
+        self._is_initialized = _do_init
+        self._params: Params | None = None
+        self._compiled = jax.jit(self._apply, static_argnames=("settings", "fingerprint"))
+        self._recipes = recipes(self._init_module)
+        if _do_init:
+            self._params = self.init_weights(self.key, input_shape)
+
+    # -- to be given by families --------------------------------------------------------------------------------
+
+    def dummy_inputs(self, input_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Arguments of the module that reach all of its parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must say which inputs shape its parameters")
+
+    def check_implementation(self, name: str) -> None:
+        """Raise `InputError` unless `name` is an attention implementation of this family."""
+
+    # -- parameters -----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The configuration."""
+        return self._config
+
+    @property
+    def module(self) -> nn.Module:
+        """The `linen.Module`."""
+        return self._module
+
+    @property
+    def framework(self) -> str:
+        """`"flax"`."""
+        return "flax"
+
+    @property
+    def params(self) -> Params:
+        """The parameters as nested dicts.
+
+        Raises:
+            InputError: the model keeps none.
+        """
+        if self._params is None:
+            raise InputError(
+                f"this {type(self).__name__} keeps no parameters, because it was made with _do_init=False: pass "
+                "params=... to every call. Received: params=None"
+            )
+        return self._params
+
+    @params.setter
+    def params(self, params: Mapping[str, Any]) -> None:
+        if not self._is_initialized:
+            raise InputError(
+                f"this {type(self).__name__} keeps no parameters, because it was made with _do_init=False: pass "
+                "params=... to every call instead of setting model.params"
+            )
+        tree = thaw(params)
+        given = {".".join(path) for path in flatten(tree)}
+        missing = sorted({".".join(path) for path in self.required_params} - given)
+        if missing:
+            raise InputError(f"params must hold every parameter of the model. Missing: {', '.join(missing)}")
+        self._params = tree
+
+    @property
+    def params_shape_tree(self) -> Params:
+        """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
+        return unflatten(
+            {path: jax.ShapeDtypeStruct(recipe.shape, recipe.dtype) for path, recipe in self._recipes.items()}
+        )
+
+    @property
+    def required_params(self) -> set[ParameterPath]:
+        """Paths of all parameters."""
+        return set(self._recipes)
+
+    def init_weights(
+        self, rng: Array, input_shape: tuple[int, ...] | None = None, params: Mapping[str, Any] | None = None
+    ) -> Params:
+        """Draw random parameters.
+
+        Args:
+            rng: Random key.
+            input_shape: Has no effect, because no parameter depends on the input.
+            params: Parameters to keep; only those that are missing here are drawn.
+
+        Returns:
+            A new parameter tree; the model's own parameters stay as they are.
+        """
+        kept = {} if params is None else flatten(thaw(params))
+        missing = [path for path in self._recipes if path not in kept]
+        return unflatten({**kept, **draw(self._recipes, missing, rng)})
+
+    def _init_module(self, rng: Array) -> Any:
+        return self.module.init(rng, **self.dummy_inputs(self.input_shape))
+
+    # -- calling ----------------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        settings: dict[str, Any],
+        *,
+        params: Mapping[str, Any] | None,
+        dropout_rng: Array | None,
+        cache: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, Any]:
+        """Apply the module.
+
+        Args:
+            inputs: Arguments of the module that are arrays, or None.
+            settings: Arguments of the module that shape the program, hashable.
+            params: Parameters; None takes the model's own.
+            dropout_rng: Random key of dropout.
+            cache: Cache of earlier tokens.
+
+        Returns:
+            What the module returns, and the cache filled further (None without one).
+        """
+        return self._compiled(
+            self.params if params is None else params,
+            cache,
+            dropout_rng,
+            inputs,
+            settings=tuple(settings.items()),
+            fingerprint=self._fingerprint(),
+        )
+
+    def _fingerprint(self) -> tuple[str, bool]:
+        """What tells programs apart besides the arguments: the configuration may be changed between calls."""
+        return repr(vars(self.config)), self.is_gradient_checkpointing
+
+    def _apply(
+        self,
+        params: Any,
+        cache: Any,
+        dropout_rng: Array | None,
+        inputs: dict[str, Any],
+        *,
+        settings: tuple[tuple[str, Any], ...],
+        fingerprint: Any,
+    ) -> tuple[Any, Any]:
+        del fingerprint
+        rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
+        if cache is None:
+            return self.module.apply({"params": params}, **inputs, **dict(settings), rngs=rngs), None
+        output, changed = self.module.apply(
+            {"params": params, "cache": cache}, **inputs, **dict(settings), rngs=rngs, mutable=["cache"]
+        )
+        return output, thaw(changed["cache"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_compiled"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compiled = jax.jit(self._apply, static_argnames=("settings", "fingerprint"))
+
+    # -- dtypes -----------------------------------------------------------------------------------------------------
+
+    def to_bf16(self, params: Mapping[str, Any], mask: Mapping[str, Any] | None = None) -> Params:
+        """Parameters in bfloat16, in a new tree.
+
+        Args:
+            params: Parameter tree.
+            mask: Tree of the same structure with True at the leaves to cast; None casts all floating-point ones.
+
+        Raises:
+            InputError: `mask` has another structure.
+
+        Example:
+            >>> from longspan import BertConfig, FlaxBertModel
+            >>> model = FlaxBertModel(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+            >>> model.params = model.to_bf16(model.params)
+            >>> model.params["pooler"]["dense"]["bias"].dtype
+            dtype(bfloat16)
+        """
+        return cast_floating(params, jnp.bfloat16, mask)
+
+    def to_fp16(self, params: Mapping[str, Any], mask: Mapping[str, Any] | None = None) -> Params:
+        """Parameters in float16, in a new tree; arguments as in `to_bf16`."""
+        return cast_floating(params, jnp.float16, mask)
+
+    def to_fp32(self, params: Mapping[str, Any], mask: Mapping[str, Any] | None = None) -> Params:
+        """Parameters in float32, in a new tree; arguments as in `to_bf16`."""
+        return cast_floating(params, jnp.float32, mask)
+
+    # -- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        dtype: Any = jnp.float32,
+        *model_args: Any,
+        config: PretrainedConfig | str | os.PathLike[str] | None = None,
+        param_dtype: Any = jnp.float32,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        from_pt: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a model from a directory or a hub repository.
+
+        Args:
+            pretrained_model_name_or_path: Directory or hub repository with `config.json` and weights:
+                `model.safetensors`, `pytorch_model.bin`, `flax_model.msgpack` or `tf_model.h5`.
+            dtype: Dtype of the computation; parameters keep theirs.
+            *model_args: Further positional arguments of the constructor.
+            config: Configuration to use instead of the stored one, or where to read it from.
+            param_dtype: Dtype of the parameters, or `"auto"` for the stored one.
+            strict: Raise if a key is missing or unexpected. A head that the checkpoint lacks as a whole is
+                initialised and reported either way (see `LoadReport`).
+            ignore_mismatched_sizes: Initialise parameters whose shape differs instead of raising.
+            from_pt: Take PyTorch weights although the directory holds Flax ones too.
+            **kwargs: `revision`, `subfolder`, `cache_dir`, `local_files_only`, `force_download`, `token` say where to
+                look; arguments of the constructor (`_do_init=False`, `seed=1`, `add_pooling_layer=False`) are passed
+                on; all others override settings of the configuration (`num_labels=3`).
+
+        Returns:
+            The model, or `(model, params)` with `_do_init=False`. `model.load_report` tells of every key.
+
+        Raises:
+            CheckpointNotFoundError: there is no such checkpoint, or it has no weights.
+            CheckpointError: the weights are damaged or do not fit the model; every key is listed.
+            ConfigError: a keyword is no setting of the configuration, or a value breaks a rule.
+        """
+        source_arguments = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
+        do_init = kwargs.pop("_do_init", True)
+        model_kwargs = _constructor_arguments(cls, kwargs)
+        resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
+        source = Source(pretrained_model_name_or_path, **source_arguments)
+        with open_checkpoint(source, formats=("safetensors", "pytorch") if from_pt else None) as reader:
+            model = cls(resolved, *model_args, **{"dtype": dtype, "_do_init": False, **model_kwargs})
+            params, model.load_report = fill(
+                model.params_shape_tree,
+                reader,
+                names=cls.names,
+                config=resolved,
+                initialise=lambda paths: draw(model._recipes, paths, model.key),
+                raw=cls.raw_parameters,
+                strict=strict,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                dtype=None if param_dtype == "auto" else as_float_dtype(param_dtype),
+            )
+        if not do_init:
+            return model, params
+        model._is_initialized, model._params = True, params
+        return model
+
+    @classmethod
+    def _resolve_config(
+        cls, config: Any, name: str | os.PathLike[str], source: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> PretrainedConfig:
+        if isinstance(config, PretrainedConfig):
+            config = copy.deepcopy(config)
+            config.update(overrides)
+        else:
+            config = cls.config_class.from_pretrained(config if config is not None else name, **source, **overrides)
+        config.name_or_path = str(name)
+        return config
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        params: Mapping[str, Any] | None = None,
+        *,
+        is_main_process: bool = True,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
+
+        The files load here, in the other frameworks and in `transformers`. A save that is killed leaves either the
+        whole old checkpoint or the whole new one.
+
+        Args:
+            save_directory: Directory; made if need be.
+            params: Parameters to save instead of the model's own; needed with `_do_init=False`.
+            is_main_process: False does nothing, for all but one process of a distributed run.
+            max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
+            safe_serialization: Must be True: only safetensors are written.
+
+        Raises:
+            InputError: `safe_serialization` is False, or there are no parameters.
+        """
+        if not safe_serialization:
+            raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
+        if not is_main_process:
+            return
+        tree = self.params if params is None else thaw(params)
+        config = copy.deepcopy(self.config)
+        config.architectures = [self.architecture or type(self).__name__.removeprefix("Flax")]
+        config.dtype = _dtype_of(tree)
+        save_checkpoint(
+            Path(save_directory),
+            tensors_to_save(tree, self.raw_parameters),
+            files={CONFIG_NAME: config.to_json_string().encode()},
+            max_shard_size=max_shard_size,
+        )
+
+    # -- vocabulary ---------------------------------------------------------------------------------------------
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        params: Mapping[str, Any] | None = None,
+    ) -> Params:
+        """Change the size of the vocabulary in the input and output embeddings.
+
+        Args:
+            new_num_tokens: New size; None keeps the present one.
+            pad_to_multiple_of: Round the size up to a multiple of this.
+            mean_resizing: New rows are the mean of the old ones, which keeps the model's predictions close to what
+                they were (Hewitt, 2021). False draws them as at initialisation.
+            params: Parameters to resize instead of the model's own; needed with `_do_init=False`.
+
+        Returns:
+            The new parameters; they replace the model's own unless `params` was given.
+
+        Raises:
+            InputError: a size is not positive.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", pad_to_multiple_of)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} must be positive. Received: {name}={value}")
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        flat = flatten(self.params if params is None else thaw(params))
+        before = self._recipes
+        self.config.vocab_size = size
+        self._recipes = recipes(self._init_module)
+        changed = {path: new.shape for path, new in self._recipes.items() if new.shape != before[path].shape}
+        drawn = {} if mean_resizing else draw(self._recipes, changed, self.key)
+        for path, shape in changed.items():
+            axis = next(axis for axis, length in enumerate(shape) if length != before[path].shape[axis])
+            flat[path] = resize_axis(flat[path], axis, size, drawn.get(path))
+        tree = unflatten(flat)
+        if params is None:
+            self._params = tree
+        return tree
+
+    # -- gradient checkpointing -----------------------------------------------------------------------------------
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the layers' activations in the backward pass: less memory, about a third more time."""
+        self._module = self._module.clone(gradient_checkpointing=True)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep the activations again."""
+        self._module = self._module.clone(gradient_checkpointing=False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """True if the layers' activations are recomputed."""
+        return bool(getattr(self._module, "gradient_checkpointing", False))
+
+
+def as_float_dtype(dtype: Any) -> Any:
+    """A NumPy dtype from a dtype or its name.
+
+    Raises:
+        InputError: it is no floating-point dtype.
+    """
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise InputError(f"dtype must be a floating-point dtype such as jax.numpy.bfloat16. Received: {dtype!r}")
+    return known
+
+
+def _constructor_arguments(cls: type[FlaxPreTrainedModel], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take from `kwargs` what the constructor of `cls` names, and the fields of its module."""
+    names = set(inspect.signature(cls.__init__).parameters) - {"self", "config", "dtype", "kwargs"}
+    names |= {field.name for field in dataclasses.fields(cls.module_class)} - _MODULE_FIELDS
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+
+
+def _dtype_of(params: Mapping[str, Any]) -> str:
+    """Name of the dtype of the first floating-point parameter."""
+    leaves = jax.tree_util.tree_leaves(params)
+    return next(str(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,0 +1,108 @@
+"""The cache of incremental decoding: linen's "cache" collection, a nested dict of arrays.
+
+Axes: B batch, T tokens that fit, A heads, D head size.
+
+Each attention holds `cached_key` and `cached_value` (B, T, A, D) and `cache_index`, the number of tokens written. The
+dict goes in as `past_key_values` and comes out filled further; shapes never change, so one compiled step serves every
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from longspan.checkpoints.flax import flatten
+from longspan.errors import InputError
+from longspan.nn.flax.checks import ArrayLike, values_visible
+from longspan.nn.flax.masks import check_mask
+from longspan.nn.flax.outputs import FlaxCache
+
+_INDEX = "cache_index"
+_KEY = "cached_key"
+
+
+def empty_cache(shapes: Mapping[str, Any]) -> FlaxCache:
+    """Zeros of the given shapes and dtypes; nothing is written yet."""
+    cache: FlaxCache = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(shapes))
+    return cache
+
+
+def tokens_and_room(cache: Mapping[str, Any] | None) -> tuple[Array | int, int | None]:
+    """How many tokens a cache holds, and how many fit; (0, None) without a cache.
+
+    Args:
+        cache: The cache of a model or of a part of it; its attentions are filled alike.
+    """
+    flat = flatten(cache or {})
+    path = next((path for path in flat if path[-1] == _KEY), None)
+    if path is None:
+        return 0, None
+    return flat[(*path[:-1], _INDEX)], flat[path].shape[1]
+
+
+def check_cache(cache: Any, expected: Mapping[str, Any], *, num_new: int) -> None:
+    """Check that a cache fits the model and the batch, and that the new tokens fit the cache.
+
+    Args:
+        cache: What the caller passed as `past_key_values`.
+        expected: Tree of the shapes that it must have.
+        num_new: Number of new tokens.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    if not isinstance(cache, Mapping):
+        raise InputError(f"past_key_values must be the dict of init_cache. Received: {type(cache).__name__}")
+    wanted, given = _shapes(expected), _shapes(cache)
+    if wanted.keys() != given.keys():
+        odd = sorted(wanted.keys() ^ given.keys())[0]
+        fault = "lacks" if odd in wanted else "holds"
+        raise InputError(
+            "past_key_values must come from init_cache of a model of the same class and configuration. "
+            f"Received: a cache that {fault} {odd}"
+        )
+    for name, shape in wanted.items():
+        if given[name] != shape:
+            raise InputError(
+                f"past_key_values must fit the batch: {name} must have the shape {shape}. Received: {given[name]}"
+            )
+    past, room = tokens_and_room(cache)
+    assert room is not None
+    if (isinstance(past, int) or values_visible(past)) and int(past) + num_new > room:
+        raise InputError(
+            f"the cache must have room for the new tokens: make it with a larger max_length. Received: {num_new} new "
+            f"tokens for a cache of max_length={room} that holds {int(past)}"
+        )
+
+
+def check_cached_mask(attention_mask: ArrayLike, cache: Mapping[str, Any], *, batch: int, num_new: int) -> None:
+    """Check that a mask covers the cached and the new tokens, and no more than fit the cache.
+
+    Args:
+        attention_mask: (B, T), for all tokens that fit or for those up to the new ones; or (B, T_new, T).
+        cache: The cache, already checked.
+        batch: B.
+        num_new: Number of new tokens.
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    past, room = tokens_and_room(cache)
+    assert room is not None
+    covered = attention_mask.shape[-1]
+    least = int(past) + num_new if isinstance(past, int) or values_visible(past) else num_new
+    if not least <= covered <= room:
+        raise InputError(
+            f"with a cache of max_length={room}, attention_mask must describe the tokens up to the new ones, or all "
+            f"that fit: between {least} and {room}. Received: the shape {tuple(attention_mask.shape)}"
+        )
+    check_mask(attention_mask, batch=batch, num_keys=covered)
+
+
+def _shapes(cache: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {".".join(path): tuple(leaf.shape) for path, leaf in flatten(cache).items()}

@@ -1,0 +1,91 @@
+"""Checks of inputs that give a clear error before work is lost.
+
+Reading values costs a wait on an accelerator and is impossible while a function is traced, so rules on *values* are
+checked for NumPy arrays and for JAX arrays on the CPU only; rules on *shapes* are always checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from longspan.errors import InputError
+
+ArrayLike: TypeAlias = Array | np.ndarray
+
+
+def values_visible(array: ArrayLike) -> bool:
+    """True if looking at the values of `array` is possible and cheap."""
+    if isinstance(array, np.ndarray):
+        return True
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
+        return False
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def as_array(value: Any) -> ArrayLike:
+    """A list or tuple as a NumPy array; arrays of NumPy and JAX (traced ones too) as they are."""
+    return value if isinstance(value, jax.Array | np.ndarray) else np.asarray(value)
+
+
+def as_indices(value: Any, *, name: str) -> ArrayLike:
+    """Bring indices of any integer type to what `as_array` gives.
+
+    Raises:
+        InputError: the values are no integers.
+    """
+    array = as_array(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(f"{name} must be integers. Received: {array.dtype}")
+    return array
+
+
+def check_ids(ids: ArrayLike, limit: int, *, name: str, limit_name: str) -> None:
+    """Check that all ids lie in [0, limit).
+
+    Raises:
+        InputError: naming the range, the offending value and its place.
+    """
+    if not values_visible(ids) or ids.size == 0:
+        return
+    host = np.asarray(ids)
+    wrong = (host < 0) | (host >= limit)
+    if wrong.any():
+        place = tuple(int(axis[0]) for axis in wrong.nonzero())
+        raise InputError(
+            f"{name} must lie in [0, {limit_name}={limit}). Received: {host[place].item()} at position {place}"
+        )
+
+
+def check_shape(array: ArrayLike | None, expected: tuple[int, ...], *, name: str, axes: str) -> None:
+    """Check the shape of an optional argument.
+
+    Args:
+        array: The argument, or None.
+        expected: The shape that it must have.
+        name: Name of the argument.
+        axes: What the axes mean, e.g. `"(batch, tokens)"`.
+
+    Raises:
+        InputError: naming both shapes.
+    """
+    if array is not None and tuple(array.shape) != tuple(expected):
+        raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(array.shape)}")
+
+
+def check_length(length: int, limit: int, *, limit_name: str = "max_position_embeddings") -> None:
+    """Check that a sequence fits the positions of a model.
+
+    Raises:
+        InputError: naming the length, the limit and what to do.
+    """
+    if length > limit:
+        raise InputError(
+            f"the input must not be longer than {limit_name}={limit} tokens. Received: {length} tokens. "
+            f"Truncate it (tokenizer(..., truncation=True, max_length={limit})), split it into windows "
+            "(return_overflowing_tokens=True, stride=...), or use a model with more positions"
+        )

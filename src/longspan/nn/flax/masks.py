@@ -1,0 +1,93 @@
+"""Boolean attention masks, True = attend.
+
+Axes: B batch, H heads, T queries, S keys, L layers. All masks have four axes that broadcast to (B, H, T, S).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+from longspan.errors import InputError
+from longspan.nn.flax.checks import ArrayLike
+
+
+def check_mask(attention_mask: ArrayLike, *, batch: int, num_keys: int, name: str = "attention_mask") -> None:
+    """Check that a padding mask is (B, S), (B, T, S) or (B, 1, T, S).
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    shape = tuple(attention_mask.shape)
+    if len(shape) not in (2, 3, 4) or shape[0] != batch or shape[-1] != num_keys:
+        raise InputError(
+            f"{name} must have the shape (batch, keys) = ({batch}, {num_keys}), or (batch, queries, keys). "
+            f"Received: {shape}"
+        )
+
+
+def key_mask(attention_mask: Array) -> Array:
+    """Bring a padding mask, nonzero = attend, to four axes.
+
+    Args:
+        attention_mask: (B, S), (B, T, S) or (B, 1, T, S).
+
+    Returns:
+        Boolean, (B, 1, 1, S) or (B, 1, T, S).
+    """
+    mask = attention_mask != 0
+    if mask.ndim == 2:
+        return mask[:, None, None, :]
+    return mask[:, None] if mask.ndim == 3 else mask
+
+
+def causal_mask(query_positions: Array, num_keys: int) -> Array:
+    """Query at position p sees keys 0…p.
+
+    Args:
+        query_positions: Positions of the queries among the keys, (T,).
+        num_keys: S.
+
+    Returns:
+        Boolean, (1, 1, T, S).
+    """
+    return (jnp.arange(num_keys)[None, :] <= query_positions[:, None])[None, None]
+
+
+def segment_mask(segments: Array) -> Array:
+    """Tokens of one row see the tokens of their own sequence.
+
+    Args:
+        segments: Number of each token's sequence within its row, 0 where the row is empty, (B, S).
+
+    Returns:
+        Boolean, (B, 1, S, S).
+    """
+    return ((segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0))[:, None]
+
+
+def extend_mask(mask: Array, num_keys: int) -> Array:
+    """Pad the key axis of a boolean mask with False up to `num_keys` (the unused end of a cache)."""
+    missing = num_keys - mask.shape[-1]
+    return jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, missing))) if missing > 0 else mask
+
+
+def expand_head_mask(head_mask: ArrayLike | None, *, num_layers: int, num_heads: int) -> Array | None:
+    """Bring a head mask to (L, H).
+
+    Args:
+        head_mask: (H,) for all layers, or (L, H); 1 keeps a head, 0 removes it.
+        num_layers: L.
+        num_heads: H.
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    if head_mask is None:
+        return None
+    if tuple(head_mask.shape) not in ((num_heads,), (num_layers, num_heads)):
+        raise InputError(
+            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = "
+            f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
+        )
+    return jnp.broadcast_to(head_mask, (num_layers, num_heads))

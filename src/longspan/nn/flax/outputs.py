@@ -1,0 +1,140 @@
+"""Outputs of the Flax models; all are pytrees.
+
+Axes: B batch, S tokens, T target tokens, H width, A heads, N classes, C choices, V vocabulary, L layers.
+Shared meanings, not repeated below: `hidden_states` holds L+1 arrays (B, S, H), the embeddings first; `attentions`
+holds L arrays (B, A, S, S) of weights after the softmax; `cross_attentions` L arrays (B, A, T, S); `past_key_values` is
+the cache of `init_cache`, filled further. Each is present only if it was asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
+
+from jax import Array, tree_util
+
+from longspan.model_output import ModelOutput
+
+Arrays = tuple[Array, ...]
+#: nested dicts of arrays, as linen's "cache" collection
+FlaxCache = dict[str, Any]
+OutputType = TypeVar("OutputType", bound=ModelOutput)
+
+
+@dataclass_transform()
+def model_output(cls: type[OutputType]) -> type[OutputType]:
+    """Class decorator: make `cls` a dataclass that is a pytree of its present fields."""
+    cls = dataclasses.dataclass(eq=False)(cls)
+    tree_util.register_pytree_with_keys(
+        cls,
+        lambda output: ([(tree_util.GetAttrKey(name), output[name]) for name in output], tuple(output.keys())),
+        lambda names, values: cls(**dict(zip(names, values, strict=True))),
+    )
+    return cls
+
+
+@model_output
+class FlaxBaseModelOutput(ModelOutput):
+    """`last_hidden_state` (B, S, H)."""
+
+    last_hidden_state: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxBaseModelOutputWithPooling(ModelOutput):
+    """`last_hidden_state` (B, S, H) and `pooler_output` (B, H)."""
+
+    last_hidden_state: Array | None = None
+    pooler_output: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxBaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """`last_hidden_state` (B, S, H) and `pooler_output` (B, H) of a decoder."""
+
+    last_hidden_state: Array | None = None
+    pooler_output: Array | None = None
+    hidden_states: Arrays | None = None
+    past_key_values: FlaxCache | None = None
+    attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+
+
+@model_output
+class FlaxCausalLMOutputWithCrossAttentions(ModelOutput):
+    """Next-token `logits` (B, S, V)."""
+
+    logits: Array | None = None
+    past_key_values: FlaxCache | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+
+
+@model_output
+class FlaxMaskedLMOutput(ModelOutput):
+    """`logits` (B, S, V)."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxNextSentencePredictorOutput(ModelOutput):
+    """`logits` (B, 2): scores of "B continues A" and of "B is random"."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxSequenceClassifierOutput(ModelOutput):
+    """`logits` (B, N)."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxMultipleChoiceModelOutput(ModelOutput):
+    """`logits` (B, C); the batch axis of states and attentions is B·C."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxTokenClassifierOutput(ModelOutput):
+    """`logits` (B, S, N)."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxQuestionAnsweringModelOutput(ModelOutput):
+    """`start_logits` and `end_logits` (B, S)."""
+
+    start_logits: Array | None = None
+    end_logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+def resolve(flag: bool | None, default: bool) -> bool:
+    """An explicit argument wins over the configuration."""
+    return default if flag is None else flag
+
+
+def finish(output: ModelOutput, return_dict: bool) -> Any:
+    """The output itself, or its present fields as a plain tuple."""
+    return output if return_dict else output.to_tuple()

@@ -1,0 +1,1 @@
+"""Pure functions on JAX arrays: no parameters, no configuration, no modules."""
