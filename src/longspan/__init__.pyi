@@ -43,6 +43,16 @@ from .models.bert.flax_model import FlaxBertForSequenceClassification as FlaxBer
 from .models.bert.flax_model import FlaxBertForTokenClassification as FlaxBertForTokenClassification
 from .models.bert.flax_model import FlaxBertModel as FlaxBertModel
 from .models.bert.flax_model import FlaxBertPreTrainedModel as FlaxBertPreTrainedModel
+from .models.bert.keras_model import TFBertForMaskedLM as TFBertForMaskedLM
+from .models.bert.keras_model import TFBertForMultipleChoice as TFBertForMultipleChoice
+from .models.bert.keras_model import TFBertForNextSentencePrediction as TFBertForNextSentencePrediction
+from .models.bert.keras_model import TFBertForPreTraining as TFBertForPreTraining
+from .models.bert.keras_model import TFBertForQuestionAnswering as TFBertForQuestionAnswering
+from .models.bert.keras_model import TFBertForSequenceClassification as TFBertForSequenceClassification
+from .models.bert.keras_model import TFBertForTokenClassification as TFBertForTokenClassification
+from .models.bert.keras_model import TFBertLMHeadModel as TFBertLMHeadModel
+from .models.bert.keras_model import TFBertModel as TFBertModel
+from .models.bert.keras_model import TFBertPreTrainedModel as TFBertPreTrainedModel
 from .models.bert.torch_model import BertForMaskedLM as BertForMaskedLM
 from .models.bert.torch_model import BertForMultipleChoice as BertForMultipleChoice
 from .models.bert.torch_model import BertForNextSentencePrediction as BertForNextSentencePrediction
@@ -85,6 +95,7 @@ from .models.mega.torch_model import MegaForTokenClassification as MegaForTokenC
 from .models.mega.torch_model import MegaModel as MegaModel
 from .models.mega.torch_model import MegaPreTrainedModel as MegaPreTrainedModel
 from .nn.flax.base import FlaxPreTrainedModel as FlaxPreTrainedModel
+from .nn.keras.base import TFPreTrainedModel as TFPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel
 from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache

@@ -272,10 +272,24 @@ class BertAttention(keras.layers.Layer):
         self.output_.build()
 
     def call(
-        self, hidden_states: Tensor, *, training: bool | None = None, **arguments: Any
+        self,
+        hidden_states: Tensor,
+        *,
+        plan: AttentionPlan,
+        head_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        past: Tensors | None = None,
+        training: bool | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensors | None]:
         """(N, H) -> (N, H), the weights, and keys and values; arguments of `BertSelfAttention`."""
-        context, weights, present = self.self(hidden_states, training=training, **arguments)
+        context, weights, present = self.self(
+            hidden_states,
+            plan=plan,
+            head_mask=head_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            past=past,
+            training=training,
+        )
         return self.output_(context, hidden_states, training=training), weights, present
 
     def prune_heads(self, heads: Iterable[int]) -> None:

@@ -21,7 +21,7 @@ from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConf
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
 from longspan.nn.keras.inputs import plain
-from longspan.nn.keras.outputs import TFModelOutput, resolve
+from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_traced_by_tensorflow
 from longspan.nn.keras.training import TaskTraining
@@ -77,14 +77,14 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         """The layer that embeds `input_ids`."""
-        base = self.base_model
+        base = self.get_base_model()
         if base is self:
             raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
         return base.get_input_embeddings()
 
     def set_input_embeddings(self, value: keras.layers.Embedding) -> None:
         """Replace the layer that embeds `input_ids` by another that is built."""
-        base = self.base_model
+        base = self.get_base_model()
         if base is self:
             raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
         base.set_input_embeddings(value)
@@ -123,16 +123,11 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         default = self.config.return_dict or is_traced_by_tensorflow()
         return output if resolve(return_dict, default) else output.to_tuple()
 
-    @property
-    def base_model(self) -> TFPreTrainedModel:
+    def get_base_model(self) -> TFPreTrainedModel:
         """The model without its head (itself if it has none)."""
+        # no property: Keras saves what the attributes of a model hold, and would save the base twice
         base: Any = getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
         return base
-
-    @property
-    def dummy_inputs(self) -> dict[str, Any]:
-        """A small valid input."""
-        return {"input_ids": ops.ones((2, 3), dtype="int32")}
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Count the parameters; shared ones count once.
@@ -169,28 +164,34 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
     ) -> None:
         """Write the forward pass as a SavedModel or another format; see `keras.Model.export`.
 
+        The endpoint `serve` of a SavedModel returns a dict of the output's fields; tensors of a tuple are numbered
+        (`hidden_states_0`).
+
         Args:
             filepath: Where to write.
             format: `"tf_saved_model"`, `"onnx"`, ...
-            verbose: Print what was written; default not.
+            verbose: Print what was written; default not for a SavedModel.
             input_signature: Shapes and dtypes of the inputs. Default: a dict of int32 `input_ids`, `attention_mask` and
                 `token_type_ids` of any batch size and length.
             **kwargs: Further arguments of the format.
         """
         if input_signature is None:
-            input_signature = [self.input_signature]
-        super().export(
-            os.fspath(filepath), format=format, verbose=bool(verbose), input_signature=input_signature, **kwargs
-        )
+            input_signature = [self.get_input_signature()]
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+            return
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        # the signature of a SavedModel returns a flat dict of tensors
+        serve = lambda inputs: flatten_names(self(inputs, training=False, return_dict=True))  # noqa: E731
+        archive.add_endpoint("serve", serve, input_signature, **kwargs)
+        archive.write_out(os.fspath(filepath), verbose=bool(verbose))
 
-    @property
-    def input_signature(self) -> dict[str, keras.InputSpec]:
-        """Shapes and dtypes of the usual inputs."""
-        names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if self._takes(name)]
+    def get_input_signature(self) -> dict[str, keras.InputSpec]:
+        """Shapes and dtypes of the usual inputs: ids, mask and segments, (B, S)."""
+        usual = ("input_ids", "attention_mask", "token_type_ids")
+        names = [name for name in usual if name in self.call_signature_parameters]
         return {name: keras.InputSpec(shape=(None, None), dtype="int32", name=name) for name in names}
-
-    def _takes(self, name: str) -> bool:
-        return name in self.call_signature_parameters
 
     # -- loading and saving -----------------------------------------------------------------------------------------
 
@@ -338,7 +339,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         Raises:
             InputError: a layer or head does not exist, or no head would be left.
         """
-        self.base_model._prune_heads(heads_to_prune)
+        self.get_base_model()._prune_heads(heads_to_prune)
         pruned = {layer: set(heads) for layer, heads in self.config.pruned_heads.items()}
         for layer, heads in heads_to_prune.items():
             pruned.setdefault(layer, set()).update(heads)

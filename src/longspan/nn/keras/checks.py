@@ -14,7 +14,14 @@ import numpy as np
 from keras import ops
 
 from longspan.errors import InputError
-from longspan.nn.keras.runtime import assert_in_graph, in_graph, is_compiled_by_xla, values_visible
+from longspan.nn.keras.runtime import (
+    assert_in_graph,
+    in_graph,
+    is_compiled_by_xla,
+    is_symbolic,
+    is_tensorflow,
+    values_visible,
+)
 from longspan.ops.keras import Tensor
 
 #: a length: an integer, or a 0-d integer tensor where it is only known when a graph runs
@@ -95,6 +102,8 @@ def check_length(length: Size, limit: int, *, limit_name: str = "max_position_em
         f"Truncate it (tokenizer(..., truncation=True, max_length={limit})), split it into windows "
         "(return_overflowing_tokens=True, stride=...), or use a model with more positions"
     )
+    if is_symbolic() and not is_tensorflow():
+        return  # Keras tries a made-up length
     if isinstance(length, int):
         if length > limit:
             raise InputError(f"{rule}. Received: {length} tokens. {advice}")

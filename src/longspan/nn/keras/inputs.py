@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from longspan.errors import InputError
+from longspan.errors import InputError, LongspanError
 
 Call = Callable[..., Any]
 
@@ -39,18 +39,26 @@ def unpack_inputs(call: Call) -> Call:
 
     @functools.wraps(call)
     def unpacked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        first = arguments.get(names[0])
-        if isinstance(first, Mapping | list | tuple):
-            del arguments[names[0]]
-            gathered = _by_name(first, names) if isinstance(first, Mapping) else _by_place(first, names)
-            for name, value in gathered.items():
-                if arguments.get(name) is not None:
-                    raise InputError(f"each input must come once. Received {name} in the first argument and by keyword")
-                arguments[name] = value
-        return call(self, **arguments)
+        try:
+            return call(self, **_gather(names, {**dict(zip(names, args, strict=False)), **kwargs}))
+        except LongspanError as error:
+            error._keras_call_info_injected = True  # type: ignore[attr-defined]  # no dump of all arguments by Keras
+            raise
 
     return unpacked
+
+
+def _gather(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Spread what the first argument holds."""
+    first = arguments.get(names[0])
+    if not isinstance(first, Mapping | list | tuple):
+        return arguments
+    gathered = _by_name(first, names) if isinstance(first, Mapping) else _by_place(first, names)
+    others = {name: value for name, value in arguments.items() if name != names[0]}
+    twice = [name for name in gathered if others.get(name) is not None]
+    if twice:
+        raise InputError(f"each input must come once. Received in the first argument and again: {', '.join(twice)}")
+    return {**others, **gathered}
 
 
 def _by_name(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

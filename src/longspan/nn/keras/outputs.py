@@ -184,3 +184,20 @@ class TFQuestionAnsweringModelOutput(TFModelOutput):
 def resolve(flag: bool | None, default: bool) -> bool:
     """An explicit argument wins over the configuration."""
     return default if flag is None else flag
+
+
+def flatten_names(output: TFModelOutput) -> dict[str, Tensor]:
+    """The tensors of an output by name; those of a tuple are numbered, as in `hidden_states_0`.
+
+    Example:
+        >>> flatten_names(TFBaseModelOutput(last_hidden_state=1, hidden_states=(2, 3)))
+        {'last_hidden_state': 1, 'hidden_states_0': 2, 'hidden_states_1': 3}
+    """
+
+    def flatten(name: str, value: Any) -> dict[str, Tensor]:
+        if not isinstance(value, tuple | list):
+            return {name: value}
+        parts = (flatten(f"{name}_{index}", part) for index, part in enumerate(value))
+        return {key: tensor for part in parts for key, tensor in part.items()}
+
+    return {key: tensor for name, value in output.items() for key, tensor in flatten(name, value).items()}

@@ -5,7 +5,8 @@ Keras locks the sub-layers of a layer that is built. `replace_layer` is the one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import keras
@@ -18,31 +19,34 @@ from longspan.errors import InputError
 Values = npt.NDArray[Any]
 
 
-def replace_layer(parent: keras.layers.Layer, attribute: str, layer: keras.layers.Layer) -> None:
-    """Put a built layer in the place of one of `parent`'s sub-layers."""
+@contextmanager
+def _replacing(parent: keras.layers.Layer, old: Any, tracked: list[Any]) -> Iterator[None]:
+    """Let the block put something in the place of `old`, which lies in `tracked`; the order of weights stays."""
     tracker = parent._tracker
-    tracker.unlock()
-    try:
-        tracker.untrack(getattr(parent, attribute))
-        setattr(parent, attribute, layer)
-    finally:
-        tracker.lock()
-
-
-def replace_variable(layer: keras.layers.Layer, attribute: str, values: Values) -> None:
-    """Put a variable with these values in the place of one of `layer`'s own."""
-    old = getattr(layer, attribute)
-    tracker = layer._tracker
+    place = next(index for index, item in enumerate(tracked) if item is old)
     tracker.unlock()
     try:
         tracker.untrack(old)
-        new = layer.add_weight(
-            shape=values.shape, initializer="zeros", dtype=old.dtype, trainable=old.trainable, name=old.name
-        )
-        new.assign(values)
-        setattr(layer, attribute, new)
+        yield
+        tracked.insert(place, tracked.pop())
     finally:
         tracker.lock()
+
+
+def replace_layer(parent: keras.layers.Layer, attribute: str, layer: keras.layers.Layer) -> None:
+    """Put a built layer in the place of one of `parent`'s sub-layers."""
+    with _replacing(parent, getattr(parent, attribute), parent._layers):
+        setattr(parent, attribute, layer)
+
+
+def replace_variable(layer: keras.layers.Layer, attribute: str, values: Values) -> None:
+    """Put a trainable variable with these values in the place of one of `layer`'s own."""
+    old = getattr(layer, attribute)
+    with _replacing(layer, old, layer._trainable_variables):
+        new = layer.add_weight(shape=values.shape, initializer="zeros", dtype=old.dtype, name=old.name)
+        setattr(layer, attribute, new)
+    new.assign(values)
+    new.trainable = old.trainable
 
 
 def resize_rows(old: Values, size: int, *, initialise: Any, mean_resizing: bool) -> Values:

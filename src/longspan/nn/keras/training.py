@@ -117,6 +117,8 @@ class TaskTraining:
         """Train; see `keras.Model.fit`. `x` may also be the output of a tokenizer."""
         if "validation_data" in kwargs:
             kwargs["validation_data"] = plain(kwargs["validation_data"])
+        if hasattr(x, "element_spec") and not args:
+            kwargs.setdefault("shuffle", False)  # Keras warns that it does not shuffle a tf.data.Dataset
         parent: Any = super()
         return parent.fit(plain(x), plain(y), *args, **kwargs)
 
