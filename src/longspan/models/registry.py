@@ -40,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "diffllama": Family("longspan.models.diffllama", "DiffLlama"),
     "mega": Family("longspan.models.mega", "Mega"),
     "longformer": Family("longspan.models.longformer", "Longformer"),
+    "longt5": Family("longspan.models.longt5", "LongT5"),
 }
 
 

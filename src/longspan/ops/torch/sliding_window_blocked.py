@@ -59,6 +59,7 @@ def blocked_attention(
         whole = torch.broadcast_shapes(allowed.shape[:-1], extra_allowed.shape[:-1])
         allowed = torch.cat((extra_allowed.expand(*whole, -1), allowed.expand(*whole, -1)), dim=-1)
 
+    allowed = _expand(allowed, scores.shape)
     weights = torch.softmax(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min), dim=-1)
     weights = weights.masked_fill(~allowed, 0.0).to(query.dtype)
     if dropout > 0.0:
@@ -99,8 +100,9 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     return product.unflatten(0, lead)
 
 
-# Merging or slicing a symbolic axis makes torch.export ask whether one length divides or exceeds another, which it can
-# only answer by fixing the number of blocks. Going through one flat axis, and gathering, ask nothing.
+# Merging, slicing or broadcasting symbolic axes makes torch.export ask whether one length divides or exceeds another,
+# which it can only answer by fixing the number of blocks. Going through one flat axis, gathering, and tensors of one
+# layout ask nothing.
 
 
 def _fold(states: Tensor) -> Tensor:
@@ -117,6 +119,11 @@ def _join_blocks(states: Tensor) -> Tensor:
     return (
         flat.view(batch * heads, blocks * rows * size).unflatten(1, (blocks * rows, size)).unflatten(0, (batch, heads))
     )
+
+
+def _expand(mask: Tensor, shape: torch.Size) -> Tensor:
+    mask = mask.expand(shape)
+    return mask.contiguous() if torch.compiler.is_compiling() else mask
 
 
 def _first(states: Tensor, length: int) -> Tensor:
@@ -159,5 +166,6 @@ def _extra_scores(queries: Tensor, extra: ExtraKeys, scale: float, blocks: int, 
         return scores
     num_extra = extra.key.shape[2]
     start = num_extra - 1 - F.pad(extra.position, (0, padding)).clamp(min=0)  # (B, N·R): where a row of biases begins
-    biases = extra.bias.unfold(-1, num_extra, 1)[:, start]  # (H, B, N·R, G)
-    return scores + biases.transpose(0, 1).unflatten(2, (blocks, rows))
+    index = start[..., None] + torch.arange(num_extra, device=start.device)  # (B, N·R, G)
+    biases = extra.bias.to(scores.dtype)[:, index].transpose(0, 1)
+    return scores + biases.contiguous().unflatten(2, (blocks, rows))

@@ -1,0 +1,16 @@
+"""Facts about LongT5's parameter names."""
+
+from __future__ import annotations
+
+from longspan.checkpoints.names import ParameterNames, Tied
+
+NAMES = ParameterNames(
+    tied=(
+        Tied("encoder.embed_tokens.weight", "shared.weight"),
+        Tied("decoder.embed_tokens.weight", "shared.weight"),
+        Tied("lm_head.weight", "shared.weight", switch="tie_word_embeddings"),
+    ),
+    ignorable=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
+    heads=("lm_head",),
+    optional=("decoder",),
+)
