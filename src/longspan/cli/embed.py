@@ -98,6 +98,7 @@ def embed(
     from longspan.pipelines.embed_options import EmbedOptions
     from longspan.pipelines.progress import progress_bar
     from longspan.pipelines.sentence_encoder import SentenceEncoder
+    from longspan.pipelines.stopwatch import Stopwatch
     from longspan.search.index import check_output
 
     check_output(output)
@@ -111,9 +112,12 @@ def embed(
         strict=strict,
         others=cast("Others", others),
     )
-    encoder = SentenceEncoder(model, framework=framework, device=device, dtype=dtype, max_length=max_length)
+    watch = Stopwatch()
+    with watch.time("load"):
+        encoder = SentenceEncoder(model, framework=framework, device=device, dtype=dtype, max_length=max_length)
     with progress_bar(not quiet and not as_json, unit="files") as progress:
         report = embed_files(paths, output, encoder=encoder, options=options, progress=progress)
+    report.seconds = {**watch.seconds, **report.seconds}
     if as_json:
         typer.echo(json.dumps(_as_json(report)))
     elif not quiet:
@@ -135,10 +139,13 @@ def _summary(report: EmbedReport) -> list[str]:
         more = ", ..." if len(report.ignored) > 6 else ""
         lines.append(f"{report.ignored.total():,} files of folders ignored, no text by their names ({kinds}{more})")
     lines += [f"{path}: {note}" for path, notes in report.notes.items() for note in notes]
-    seconds = dict(report.seconds)
-    total = seconds.pop("total")
-    stages = " · ".join(f"{stage} {value:.1f}" for stage, value in seconds.items())
-    lines.append(f"{total:.1f} s: {stages} ({report.num_new_tokens / max(total, 1e-9):,.0f} tokens/s)")
+    stages = {stage: value for stage, value in report.seconds.items() if stage != "total"}
+    rate = report.num_new_tokens / max(stages["model"], 1e-9) if "model" in stages else 0
+    lines.append(
+        f"{stages['load'] + report.seconds['total']:.1f} s: "
+        + ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items())
+        + f" ({rate:,.0f} tokens/s in the model)"
+    )
     return lines
 
 
