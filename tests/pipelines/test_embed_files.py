@@ -252,7 +252,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_embedded(
         ("gone.txt", None): "link to nothing",
         ("pipe.txt", None): "not a regular file",
         ("locked.txt", None): "cannot be read: Permission denied",
-        ("records.jsonl", 2): "no valid JSON: Expecting value (column 10)",
+        ("records.jsonl", 2): "no valid JSON: Expecting value (column 9)",
         ("records.jsonl", 3): "no field 'text'; the record has 'title'",
     }
     assert str(report.problems[0]).count("/") > 1
