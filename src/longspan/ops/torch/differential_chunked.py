@@ -188,7 +188,8 @@ def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | N
 def _subtract(maps: Tensor, lam: float) -> Tensor:
     """Overwrite maps j and j + A/2 with weights_j − λ · weights_{j + A/2}: each meets its own value head."""
     first, second = maps.chunk(2, dim=1)
-    second.copy_(first.sub_(second, alpha=lam))
+    # `sub_` would round λ to the dtype of the maps; `addcmul_` computes in float32
+    second.copy_(first.addcmul_(second, maps.new_ones(()), value=-lam))
     return maps
 
 
