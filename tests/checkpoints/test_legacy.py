@@ -98,8 +98,9 @@ def test_repeats_of_shared_layers_are_known(written):
     with TFReader(written("tf") / "TFBertForMaskedLM" / "tf_model.h5") as reader:
         word_embeddings = "/tf_bert_for_masked_lm/bert/embeddings/word_embeddings/weight:0"
         assert reader.repeats["/mlm___cls" + word_embeddings] == "/bert" + word_embeddings
-        assert reader.native_names["bert.embeddings.word_embeddings.weight"] == "/bert" + word_embeddings
+        assert reader.native_name("bert.embeddings.word_embeddings.weight") == "/bert" + word_embeddings
         assert len(reader.repeats) == 5
+        reader.check_repeats()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -192,7 +193,7 @@ class TestMsgpack:
             assert same(reader.read("f16.bias"), tree["f16"]["bias"])
             assert same(reader.read("scalar.weight"), np.array(3, np.float32))
             assert same(reader.read("many" * 20 + ".x19.bias"), np.full(2, 19))
-            assert reader.native_names["f32.weight"] == "f32/kernel"
+            assert reader.native_name("f32.weight") == "f32/kernel"
 
     def test_array_in_chunks(self, write, monkeypatch):
         from flax import serialization
@@ -326,6 +327,15 @@ class TestH5:
         self.layer(file, "bert").create_dataset("tf/bert/kernel:0", data=kernel)
         with self.opened(file) as reader:
             assert same(reader.read("bert.weight"), kernel.T.copy())
+
+    def test_copies_that_differ(self, file):
+        self.layer(file, "bert").create_dataset("tf/bert/bias:0", data=np.ones(2))
+        self.layer(file, "mlm___cls").create_dataset("tf/bert/bias:0", data=np.zeros(2))
+        with self.opened(file) as reader:
+            assert reader.read("bert.bias").tolist() == [1, 1]
+            message = "equal copies of a shared tensor. /mlm___cls/tf/bert/bias:0 differs from /bert/tf/bert/bias:0"
+            with pytest.raises(CheckpointError, match=message):
+                reader.check_repeats()
 
     def test_two_variables_for_one_key(self, file):
         group = self.layer(file, "bert")

@@ -54,7 +54,7 @@ def inputs(name):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def finish(model, name, torch_name, convert):
+def finish(model, name, torch_name, convert, **arguments):
     """Save what the reference's PyTorch class and the model itself make of the weights."""
     directory = TARGET / name
     converted = getattr(reference, torch_name)(model.config)
@@ -63,7 +63,7 @@ def finish(model, name, torch_name, convert):
     if "LongT5" in name or "Longformer" in name:
         return
     batch = inputs(name)
-    outputs = model(**batch)
+    outputs = model(**batch, **arguments)
     np.savez(
         directory / "outputs.npz",
         **batch,
@@ -86,15 +86,16 @@ def write_flax(name, torch_name, config, shape=(1, 1), **arguments):
     import jax
     from transformers.modeling_flax_pytorch_utils import load_flax_weights_in_pytorch_model
 
-    model = getattr(reference, name)(config, input_shape=shape)
-    model.params = jax.tree_util.tree_map(random_like, model.params)
+    model = getattr(reference, name)(config, input_shape=shape, _do_init=False)
+    params = jax.tree_util.tree_map(random_like, model.params_shape_tree)
     directory = TARGET / (name + "Sharded" * bool(arguments))
-    model.save_pretrained(directory, **arguments)
+    model.save_pretrained(directory, params=params, **arguments)
     finish(
         model,
         directory.name,
         torch_name,
-        lambda torch_model: load_flax_weights_in_pytorch_model(torch_model, model.params),
+        lambda torch_model: load_flax_weights_in_pytorch_model(torch_model, params),
+        params=params,
     )
 
 

@@ -142,6 +142,7 @@ class ShardedReader(CheckpointReader):
         super().__init__(path)
         self.format = next((shard.format for shard in shards.values()), "")
         self._shards = shards
+        self.repeats = {name: kept for shard in shards.values() for name, kept in shard.repeats.items()}
         self._home: dict[str, CheckpointReader] = {}
         for name, shard in shards.items():
             for key in shard.entries:
@@ -162,6 +163,20 @@ class ShardedReader(CheckpointReader):
         """True if one shard stores one tensor under both keys."""
         home = self._home[first]
         return home is self._home[second] and home.share_memory(first, second)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The index and all shards."""
+        return (self.path, *(shard.path for shard in self._shards.values()))
+
+    def native_name(self, key: str) -> str:
+        """What the shard itself calls a tensor."""
+        return self._home[key].native_name(key)
+
+    def check_repeats(self) -> None:
+        """Compare further copies of tensors, shard by shard."""
+        for shard in self._shards.values():
+            shard.check_repeats()
 
     def close(self) -> None:
         """Close all shards."""

@@ -18,7 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader, LazyTensor
 from longspan.checkpoints.legacy_flax import canonical_name
-from longspan.checkpoints.names import ParameterNames, match_keys
+from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.plan import plan_load
 from longspan.checkpoints.report import LoadReport
 
 Path = tuple[str, ...]
@@ -111,21 +112,20 @@ def fill(
         CheckpointError: listing every key that is missing, unexpected or of another shape.
     """
     leaves = walk(shapes, raw)
-    match = match_keys(leaves, reader.keys(), names, config)
-    mismatched = [
-        (key, tuple(reader.shape(stored)), leaves[key].shape)
-        for key, stored in match.sources.items()
-        if tuple(reader.shape(stored)) != leaves[key].shape
-    ]
-    report = LoadReport.from_match(match, mismatched)
-    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=str(reader.name))
-    fresh = {*report.missing, *report.initialised, *(key for key, _, _ in mismatched)}
-    drawn = initialise([leaves[key].path for key in leaves if key in fresh])
+    plan = plan_load(
+        {key: leaf.shape for key, leaf in leaves.items()},
+        reader,
+        names,
+        config,
+        strict=strict,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    drawn = initialise([leaves[key].path for key in leaves if key in plan.fresh])
     flat: dict[Path, Any] = {path: value if dtype is None else value.astype(dtype) for path, value in drawn.items()}
-    for key in report.loaded:
+    for key, stored in plan.sources.items():
         leaf = leaves[key]
-        flat[leaf.path] = _from_stored(reader.read(match.sources[key]), leaf, dtype)
-    return unflatten(flat), report
+        flat[leaf.path] = _from_stored(reader.read(stored), leaf, dtype)
+    return unflatten(flat), plan.report
 
 
 def _from_stored(stored: Array, leaf: Leaf, dtype: Any) -> jax.Array:

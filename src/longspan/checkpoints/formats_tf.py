@@ -82,6 +82,9 @@ class TFReader(RenamedReader):
         except OSError as error:
             raise CheckpointError(f"{self.path} is damaged: {name} cannot be read ({error}).") from error
 
+    def _equal_copies(self, name: str, kept: str) -> bool:
+        return np.array_equal(self._file[name][()], self._file[kept][()])
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from longspan.checkpoints.names import KeyMatch, ParameterNames, match_keys
-from longspan.checkpoints.reader import CheckpointReader
+from longspan.checkpoints.reader import CheckpointReader, equal_tensors
 from longspan.checkpoints.report import LoadReport
 
 
@@ -71,13 +69,4 @@ def plan_load(
 
 def _conflicts(match: KeyMatch, reader: CheckpointReader) -> list[tuple[str, str]]:
     """Pairs of stored keys that the model ties and that hold different values."""
-    return [(key, kept) for key, kept in match.repeated.items() if not _equal(reader, key, kept)]
-
-
-def _equal(reader: CheckpointReader, first: str, second: str) -> bool:
-    if reader.share_memory(first, second):
-        return True
-    if reader.shape(first) != reader.shape(second) or reader.dtype(first) != reader.dtype(second):
-        return False
-    one, other = (reader.read_raw(key).reshape(-1).view(np.uint8) for key in (first, second))
-    return bool(np.array_equal(one, other))
+    return [(key, kept) for key, kept in match.repeated.items() if not equal_tensors(reader, key, reader, kept)]

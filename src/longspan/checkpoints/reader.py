@@ -59,6 +59,7 @@ class CheckpointReader(ABC):
         format: Name of the format: "safetensors", "pytorch", "flax" or "tf".
         path: The file, or the index file of a sharded checkpoint.
         metadata: Free text that the file carries about itself.
+        repeats: Name in the file of a further copy of a tensor, to the name of the copy that is read.
     """
 
     format: str = ""
@@ -68,11 +69,17 @@ class CheckpointReader(ABC):
         self.metadata: Mapping[str, str] = {}
         #: shape and type of every tensor, by key, in the order of the file; set by the subclass
         self.entries: Mapping[str, Entry] = {}
+        self.repeats: dict[str, str] = {}
 
     @property
     def name(self) -> str:
         """The file, for messages."""
         return str(self.path)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that the checkpoint is read from."""
+        return (self.path,)
 
     @abstractmethod
     def _fill(self, key: str, out: Bytes) -> None:
@@ -107,6 +114,26 @@ class CheckpointReader(ABC):
     def share_memory(self, first: str, second: str) -> bool:
         """True if the file stores one tensor under both keys. False where the format cannot say."""
         return first == second
+
+    def native_name(self, key: str) -> str:
+        """What the file itself calls a tensor."""
+        return key
+
+    def check_repeats(self) -> None:
+        """Compare further copies of tensors with the ones that are read.
+
+        Raises:
+            CheckpointError: if two copies differ.
+        """
+        for name, kept in self.repeats.items():
+            if not self._equal_copies(name, kept):
+                raise CheckpointError(
+                    f"{self.path} must hold equal copies of a shared tensor. {name} differs from {kept}"
+                )
+
+    def _equal_copies(self, name: str, kept: str) -> bool:
+        """Compare two copies by their names in the file."""
+        return name == kept
 
     def read_into(self, key: str, out: Array) -> None:
         """Fill memory with the values of a tensor.
@@ -261,3 +288,20 @@ class BlockFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def equal_tensors(one: CheckpointReader, first: str, other: CheckpointReader, second: str) -> bool:
+    """Say whether two tensors have the same type, shape and bits.
+
+    Args:
+        one: Reader of the first.
+        first: Key of the first.
+        other: Reader of the second.
+        second: Key of the second.
+    """
+    if one is other and one.share_memory(first, second):
+        return True
+    if one.shape(first) != other.shape(second) or one.dtype(first) != other.dtype(second):
+        return False
+    bits, others = (reader.read_raw(key).reshape(-1).view(np.uint8) for reader, key in ((one, first), (other, second)))
+    return np.array_equal(bits, others)

@@ -31,17 +31,11 @@ class Canonical:
 
 
 class RenamedReader(CheckpointReader):
-    """Base of the readers for other frameworks' files. Keys and tensors come out in the canonical form.
-
-    Attributes:
-        native_names: Canonical key to the name in the file.
-        repeats: Name in the file to the name of the array it repeats.
-    """
+    """Base of the readers for other frameworks' files. Keys and tensors come out in the canonical form."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.native_names: dict[str, str] = {}
-        self.repeats: dict[str, str] = {}
+        self._native_names: dict[str, str] = {}
         self._transposed: dict[str, bool] = {}
 
     def _place(self, native: Mapping[str, Entry], canonical: Mapping[str, Canonical]) -> None:
@@ -50,11 +44,15 @@ class RenamedReader(CheckpointReader):
         for name, entry in native.items():
             key, transposed = canonical[name].key, canonical[name].transposed
             if key in entries:
-                raise CheckpointError(f"{self.path} holds {key} twice, as {self.native_names[key]} and {name}.")
+                raise CheckpointError(f"{self.path} holds {key} twice, as {self._native_names[key]} and {name}.")
             entries[key] = Entry(entry.shape[::-1] if transposed else entry.shape, entry.dtype)
-            self.native_names[key] = name
+            self._native_names[key] = name
             self._transposed[key] = transposed
         self.entries = entries
+
+    def native_name(self, key: str) -> str:
+        """What the file itself calls a tensor."""
+        return self._native_names[key]
 
     @abstractmethod
     def read_native(self, name: str, out: Array, start: int = 0) -> None:
@@ -67,7 +65,7 @@ class RenamedReader(CheckpointReader):
         """
 
     def _fill(self, key: str, out: Bytes) -> None:
-        entry, name = self.entries[key], self.native_names[key]
+        entry, name = self.entries[key], self._native_names[key]
         target = out.view(entry.dtype.carrier).reshape(entry.shape)
         if not self._transposed[key]:
             self.read_native(name, target)
