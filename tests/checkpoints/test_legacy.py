@@ -176,6 +176,7 @@ class TestMsgpack:
 
     def test_types_equal_flax(self, write):
         import jax.numpy as jnp
+
         from flax import serialization
 
         tree = {
