@@ -208,7 +208,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             encoder_attention_mask: Their padding mask, (B, T).
             past_key_values: Cache of earlier tokens, a `MegaCache` or the older nested tuples; S is 1 then. The same
                 format is returned.
-            use_cache: Return a cache (decoder only); default as configured.
+            use_cache: Return a cache (decoder only); default as configured. A graph of `torch.export` has none.
             output_attentions: Return attention weights, L × (B, 1, S, S), or with chunks of C tokens
                 L × (B, chunks, C, C), where the last chunk is padded at its end.
             output_hidden_states: Return hidden states, (L + 1) × (B, S, D).
@@ -232,7 +232,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             encoder_hidden_states,
             encoder_attention_mask,
             needs_weights=resolve(output_attentions, config.output_attentions),
-            use_cache=self.resolve_use_cache(config.is_decoder and resolve(use_cache, config.use_cache)),
+            use_cache=self._resolve_cache(use_cache),
         )
         embedded = self.embedding_layer(input_ids=input_ids, inputs_embeds=inputs_embeds, token_type_ids=token_type_ids)
         keeps_states = resolve(output_hidden_states, config.output_hidden_states)
@@ -252,6 +252,13 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             cross_attentions=_present(layer.cross_weights for layer in extras),
         )
         return finish(output, resolve(return_dict, config.return_dict))
+
+    def _resolve_cache(self, use_cache: bool | None) -> bool:
+        if torch.compiler.is_exporting():
+            if use_cache:
+                raise InputError("an exported graph keeps no cache. Received: use_cache=True")
+            return False
+        return self.resolve_use_cache(self.config.is_decoder and resolve(use_cache, self.config.use_cache))
 
     def _run_layers(
         self, hidden_states: Tensor, plan: MegaPlan, cache: MegaCache | None, *, keeps_states: bool, may_overwrite: bool

@@ -15,12 +15,8 @@ from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_cache import MegaLayerCache
 from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys
 from longspan.nn.torch.activations import get_activation
-from longspan.ops.torch.damped_ema import (
-    EmaBlocks,
-    damped_ema,
-    ema_blocks,
-    truncated_damped_ema,
-)
+from longspan.ops.torch.blocks import count_blocks, from_blocks, to_blocks
+from longspan.ops.torch.damped_ema import EmaBlocks, damped_ema, ema_blocks, truncated_damped_ema
 from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients
 from longspan.ops.torch.gated_attention import RotaryBias, ToeplitzBias, gated_attention, rotate
 
@@ -328,7 +324,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         query, key = (shared * self.qk_weight[index] + self.qk_bias[index] for index in (0, 1))
         attended, weights, held = self._attend(query, key, value, plan, cache)
         candidate = self.activation(candidate + self.h_proj(attended * attention_gate))
-        output = torch.lerp(hidden_states, self.dropout(candidate), torch.sigmoid(update_gate))
+        output = _update(hidden_states, self.dropout(candidate), update_gate)
         output = output if self.normalize_before else self.norm(output)
         kept = MegaLayerCache(*held, ema_state) if ema_state is not None and held is not None else None
         return output, MegaLayerExtras(weights, cache=kept)
@@ -354,28 +350,23 @@ class MegaMovingAverageGatedAttention(nn.Module):
     def _attend_in_chunks(
         self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan
     ) -> tuple[Tensor, Tensor | None]:
+        if plan.chunk_size is None:
+            attended, weights = self._weighted_sum(query, key, value, plan.mask, plan, causal=plan.causal)
+            return attended, None if weights is None else weights.unsqueeze(1)
         batch, length, _ = query.shape
-        size = length if plan.chunk_size is None else plan.chunk_size
+        size = plan.chunk_size
         if not torch.compiler.is_exporting():
             size = min(size, length)  # a sequence that is shorter than a chunk is a chunk of its own length
-        missing = -length % size
+        chunks = count_blocks(length, size)
         mask = plan.mask
-        if missing or torch.compiler.is_exporting():
-            query, key, value = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (query, key, value))
-            if mask is not None:
-                mask = F.pad(mask, (0, missing))
-            elif not plan.causal:  # what pads the last chunk lies behind all that a causal query sees
-                mask = (torch.arange(length + missing, device=query.device) < length).expand(batch, -1)
-        attended, weights = self._weighted_sum(
-            query.reshape(-1, size, query.shape[-1]),
-            key.reshape(-1, size, key.shape[-1]),
-            value.reshape(-1, size, value.shape[-1]),
-            None if mask is None else mask.reshape(-1, size),
-            plan,
-            causal=plan.causal,
-        )
-        attended = attended.reshape(batch, -1, attended.shape[-1])[:, :length]
-        return attended, None if weights is None else weights.unflatten(0, (batch, -1))
+        if mask is None and not plan.causal and (torch.compiler.is_exporting() or length % size):
+            # padding lies behind all that a causal query sees, but a query of an encoder must not see it
+            mask = query.new_ones(batch, length, dtype=torch.bool)
+        query, key, value = (to_blocks(tensor, size).flatten(0, 1) for tensor in (query, key, value))
+        mask = None if mask is None else to_blocks(mask, size).flatten(0, 1)
+        attended, weights = self._weighted_sum(query, key, value, mask, plan, causal=plan.causal)
+        attended = from_blocks(attended.unflatten(0, (batch, chunks)), length)
+        return attended, None if weights is None else weights.unflatten(0, (batch, chunks))
 
     def _weighted_sum(
         self,
@@ -401,6 +392,12 @@ class MegaMovingAverageGatedAttention(nn.Module):
             implementation=plan.implementation,
             return_weights=plan.needs_weights,
         )
+
+
+def _update(hidden_states: Tensor, candidate: Tensor, gate: Tensor) -> Tensor:
+    """φ ⊙ candidate + (1 − φ) ⊙ X for the logit of φ, in the dtype of X (which autocast may leave wider)."""
+    dtype = hidden_states.dtype
+    return torch.lerp(hidden_states, candidate.to(dtype), torch.sigmoid(gate).to(dtype))
 
 
 class MegaGatedCrossAttention(nn.Module):
@@ -452,7 +449,7 @@ class MegaGatedCrossAttention(nn.Module):
             return_weights=plan.needs_weights,
         )
         candidate = self.activation(self.h_proj(attended * F.silu(attention_gate)))
-        output = torch.lerp(hidden_states, self.dropout(candidate), torch.sigmoid(update_gate))
+        output = _update(hidden_states, self.dropout(candidate), update_gate)
         return output if self.normalize_before else self.norm(output), weights, (key, value)
 
     def _encoder_keys(self, plan: MegaPlan, cache: MegaLayerCache | None) -> tuple[Tensor, Tensor]:

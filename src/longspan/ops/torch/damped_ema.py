@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.errors import InputError
+from longspan.ops.torch.blocks import from_blocks, to_blocks
 from longspan.ops.torch.ema_kernels import (
     EmaCoefficients,
     check_state,
@@ -114,24 +115,27 @@ def damped_ema(
     """
     check_state(state, blocks.forward, inputs.shape[0])
     _check_backward(blocks, backward_state, inputs.shape[0])
-    (batch, length, channels), size = inputs.shape, blocks.mixing.shape[1]
+    (batch, length, _), size = inputs.shape, blocks.mixing.shape[1]
     with torch.autocast(inputs.device.type, enabled=False):
-        x = _to_blocks(inputs, mask, blocks)  # (D, B·K, C)
-        mixed = torch.bmm(x, blocks.mixing)
-        own, handed_on = mixed[..., :size], mixed[..., size:].unflatten(1, (batch, -1))  # (D, B, K, N or 2N)
-        last = length - (handed_on.shape[2] - 1) * size  # tokens of the last block, which may be padded
+        x = _read_blocks(inputs, mask, blocks)  # (D, B, K, C)
+        num_blocks = x.shape[2]
+        mixed = torch.bmm(x.flatten(1, 2), blocks.mixing)
+        own, handed_on = mixed[..., :size], mixed[..., size:].unflatten(1, (batch, num_blocks))  # (D, B, K, N or 2N)
+        before_last = (length - 1) // size  # blocks before that of the last token
+        last = length - before_last * size  # tokens of that block; the rest of it is padding
         if backward_state is not None:
             handed_on = _hand_through(handed_on, blocks, backward_state, last)
         entering = _entering(handed_on, blocks, state)  # (D, B, K, N or 2N)
         outputs = torch.baddbmm(own, entering.flatten(1, 2), blocks.carry)
-        outputs = outputs.view(channels, batch, -1)[..., :length].permute(1, 2, 0)
+        outputs = from_blocks(outputs.unflatten(1, (batch, num_blocks)).permute(1, 2, 3, 0), length)
         if backward_state is not None:
             outputs = torch.cat([outputs[:, :-last], outputs[:, -last:] + _tail(blocks, backward_state, last)], dim=1)
         if not return_state:
             return outputs, None
-        before_last = entering[..., -1, : blocks.forward.log_decay.shape[1]].transpose(0, 1)
-        masked = None if mask is None else mask[:, -last:]
-        return outputs, _fold(read_inputs(inputs[:, -last:], masked, x.dtype), blocks.forward, before_last)
+        place = torch.full((1,), before_last, device=x.device)
+        last_block = x.index_select(2, place).squeeze(2)  # (D, B, C)
+        state = entering[..., : blocks.forward.log_decay.shape[1]].index_select(2, place).squeeze(2)
+        return outputs, _fold(last_block, blocks.forward, state, last)
 
 
 def backward_state_before(
@@ -154,8 +158,8 @@ def backward_state_before(
     backward = _check_backward(blocks, backward_state, inputs.shape[0], required=True)
     size, num = blocks.mixing.shape[1], blocks.forward.log_decay.shape[1]
     with torch.autocast(inputs.device.type, enabled=False):
-        x = _to_blocks(inputs, mask, blocks)
-        handed_on = torch.bmm(x, blocks.mixing[..., size + num :]).unflatten(1, (inputs.shape[0], -1))
+        x = _read_blocks(inputs, mask, blocks)
+        handed_on = torch.bmm(x.flatten(1, 2), blocks.mixing[..., size + num :]).unflatten(1, x.shape[1:3])
         decay = decay_powers(backward.log_decay * size, handed_on.shape[2])  # (D, N, K)
         state = torch.einsum("dbkn,dnk->bdn", handed_on, decay)
         if backward_state is not None:
@@ -231,14 +235,10 @@ def _check_backward(
     return blocks.backward
 
 
-def _to_blocks(inputs: Tensor, mask: Tensor | None, blocks: EmaBlocks) -> Tensor:
-    """(B, S, D) -> (D, B·K, C), masked and padded with zeros, in the dtype of the coefficients."""
-    size = blocks.mixing.shape[1]
-    x = read_inputs(inputs, mask, blocks.mixing.dtype).permute(2, 0, 1)  # (D, B, S)
-    missing = -inputs.shape[1] % size
-    if torch.compiler.is_exporting() or missing:
-        x = F.pad(x, (0, missing))
-    return x.reshape(x.shape[0], -1, size)
+def _read_blocks(inputs: Tensor, mask: Tensor | None, blocks: EmaBlocks) -> Tensor:
+    """(B, S, D) -> (D, B, K, C), masked and padded with zeros, in the dtype of the coefficients."""
+    x = read_inputs(inputs, mask, blocks.mixing.dtype)
+    return to_blocks(x, blocks.mixing.shape[1]).permute(3, 0, 1, 2).contiguous()
 
 
 def _entering(handed_on: Tensor, blocks: EmaBlocks, state: Tensor | None) -> Tensor:
@@ -267,11 +267,17 @@ def _tail(blocks: EmaBlocks, backward_state: Tensor, last: int) -> Tensor:
     return torch.einsum("bdn,dnc->bcd", backward_state.to(carry.dtype), carry)
 
 
-def _fold(x: Tensor, coefficients: EmaCoefficients, state: Tensor) -> Tensor:
-    """H after the few tokens `x` (B, C, D), from h before them (B, D, N)."""
-    powers = decay_powers(coefficients.log_decay, x.shape[1] + 1)  # (D, N, C + 1)
-    added = torch.einsum("bcd,dnc->bdn", x, powers[..., :-1].flip(-1))
-    return coefficients.input_weight * added + powers[..., -1] * state
+def _fold(x: Tensor, coefficients: EmaCoefficients, state: Tensor, tokens: int) -> Tensor:
+    """H after the first `tokens` of a block x (D, B, C), from h before it (D, B, N); returns (B, D, N).
+
+    Its shapes do not depend on `tokens`, so that a compiled graph serves them all.
+    """
+    place = torch.arange(x.shape[2], device=x.device)
+    powers = decay_powers(coefficients.log_decay, x.shape[2])  # (D, N, C)
+    distance = (tokens - 1 - place).clamp(min=0)
+    weight = powers.index_select(2, distance) * (place < tokens)
+    added = torch.bmm(x, weight.transpose(1, 2)) * coefficients.input_weight.unsqueeze(1)
+    return (added + torch.exp(coefficients.log_decay * tokens).unsqueeze(1) * state).transpose(0, 1)
 
 
 def decay_scan(values: Tensor, log_decay: Tensor) -> Tensor:
@@ -284,29 +290,44 @@ def decay_scan(values: Tensor, log_decay: Tensor) -> Tensor:
     Returns:
         h, (D, B, K, N).
     """
-    if not torch.compiler.is_exporting() and values.shape[2] == 1:
-        return values
+    if torch.compiler.is_exporting():
+        return _scan_any_length(values, log_decay)
+    if torch.compiler.is_compiling() or values.shape[2] == 1:
+        return _scan(values, log_decay)
     scanned: Tensor = _DecayScan.apply(values, log_decay)
     return scanned
 
 
+def _scan(values: Tensor, log_decay: Tensor) -> Tensor:
+    """The scan in log₂ K doublings."""
+    reach = 1
+    while reach < values.shape[2]:
+        decay = torch.exp(log_decay * reach)[:, None, None]
+        far = torch.addcmul(values[:, :, reach:], values[:, :, :-reach], decay)
+        values = torch.cat([values[:, :, :reach], far], dim=2)
+        reach *= 2
+    return values
+
+
+def _scan_any_length(values: Tensor, log_decay: Tensor) -> Tensor:
+    """The scan with a number of doublings that does not depend on the number of blocks."""
+    place = torch.arange(values.shape[2], device=values.device)
+    for round_ in range(_EXPORTED_ROUNDS):
+        reach = 2**round_
+        far = values.index_select(2, (place - reach).clamp(min=0))
+        decay = torch.exp(log_decay * reach)[:, None, None] * (place >= reach)[:, None]
+        values = torch.addcmul(values, far, decay)
+    return values
+
+
 class _DecayScan(torch.autograd.Function):
-    """The scan runs in log₂ K doublings; its gradient is the same scan from the end, so that only h is kept."""
+    """The scan with the same scan from the end as its gradient, so that only h is kept."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(values: Tensor, log_decay: Tensor) -> Tensor:
-        blocks = values.shape[2]
-        if torch.compiler.is_exporting():
-            return _scan_any_length(values, log_decay)
-        reach = 1
-        while reach < blocks:
-            decay = torch.exp(log_decay * reach)[:, None, None]
-            far = torch.addcmul(values[:, :, reach:], values[:, :, :-reach], decay)
-            values = torch.cat([values[:, :, :reach], far], dim=2)
-            reach *= 2
-        return values
+        return _scan(values, log_decay)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -318,14 +339,3 @@ class _DecayScan(torch.autograd.Function):
         for_values = decay_scan(gradient.flip(2), log_decay).flip(2)
         before = scanned[:, :, :-1] * torch.exp(log_decay)[:, None, None]
         return for_values, (for_values[:, :, 1:] * before).sum(dim=(1, 2))
-
-
-def _scan_any_length(values: Tensor, log_decay: Tensor) -> Tensor:
-    """The scan with a number of rounds that does not depend on the number of blocks, for a graph of any length."""
-    place = torch.arange(values.shape[2], device=values.device)
-    for round_ in range(_EXPORTED_ROUNDS):
-        reach = 2**round_
-        far = values.index_select(2, (place - reach).clamp(min=0))
-        decay = torch.exp(log_decay * reach)[:, None, None] * (place >= reach)[:, None]
-        values = torch.addcmul(values, far, decay)
-    return values

@@ -119,6 +119,9 @@ def _laplace(scores: Tensor) -> Tensor:
 def _toeplitz(table: Tensor, start: int, shape: torch.Size) -> Tensor:
     """The matrix table[start + j − i] of the shape (T, S)."""
     rows, columns = shape
+    if torch.compiler.is_compiling():  # `unfold` would fix the length of a traced graph
+        row, column = (torch.arange(size, device=table.device) for size in (rows, columns))
+        return table[start + column - row.unsqueeze(1)]
     return table[start - rows + 1 : start + columns].unfold(0, columns, 1).flip(0)
 
 
