@@ -177,10 +177,12 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
 
     def dummy_inputs(self, input_shape: tuple[int, ...]) -> dict[str, Any]:
         """Arguments of the module that reach all of its parameters."""
-        input_ids = jnp.zeros(input_shape, jnp.int32)
-        if not self.config.add_cross_attention:
-            return {"input_ids": input_ids}
-        return {"input_ids": input_ids, "encoder_hidden_states": jnp.zeros((*input_shape, self.config.hidden_size))}
+        batch, *_, length = input_shape
+        choices = [1] * (len(self.input_axes) - 2)
+        inputs: dict[str, Any] = {"input_ids": jnp.zeros((batch, *choices, length), jnp.int32)}
+        if self.config.add_cross_attention:
+            inputs["encoder_hidden_states"] = jnp.zeros((batch, length, self.config.hidden_size))
+        return inputs
 
     def init_cache(self, batch_size: int, max_length: int) -> FlaxCache:
         """Make an empty cache for incremental decoding.

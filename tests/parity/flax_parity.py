@@ -1,0 +1,62 @@
+"""Comparing Flax models with the PyTorch classes, whose equality with the reference other tests show."""
+
+from __future__ import annotations
+
+import numpy as np
+from tests.tolerances import TOLERANCE, as_numpy, assert_close
+
+from longspan.checkpoints.flax import tensors_to_save
+
+
+def at_real_positions(name, value, keep):
+    """Zero what lies at padding: the token axis is 1 for states and logits, 2 for attention weights."""
+    value = as_numpy(value)
+    if keep is None:
+        return value
+    if "attentions" in name:
+        return value * keep[:, None, :, None]
+    if value.shape[:2] == keep.shape:
+        return value * keep.reshape(*keep.shape, *([1] * (value.ndim - 2)))
+    return value
+
+
+def compare_outputs(ours, expected, *, keep=None, dtype="float32", skip=("loss", "past_key_values")):
+    """Compare every field of the expected output; `keep` (B, S) marks the real positions.
+
+    Args:
+        ours: Output of a Flax model.
+        expected: Field to array or tuple of arrays.
+        keep: Mask of the real positions.
+        dtype: Row of the table of tolerances.
+        skip: Fields that Flax classes do not have.
+    """
+    names = set(expected.keys()) - set(skip)
+    assert names == set(ours.keys()) - set(skip)
+    for name in names:
+        several = isinstance(expected[name], tuple)
+        pairs = zip(ours[name], expected[name], strict=True) if several else [(ours[name], expected[name])]
+        for index, (mine, theirs) in enumerate(pairs):
+            mine, theirs = (at_real_positions(name, value, keep) for value in (mine, theirs))
+            assert_close(mine, theirs, dtype, f"{name}[{index}]")
+
+
+def compare_gradients(gradients, torch_model, tolerance=TOLERANCE["float32"]):
+    """Compare the gradient of every parameter with PyTorch's.
+
+    The error is relative to the parameter's largest gradient; a gradient that is zero but for rounding (that of key
+    biases, which shift all scores of a query alike) is held against the largest gradient of the model.
+    """
+    actual = {key: tensor.read() for key, tensor in tensors_to_save(gradients).items()}
+    expected = {
+        name: as_numpy(parameter.grad) if parameter.grad is not None else np.zeros(tuple(parameter.shape))
+        for name, parameter in torch_model.named_parameters()
+    }
+    assert actual.keys() == expected.keys()
+    largest = max(float(np.abs(gradient).max()) for gradient in expected.values())
+    assert largest > 0
+    for name, gradient in expected.items():
+        own = float(np.abs(gradient).max())
+        scale = own if own > 1e-3 * largest else largest
+        assert np.isfinite(actual[name]).all(), name
+        difference = np.abs(actual[name] - gradient).max() / scale
+        assert difference <= tolerance, f"gradient of {name} differs by {difference:.3g}"

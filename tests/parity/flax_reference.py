@@ -1,0 +1,33 @@
+"""Runs the reference's own Flax classes: `flax_reference.py DIRECTORY`.
+
+Every folder of the directory is named like a Flax class and holds a checkpoint and `inputs.npz`. The class loads the
+checkpoint, writes what it makes of the inputs to `outputs.npz`, and saves itself into `msgpack/`. A process of its own
+does this, because the test processes keep the reference from importing JAX.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+os.environ |= {"USE_TF": "0", "USE_FLAX": "1", "JAX_PLATFORMS": "cpu"}
+
+import transformers
+
+
+def run(directory: Path) -> None:
+    model = getattr(transformers, directory.name).from_pretrained(directory)
+    inputs = dict(np.load(directory / "inputs.npz"))
+    outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+    arrays = {}
+    for name, value in outputs.items():
+        parts = value if isinstance(value, tuple) else [value]
+        arrays |= {f"{name}.{index}": np.asarray(part) for index, part in enumerate(parts)}
+    np.savez(directory / "outputs.npz", **arrays)
+    model.save_pretrained(directory / "msgpack")
+
+
+if __name__ == "__main__":
+    for folder in sorted(Path(sys.argv[1]).iterdir()):
+        run(folder)
