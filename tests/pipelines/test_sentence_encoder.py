@@ -186,6 +186,17 @@ def test_every_window_begins_with_the_prompt(tiny: SentenceEncoder):
     assert pieces[-1].char_end == len(LONG.rstrip())
 
 
+def test_a_longer_length_makes_one_window_of_a_long_text(tiny_dir: Path, tiny: SentenceEncoder):
+    longer = SentenceEncoder(tiny_dir, max_length=600)
+    assert longer.max_length == 600
+    assert len(tiny.splitter().split([LONG])[0]) > 3
+    assert len(longer.splitter().split([LONG])[0]) == 1
+    short = ["", "the log file", LONG[:150]]
+    np.testing.assert_allclose(longer.encode(short), tiny.encode(short), rtol=0, atol=1e-5)
+    changed = LONG[:-30] + " python python"
+    assert np.abs(longer.encode(LONG) - longer.encode(changed)).max() > 1e-4
+
+
 def test_fingerprint_tells_weights_and_settings_apart(tmp_path: Path, tiny: SentenceEncoder, tiny_dir: Path):
     assert SentenceEncoder(tiny_dir, max_length=20).fingerprint == tiny.fingerprint
     other_weights = make_sentence_model(tmp_path / "weights", seed=1)
@@ -227,10 +238,11 @@ def test_texts_must_be_strings(tiny: SentenceEncoder, bad: list[object]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"framework": "caffe"}, "framework must be one of torch.* Received: framework='caffe'"),
+        ({"framework": "caffe"}, "framework must be one of torch, flax, keras. Received: framework='caffe'"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16. Received: dtype='int8'"),
         ({"device": "cuda:99"}, "device must exist on this machine. Received: device='cuda:99'"),
         ({"device": "abacus"}, "device must exist on this machine. Received: device='abacus'"),
-        ({"max_length": 65}, r"max_length must lie in \[1, 64\] for .* Received: max_length=65"),
+        ({"max_length": 65, "framework": "flax"}, r"max_length must lie in \[1, 64\] for .* Received: max_length=65"),
         ({"max_length": 0}, r"max_length must lie in \[1, 64\] for .* Received: max_length=0"),
     ],
 )

@@ -10,7 +10,9 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="NAME", help="Model directory or hub repository.", rich_help_panel="Model"),
 ]
-Framework = Annotated[str, typer.Option(help="Framework that runs the model: torch.", rich_help_panel="Model")]
+Framework = Annotated[
+    str, typer.Option(help="Framework that runs the model: torch, flax or keras.", rich_help_panel="Model")
+]
 Device = Annotated[
     str | None,
     typer.Option(help="Device, such as cpu or cuda; default the first accelerator.", rich_help_panel="Model"),

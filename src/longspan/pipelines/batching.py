@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from longspan.errors import InputError
 
+_SHORTEST = 16
+#: Rows of a batch of fixed shape that is not full, if they are enough.
+_FEW_ROWS = (1, 8)
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[npt.NDArray[np.int64]]:
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that run together.
+
+    Attributes:
+        indices: Which sequences, longest first.
+        shape: Rows and positions to pad to.
+    """
+
+    indices: npt.NDArray[np.int64]
+    shape: tuple[int, int]
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, *, fixed_shapes: bool = False, max_length: int | None = None
+) -> list[Batch]:
     """Group sequences by length, longest first, so that no batch holds more than `batch_tokens` positions.
 
     A batch of B sequences of at most S tokens holds B · S positions, padding included. A sequence longer than the
@@ -19,9 +39,12 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[npt.NDArray[
     Args:
         lengths: Tokens of each sequence.
         batch_tokens: Most positions of a batch.
+        fixed_shapes: Round S up to one of 16, 24, 32, 48, 64, 96, ... and B to that of a full batch, 8 or 1, so that
+            few shapes occur.
+        max_length: Most positions that the model takes.
 
     Returns:
-        For each batch the indices of its sequences; together they hold each index once.
+        The batches; together they hold each index once.
 
     Raises:
         InputError: `batch_tokens` is not positive.
@@ -32,15 +55,31 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[npt.NDArray[
     batches = []
     start = 0
     while start < len(order):
-        num_rows = max(1, batch_tokens // max(1, lengths[order[start]]))
-        batches.append(order[start : start + num_rows])
+        longest = lengths[order[start]]
+        length = round_length(longest, max_length) if fixed_shapes else longest
+        num_rows = max(1, batch_tokens // max(1, length))
+        indices = order[start : start + num_rows]
         start += num_rows
+        if fixed_shapes:
+            num_rows = next((few for few in _FEW_ROWS if len(indices) <= few < num_rows), num_rows)
+        else:
+            num_rows = len(indices)
+        batches.append(Batch(indices, (num_rows, length)))
     return batches
 
 
-def pad(sequences: Sequence[npt.NDArray[np.int32]], pad_token_id: int) -> npt.NDArray[np.int64]:
-    """Rows of token ids (B, S), padded on the right to the longest."""
-    padded = np.full((len(sequences), max(map(len, sequences))), pad_token_id, np.int64)
-    for row, sequence in zip(padded, sequences, strict=True):
+def round_length(length: int, limit: int | None) -> int:
+    """The least of 16, 24, 32, 48, 64, 96, 128, ... that is not below `length`, but at most `limit`."""
+    rounded = _SHORTEST
+    while rounded < length:
+        is_power_of_two = rounded & (rounded - 1) == 0
+        rounded = rounded * 3 // 2 if is_power_of_two else rounded * 4 // 3
+    return rounded if limit is None else max(length, min(rounded, limit))
+
+
+def pad(sequences: Sequence[npt.NDArray[np.int32]], shape: tuple[int, int], pad_token_id: int) -> npt.NDArray[np.int64]:
+    """Token ids of `shape`: each sequence padded on the right, and rows of padding alone after the last."""
+    padded = np.full(shape, pad_token_id, np.int64)
+    for row, sequence in zip(padded, sequences, strict=False):
         row[: len(sequence)] = sequence
     return padded

@@ -26,7 +26,7 @@ def pooled_tokens(lengths: npt.NDArray[np.int64], size: int, skipped: npt.NDArra
     """Which tokens are pooled.
 
     Args:
-        lengths: (B,) real tokens of each text, padded on the right.
+        lengths: (B,) real tokens of each text, padded on the right; 0 in rows that fill a batch up.
         size: S.
         skipped: (B,) leading tokens that are not pooled (those of a prompt); the last real token is pooled always.
 
@@ -47,12 +47,12 @@ def pooling_weights(modes: Sequence[str], mask: npt.NDArray[np.bool_]) -> Floats
 
     Args:
         modes: Names of `POOLING_MODES`.
-        mask: (B, S), True at the tokens that are pooled, one stretch of at least one token a row.
+        mask: (B, S), True at the tokens that are pooled, one stretch a row.
 
     Returns:
-        (B, M, S) weights, modes in the given order without `max`.
+        (B, M, S) weights, modes in the given order without `max`; 0 in rows without any token.
     """
-    counts = mask.sum(axis=1, keepdims=True)
+    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     weighted = mask * np.arange(1, mask.shape[1] + 1)
     ranks = np.cumsum(mask, axis=1)
     tables = {
@@ -60,7 +60,7 @@ def pooling_weights(modes: Sequence[str], mask: npt.NDArray[np.bool_]) -> Floats
         "lasttoken": mask & (ranks == counts),
         "mean": mask / counts,
         "mean_sqrt_len_tokens": mask / np.sqrt(counts),
-        "weightedmean": weighted / weighted.sum(axis=1, keepdims=True),
+        "weightedmean": weighted / np.maximum(weighted.sum(axis=1, keepdims=True), 1),
     }
     chosen = [tables[mode] for mode in modes if mode != MAX]
     empty = np.zeros((len(mask), 0, mask.shape[1]), np.float32)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, normalizers
 
 from longspan.checkpoints.files import open_checkpoint
@@ -49,10 +48,11 @@ class SentenceEncoder:
 
     Args:
         name_or_path: Directory or hub repository; default the packaged all-MiniLM-L6-v2 (extra `demo`).
-        framework: Framework that runs the model: `"torch"`.
+        framework: Framework that runs the model: `"torch"`, `"flax"` or `"keras"`.
         device: Device in the framework's words, e.g. `"cuda"`; default the first accelerator, or the CPU.
         dtype: Type of the weights, e.g. `"bfloat16"`; default float32. Vectors are float32 always.
-        max_length: Most tokens of a window, special tokens included; default what the folder says.
+        max_length: Most tokens of a window, special tokens included; default what the folder says. With PyTorch it may
+            be longer than the model: a BERT or RoBERTa is then read as a Longformer (see `longspan.to_long`).
         batch_tokens: Most positions of a batch, padding included; default what suits the device.
         attn_implementation: Implementation of attention; default: chosen by the model.
         revision: Branch, tag or commit of a hub repository.
@@ -122,6 +122,7 @@ class SentenceEncoder:
             device=device,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            max_length=max_length,
         )
         self.max_length = self._resolve_max_length(max_length)
         self.normalizes = self._modules.normalizes
@@ -295,28 +296,30 @@ class SentenceEncoder:
         """Vectors (N, D) before the final normalisation; zero for a piece without any token."""
         vectors = np.zeros((len(pieces), self.dimension), np.float32)
         budget = self.batch_tokens if batch_tokens is None else batch_tokens
-        for batch in plan_batches([len(piece.ids) for piece in pieces], budget):
-            chosen = [pieces[index] for index in batch]
-            if len(chosen[-1].ids) == 0:  # sorted by length: the rest of the batch, and of all batches, is empty
-                chosen = [piece for piece in chosen if len(piece.ids)]
+        lengths = [len(piece.ids) for piece in pieces]
+        backend = self._backend
+        for batch in plan_batches(lengths, budget, fixed_shapes=backend.fixed_shapes, max_length=backend.max_positions):
+            chosen = [pieces[index] for index in batch.indices if lengths[index]]
             if chosen:
-                vectors[batch[: len(chosen)]] = self._run_batch(chosen)
-            progress.advance(sum(amounts[index] for index in batch), sum(piece.num_tokens for piece in chosen))
+                vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
+            amount = sum(amounts[index] for index in batch.indices)
+            progress.advance(amount, sum(piece.num_tokens for piece in chosen))
         return vectors
 
-    def _run_batch(self, pieces: Sequence[Piece]) -> Floats:
+    def _run_batch(self, pieces: Sequence[Piece], shape: tuple[int, int]) -> Floats:
         modes = self._modules.pooling
-        input_ids = pad([piece.ids for piece in pieces], self.tokenizer.pad_token_id or 0)
-        lengths = np.array([len(piece.ids) for piece in pieces])
-        skipped = np.zeros_like(lengths) if self._modules.pools_prompt else _num_unpooled(pieces)
-        mask = pooled_tokens(lengths, input_ids.shape[1], skipped)
+        lengths, skipped = np.zeros((2, shape[0]), np.int64)
+        lengths[: len(pieces)] = [len(piece.ids) for piece in pieces]
+        if not self._modules.pools_prompt:
+            skipped[: len(pieces)] = [piece.num_leading for piece in pieces]
+        mask = pooled_tokens(lengths, shape[1], skipped)
         pooled = self._backend.encode_batch(
-            input_ids,
-            np.arange(input_ids.shape[1]) < lengths[:, None],
+            pad([piece.ids for piece in pieces], shape, self.tokenizer.pad_token_id or 0),
+            np.arange(shape[1]) < lengths[:, None],
             pooling_weights(modes, mask),
             mask if MAX in modes else None,
         )
-        return self._run_layers(order_modes(modes, pooled))
+        return self._run_layers(order_modes(modes, pooled[: len(pieces)]))
 
     def _run_layers(self, vectors: Floats) -> Floats:
         for layer in self._modules.layers:
@@ -327,9 +330,10 @@ class SentenceEncoder:
         return to_unit_length(vectors) if (self.normalizes if normalize is None else normalize) else vectors
 
     def _resolve_max_length(self, asked: int | None) -> int:
-        limit = int(min(self.tokenizer.model_max_length, self._backend.max_positions or _NO_LIMIT, _NO_LIMIT))
+        limit = self._backend.max_positions or _NO_LIMIT
         if asked is None:
-            return min(self._modules.max_length or limit, limit)
+            known = [self.tokenizer.model_max_length, self._modules.max_length]
+            return int(min(limit, *(length for length in known if length is not None)))
         if not 1 <= asked <= limit:
             raise InputError(f"max_length must lie in [1, {limit}] for {self.name}. Received: max_length={asked}")
         return asked
@@ -382,10 +386,6 @@ def _weight_files(source: Source) -> list[Path]:
         return [path]
     names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
     return [path, *(source.require(name) for name in names)]
-
-
-def _num_unpooled(pieces: Sequence[Piece]) -> npt.NDArray[np.int64]:
-    return np.array([piece.num_leading for piece in pieces])
 
 
 def _mean_of_windows(vectors: Floats, of_texts: Sequence[Sequence[Piece]]) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,18 @@ from longspan.checkpoints.hub import Source
 from longspan.errors import InputError, missing_framework
 
 #: framework -> module here that holds its `EncoderBackend`
-_MODULES = {"torch": "longspan.pipelines.backends.torch"}
+_MODULES = {name: f"longspan.pipelines.backends.{name}" for name in ("torch", "flax", "keras")}
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Encoder(Protocol):
-    """An encoder model on a device."""
+    """An encoder model on a device.
+
+    Attributes:
+        fixed_shapes: Whether every new shape costs a compilation, so that batches should come in few shapes.
+    """
+
+    fixed_shapes: ClassVar[bool]
 
     @property
     def max_positions(self) -> int | None:
@@ -44,7 +51,7 @@ class Encoder(Protocol):
 
         Args:
             input_ids: (B, S) token ids, padded on the right.
-            attention_mask: (B, S), True at real tokens.
+            attention_mask: (B, S), True at real tokens; rows without any fill a batch up.
             weights: (B, M, S) weight of each token for each vector that is wanted.
             max_mask: (B, S), True at the tokens whose greatest value is wanted as one more vector; None for none.
 
@@ -54,24 +61,41 @@ class Encoder(Protocol):
         ...
 
 
+def longest_input(config: Any) -> int | None:
+    """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
+    if config.model_type == "longformer":  # its position table begins with rows that no token has
+        return int(config.max_length)
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit
+
+
 def load_encoder(
-    framework: str, source: Source, *, device: str | None, dtype: str | None, attn_implementation: str | None
+    framework: str,
+    source: Source,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    max_length: int | None = None,
 ) -> Encoder:
     """Load the model of a pipeline.
 
     Args:
-        framework: `"torch"`.
+        framework: `"torch"`, `"flax"` or `"keras"`.
         source: Where the model is.
         device: Device in the framework's words; None chooses.
-        dtype: Type of the weights, `"float32"` if None.
+        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
         attn_implementation: Implementation of attention; None chooses.
+        max_length: Longest input wanted; a backend that can lengthen a model does so.
 
     Raises:
-        InputError: there is no such framework.
-        MissingFrameworkError: it is not installed.
+        InputError: there is no such framework, device or dtype.
+        MissingFrameworkError: the framework is not installed.
     """
     if framework not in _MODULES:
         raise InputError(f"framework must be one of {', '.join(_MODULES)}. Received: framework={framework!r}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(_DTYPES)}. Received: dtype={dtype!r}")
     try:
         module = importlib.import_module(_MODULES[framework])
     except ModuleNotFoundError as error:
@@ -80,6 +104,6 @@ def load_encoder(
             raise
         raise translated from None
     encoder: Encoder = module.EncoderBackend(
-        source, device=device, dtype=dtype, attn_implementation=attn_implementation
+        source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
     )
     return encoder

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from longspan.auto import AutoModel
+from longspan.auto import AutoConfig, AutoModel
+from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
+from longspan.pipelines.backends import longest_input
+from longspan.to_long import to_long
 
 #: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
 _CPU_BATCH_TOKENS = 2048
@@ -27,26 +30,41 @@ class EncoderBackend:
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None takes the first CUDA device, or the CPU.
         dtype: Type of the weights, e.g. `"bfloat16"`.
         attn_implementation: Name of an implementation of attention; None chooses.
+        max_length: Longest input wanted. A BERT or RoBERTa with fewer positions becomes a Longformer (see `to_long`).
+
+    Attributes:
+        fixed_shapes: False: any shape will do.
 
     Raises:
         InputError: the device does not exist.
     """
 
+    fixed_shapes: ClassVar[bool] = False
+
     def __init__(
-        self, source: Source, *, device: str | None, dtype: str | None, attn_implementation: str | None
+        self,
+        source: Source,
+        *,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+        max_length: int | None,
     ) -> None:
         self._device = _device(device)
         settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
-        if attn_implementation is not None:
-            settings["attn_implementation"] = attn_implementation
-        model = AutoModel.from_pretrained(source.name, **settings, dtype=dtype or "float32")
+        limit = longest_input(AutoConfig.from_pretrained(source.name, **settings))
+        if max_length is not None and limit is not None and max_length > limit:
+            model = _lengthened(source, max_length, dtype)
+        else:
+            if attn_implementation is not None:
+                settings["attn_implementation"] = attn_implementation
+            model = AutoModel.from_pretrained(source.name, **settings, dtype=dtype or "float32")
         self._model = model.eval().to(self._device)
 
     @property
     def max_positions(self) -> int | None:
         """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        limit: int | None = getattr(self._model.config, "max_position_embeddings", None)
-        return limit
+        return longest_input(self._model.config)
 
     @property
     def hidden_size(self) -> int:
@@ -79,6 +97,13 @@ class EncoderBackend:
             pooled = torch.cat([pooled, greatest], dim=1)
         vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
         return vectors
+
+
+def _lengthened(source: Source, max_length: int, dtype: str | None) -> Any:
+    """The model as a Longformer that reads `max_length` tokens."""
+    with open_checkpoint(source):  # brings the weights of a hub repository to this machine
+        folder = source.require(CONFIG_NAME).parent
+    return to_long(folder, max_length=max_length).to(getattr(torch, dtype or "float32"))
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,0 +1,112 @@
+"""Batches of an encoder in JAX and Flax. XLA compiles one program a shape, so batches come in few shapes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from longspan.auto import FlaxAutoModel
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.errors import InputError
+from longspan.pipelines.backends import longest_input
+
+_CPU_BATCH_TOKENS = 2048
+_ACCELERATOR_BATCH_TOKENS = 65536
+
+
+class EncoderBackend:
+    """An encoder model in Flax; see `longspan.pipelines.backends.Encoder`.
+
+    Args:
+        source: Where the model is.
+        device: `"cpu"`, `"gpu"`, `"tpu"`, or one of several as `"gpu:1"`; None takes JAX's default.
+        dtype: Type of the computation, e.g. `"bfloat16"`; parameters stay in float32.
+        attn_implementation: Name of an implementation of attention; None chooses.
+        max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
+
+    Attributes:
+        fixed_shapes: True: batches come in few shapes.
+        num_programs: Programs compiled so far.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    fixed_shapes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+        max_length: int | None,
+    ) -> None:
+        self._device = _device(device)
+        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+        if attn_implementation is not None:
+            settings["attn_implementation"] = attn_implementation
+        self._model = FlaxAutoModel.from_pretrained(source.name, dtype=jnp.dtype(dtype or "float32"), **settings)
+        self._params = jax.device_put(self._model.params, self._device)
+        self._program = jax.jit(self._pooled_states)
+        self.num_programs = 0
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self._model.config)
+
+    @property
+    def hidden_size(self) -> int:
+        """Length H of a token's state."""
+        return int(self._model.config.hidden_size)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    def encode_batch(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.bool_],
+        weights: npt.NDArray[np.float32],
+        max_mask: npt.NDArray[np.bool_] | None,
+    ) -> npt.NDArray[np.float32]:
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
+        batch = jax.device_put((input_ids.astype(np.int32), attention_mask, weights, max_mask), self._device)
+        return np.asarray(self._program(self._params, *batch))
+
+    def _pooled_states(
+        self,
+        params: Any,
+        input_ids: jax.Array,
+        attention_mask: jax.Array,
+        weights: jax.Array,
+        max_mask: jax.Array | None,
+    ) -> jax.Array:
+        self.num_programs += 1  # runs when a shape is traced, not when its program runs
+        states = self._model(input_ids, attention_mask=attention_mask, params=params).last_hidden_state
+        states = states.astype(jnp.float32)
+        pooled = jnp.einsum("bms,bsh->bmh", weights, states, precision=jax.lax.Precision.HIGHEST)
+        if max_mask is None:
+            return pooled
+        greatest = jnp.where(max_mask[:, :, None], states, -jnp.inf).max(axis=1, keepdims=True)
+        return jnp.concatenate([pooled, greatest], axis=1)
+
+
+def _device(name: str | None) -> jax.Device:
+    if name is None:
+        return jax.devices()[0]
+    platform, _, number = name.partition(":")
+    try:
+        return jax.devices(platform)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device must exist on this machine. Received: device={name!r} ({reason})") from error

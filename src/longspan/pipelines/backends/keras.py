@@ -1,0 +1,145 @@
+"""Batches of an encoder in Keras 3. On TensorFlow one graph serves every shape."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+import keras
+from keras import ops
+from longspan.auto import TFAutoModel
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.errors import InputError
+from longspan.pipelines.backends import longest_input
+
+_CPU_BATCH_TOKENS = 2048
+_ACCELERATOR_BATCH_TOKENS = 65536
+
+
+class EncoderBackend:
+    """An encoder model in Keras; see `longspan.pipelines.backends.Encoder`.
+
+    Args:
+        source: Where the model is.
+        device: `"cpu"`, `"gpu"`, or one of several as `"gpu:1"`; None takes Keras' default.
+        dtype: Type of the computation, e.g. `"bfloat16"`; weights stay in float32.
+        attn_implementation: Name of an implementation of attention; None chooses.
+        max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
+
+    Attributes:
+        fixed_shapes: False: one graph serves every shape.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    fixed_shapes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+        max_length: int | None,
+    ) -> None:
+        self._device = _check_device(device)
+        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+        if attn_implementation is not None:
+            settings["attn_implementation"] = attn_implementation
+        policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
+        with self._on_device():
+            self._model = TFAutoModel.from_pretrained(source.name, dtype=policy, **settings)
+        self._programs: dict[bool, Any] = {}
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self._model.config)
+
+    @property
+    def hidden_size(self) -> int:
+        """Length H of a token's state."""
+        return int(self._model.config.hidden_size)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        on_accelerator = _accelerators() if self._device is None else not self._device.lower().startswith("cpu")
+        return _ACCELERATOR_BATCH_TOKENS if on_accelerator else _CPU_BATCH_TOKENS
+
+    @property
+    def num_programs(self) -> int:
+        """Graphs traced so far (TensorFlow)."""
+        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
+
+    def encode_batch(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.bool_],
+        weights: npt.NDArray[np.float32],
+        max_mask: npt.NDArray[np.bool_] | None,
+    ) -> npt.NDArray[np.float32]:
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
+        with_max = max_mask is not None
+        if with_max not in self._programs:
+            pool = partial(_pooled_states, self._model, with_max)
+            self._programs[with_max] = _make_graph(pool) if _is_tensorflow() else pool
+        arrays = input_ids.astype(np.int32), attention_mask, weights, attention_mask if max_mask is None else max_mask
+        with self._on_device():
+            pooled = self._programs[with_max](*arrays)
+        return np.asarray(ops.convert_to_numpy(pooled))
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        if self._device is None:
+            return nullcontext()
+        context: AbstractContextManager[Any] = keras.device(self._device)
+        return context
+
+
+def _pooled_states(model: Any, with_max: bool, input_ids: Any, attention_mask: Any, weights: Any, max_mask: Any) -> Any:
+    mask = ops.cast(attention_mask, "int32")
+    states = ops.cast(model(input_ids, attention_mask=mask, training=False).last_hidden_state, "float32")
+    pooled = ops.matmul(weights, states)
+    if not with_max:
+        return pooled
+    greatest = ops.max(ops.where(max_mask[:, :, None], states, -np.inf), axis=1, keepdims=True)
+    return ops.concatenate([pooled, greatest], axis=1)
+
+
+def _make_graph(function: Any) -> Any:
+    """A TensorFlow graph of `function` that serves arrays of any shape."""
+    import tensorflow as tf
+
+    rows, vectors = [None, None], [None, None, None]
+    specs = [(rows, "int32"), (rows, "bool"), (vectors, "float32"), (rows, "bool")]
+    signature = [tf.TensorSpec(shape, dtype) for shape, dtype in specs]
+    return tf.function(function, input_signature=signature, autograph=False)
+
+
+def _is_tensorflow() -> bool:
+    return bool(keras.backend.backend() == "tensorflow")
+
+
+def _accelerators() -> list[str]:
+    """Names of devices besides the CPU, which TensorFlow would quietly do without."""
+    if not _is_tensorflow():
+        return []
+    import tensorflow as tf
+
+    return [device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices("GPU")]
+
+
+def _check_device(name: str | None) -> str | None:
+    if name is None:
+        return None
+    known = ["cpu", "cpu:0", *_accelerators(), *(["gpu"] if _accelerators() else [])]
+    if _is_tensorflow() and name.lower() not in known:
+        raise InputError(f"device must be one of {', '.join(known)} on this machine. Received: device={name!r}")
+    return name
