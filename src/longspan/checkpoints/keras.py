@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
+import keras
+from keras import ops
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader
 from longspan.checkpoints.names import ParameterNames
@@ -85,15 +85,23 @@ class Leaf:
 
     def read(self) -> Array:
         """The values in the orientation of a checkpoint."""
-        values: Array = ops.convert_to_numpy(self.variable)
+        values = to_numpy(self.variable)
         return np.ascontiguousarray(values.T) if self.transposed else values
 
     def assign(self, values: Array) -> None:
         """Take values in the orientation of a checkpoint."""
         if values.dtype.name != self.dtype:
-            values = ops.convert_to_numpy(ops.cast(values, self.dtype))
+            values = to_numpy(ops.cast(values, self.dtype))
         tensor = ops.convert_to_tensor(values)
         self.variable.assign(ops.transpose(tensor) if self.transposed else tensor)
+
+
+def to_numpy(value: Any) -> Array:
+    """The values of a tensor or variable as a NumPy array, which may share their memory."""
+    if keras.backend.backend() == "tensorflow":  # Keras' own conversion makes NumPy 2 warn
+        return np.asarray(value)
+    values: Array = ops.convert_to_numpy(value)
+    return values
 
 
 def leaves(model: keras.layers.Layer) -> dict[str, Leaf]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keras import ops
-
 from longspan.models.bert.config import BertConfig
 from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.masks import as_boolean, causal_mask, key_mask
@@ -32,6 +31,7 @@ class AttentionRequest:
         causal: A token does not see those after it.
         row_mask: The mask is one row per sequence, (B, S).
         dynamic_shapes: Shapes may depend on values.
+        padding_states: States at padding are needed too.
         padded: The mask holds a False; None if that is known only when the graph runs.
         asked: The implementation was asked for by name.
         on_cpu: No accelerator takes part.
@@ -42,6 +42,7 @@ class AttentionRequest:
     causal: bool
     row_mask: bool
     dynamic_shapes: bool
+    padding_states: bool
     padded: bool | None
     asked: bool
     on_cpu: bool
@@ -54,6 +55,8 @@ def _packed_why_not(request: AttentionRequest) -> str | None:
         return "relative position scores are computed by 'eager' only"
     if request.causal:
         return "packing works in an encoder, without a cache and without cross-attention"
+    if request.padding_states:
+        return "the states at padding are needed, as for the loss of question answering, which scores every position"
     if not request.row_mask:
         return "packing needs an attention_mask of the shape (batch, tokens)"
     if not request.dynamic_shapes:
@@ -118,6 +121,7 @@ def make_plan(
     encoder_hidden_states: Tensor | None,
     encoder_attention_mask: Tensor | None,
     needs_weights: bool,
+    padding_states: bool,
 ) -> AttentionPlan:
     """Choose the implementation of one call and build the masks that all layers share.
 
@@ -129,11 +133,12 @@ def make_plan(
         encoder_hidden_states: States that cross-attention reads, (B, S_enc, H).
         encoder_attention_mask: Their padding mask, (B, S_enc).
         needs_weights: Attention weights are returned.
+        padding_states: States at padding are needed too.
 
     Raises:
         InputError: a mask has the wrong shape, or the implementation that was asked for cannot serve.
     """
-    request = _make_request(config, attention_mask, needs_weights)
+    request = _make_request(config, attention_mask, needs_weights, padding_states)
     tracing = attention_mask is not None and in_graph(attention_mask)
     implementation = ATTENTION.choose(config.attn_implementation, request, tracing=tracing)
     positions = past_length + ops.arange(shape[1], dtype="int32")
@@ -156,7 +161,9 @@ def make_plan(
     )
 
 
-def _make_request(config: BertConfig, attention_mask: Tensor | None, needs_weights: bool) -> AttentionRequest:
+def _make_request(
+    config: BertConfig, attention_mask: Tensor | None, needs_weights: bool, padding_states: bool
+) -> AttentionRequest:
     dynamic = shapes_may_depend_on_values()
     padded: bool | None = attention_mask is not None
     if attention_mask is not None and values_visible(attention_mask):
@@ -169,6 +176,7 @@ def _make_request(config: BertConfig, attention_mask: Tensor | None, needs_weigh
         causal=config.is_decoder,
         row_mask=attention_mask is not None and len(attention_mask.shape) == 2,
         dynamic_shapes=dynamic,
+        padding_states=padding_states,
         padded=padded,
         asked=config.attn_implementation != "auto",
         on_cpu=dynamic and runs_on_cpu(),

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import keras
 from keras import ops
-
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
@@ -130,6 +129,8 @@ class TFBertModel(TFBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool | None = False,
+        *,
+        padding_states: bool = False,
     ) -> Any:
         """Run the model.
 
@@ -153,6 +154,7 @@ class TFBertModel(TFBertPreTrainedModel):
             return_dict: Return a `ModelOutput` rather than a tuple. Default as configured; a TensorFlow graph always
                 returns a `ModelOutput` unless False is passed.
             training: Apply dropout.
+            padding_states: Compute the states at padding as if it were text; otherwise they are unspecified.
 
         Returns:
             `TFBaseModelOutputWithPoolingAndCrossAttentions`.
@@ -173,6 +175,7 @@ class TFBertModel(TFBertPreTrainedModel):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             needs_weights=resolve(output_attentions, config.output_attentions),
+            padding_states=padding_states,
         )
         last_hidden_state, hidden, attentions, cross_attentions, presents = self.encoder(
             self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from keras import ops
-
+from longspan.checkpoints.keras import to_numpy
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel
 from longspan.models.bert.keras_layers import BertHeads
@@ -35,6 +35,7 @@ from longspan.nn.keras.outputs import (
     TFSequenceClassifierOutput,
     TFTokenClassifierOutput,
     model_output,
+    resolve,
 )
 from longspan.nn.keras.resizing import replace_layer, replace_variable, resize_linear, resize_rows
 from longspan.ops.keras import Tensor
@@ -79,7 +80,7 @@ class _WithPredictionHead(TFBertPreTrainedModel):
     def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
         """Give the projection onto the vocabulary `size` outputs."""
         head = self.cls.predictions
-        bias = resize_rows(ops.convert_to_numpy(head.bias), size, initialise=ops.zeros, mean_resizing=mean_resizing)
+        bias = resize_rows(to_numpy(head.bias), size, initialise=ops.zeros, mean_resizing=mean_resizing)
         replace_variable(head, "bias", bias)
         if not head.is_tied:
             replace_layer(head, "decoder", resize_linear(head.decoder, size, mean_resizing=mean_resizing))
@@ -243,7 +244,7 @@ class TFBertLMHeadModel(_WithPredictionHead):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
-            use_cache=use_cache,
+            use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -657,6 +658,9 @@ class TFBertForTokenClassification(TFBertPreTrainedModel):
 class TFBertForQuestionAnswering(TFBertPreTrainedModel):
     """BERT that scores each token as start and as end of an answer.
 
+    The loss scores every position, padding included, and labels may come to `compute_loss` after the scores are made;
+    so the batch is never packed.
+
     Args:
         config: Settings; the weights are random.
         **kwargs: `name`, `dtype`, `trainable`.
@@ -724,6 +728,7 @@ class TFBertForQuestionAnswering(TFBertPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
             training=training,
+            padding_states=True,
         )
         start_logits, end_logits = ops.unstack(self.qa_outputs(outputs.last_hidden_state), 2, axis=-1)
         output = TFQuestionAnsweringModelOutput(

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 
 import keras
 from keras import ops
-
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import fill, tensors_to_save
@@ -20,7 +19,7 @@ from longspan.checkpoints.report import LoadReport
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
-from longspan.nn.keras.inputs import plain
+from longspan.nn.keras.inputs import input_names, plain
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_traced_by_tensorflow
@@ -103,7 +102,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; arguments as in `call`, positional or by keyword."""
-        names = self.call_signature_parameters
+        names = input_names(type(self).call)
         if len(args) > len(names):
             raise TypeError(f"{type(self).__name__} takes at most {len(names)} inputs. Received: {len(args)}")
         twice = [name for name in names[: len(args)] if name in kwargs]

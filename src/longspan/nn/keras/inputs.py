@@ -35,7 +35,7 @@ def unpack_inputs(call: Call) -> Call:
     Raises:
         InputError: a mapping names no argument of the model, a list is too long, or an input comes twice.
     """
-    names = tuple(inspect.signature(call).parameters)[1:]
+    names = input_names(call)
 
     @functools.wraps(call)
     def unpacked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -46,6 +46,12 @@ def unpack_inputs(call: Call) -> Call:
             raise
 
     return unpacked
+
+
+def input_names(call: Call) -> tuple[str, ...]:
+    """Names of the arguments of `call` that may be given by place, without `self`."""
+    parameters = list(inspect.signature(call).parameters.values())[1:]
+    return tuple(item.name for item in parameters if item.kind is item.POSITIONAL_OR_KEYWORD)
 
 
 def _gather(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:

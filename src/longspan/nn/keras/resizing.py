@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
 
+import keras
+from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 
 Values = npt.NDArray[Any]
@@ -57,7 +57,7 @@ def resize_rows(old: Values, size: int, *, initialise: Any, mean_resizing: bool)
     if size > kept and mean_resizing:
         new[kept:] = old.astype(np.float32).mean(axis=0)
     elif size > kept:
-        new[kept:] = ops.convert_to_numpy(initialise((size - kept, *old.shape[1:])))
+        new[kept:] = to_numpy(initialise((size - kept, *old.shape[1:])))
     return new
 
 
@@ -72,7 +72,7 @@ def resize_embedding(old: keras.layers.Embedding, size: int, *, mean_resizing: b
     config = {**old.get_config(), "input_dim": size}
     new = keras.layers.Embedding.from_config(config)
     new.build((None, None))
-    values = ops.convert_to_numpy(old.embeddings)
+    values = to_numpy(old.embeddings)
     new.embeddings.assign(resize_rows(values, size, initialise=old.embeddings_initializer, mean_resizing=mean_resizing))
     new.trainable = old.trainable
     return new
@@ -80,15 +80,13 @@ def resize_embedding(old: keras.layers.Embedding, size: int, *, mean_resizing: b
 
 def resize_linear(old: keras.layers.Dense, size: int, *, mean_resizing: bool) -> keras.layers.Dense:
     """A built dense layer of `size` output features that begins with those of `old`; see `resize_embedding`."""
-    rows = ops.convert_to_numpy(old.kernel).T
+    rows = to_numpy(old.kernel).T
     drawn = resize_rows(
         rows, size, initialise=lambda shape: old.kernel_initializer(shape[::-1]).T, mean_resizing=mean_resizing
     )
     bias = None
     if old.use_bias:
-        bias = resize_rows(
-            ops.convert_to_numpy(old.bias), size, initialise=old.bias_initializer, mean_resizing=mean_resizing
-        )
+        bias = resize_rows(to_numpy(old.bias), size, initialise=old.bias_initializer, mean_resizing=mean_resizing)
     return _dense_like(old, drawn.T, bias)
 
 
@@ -96,8 +94,8 @@ def keep_features(
     old: keras.layers.Dense, indices: npt.NDArray[np.int64], *, axis: Literal["input", "output"]
 ) -> keras.layers.Dense:
     """A built dense layer with only the named input or output features of `old`."""
-    kernel = ops.convert_to_numpy(old.kernel).take(indices, axis=0 if axis == "input" else 1)
-    bias = ops.convert_to_numpy(old.bias) if old.use_bias else None
+    kernel = to_numpy(old.kernel).take(indices, axis=0 if axis == "input" else 1)
+    bias = to_numpy(old.bias) if old.use_bias else None
     return _dense_like(old, kernel, bias if bias is None or axis == "input" else bias[indices])
 
 

@@ -1,0 +1,113 @@
+"""What the Keras tests share: importing TensorFlow, and tiny models with random weights."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+SETTINGS = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 50,
+    "max_position_embeddings": 29,
+    "type_vocab_size": 3,
+    "num_labels": 5,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+CLASSES = (
+    "TFBertModel",
+    "TFBertForPreTraining",
+    "TFBertLMHeadModel",
+    "TFBertForMaskedLM",
+    "TFBertForNextSentencePrediction",
+    "TFBertForSequenceClassification",
+    "TFBertForMultipleChoice",
+    "TFBertForTokenClassification",
+    "TFBertForQuestionAnswering",
+)
+#: rows of tokens: full, right-padded, with holes behind the first token and in the middle
+ROWS, LENGTH = 4, 19
+
+
+def import_keras():
+    """Import TensorFlow and Keras; what third parties deprecate at their own import is not ours to fix."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import tensorflow as tf
+
+        import keras
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    return keras
+
+
+def randomise(model, *, scale=0.2, seed=0):
+    """Random asymmetric values for every weight, norms and biases included, so that swapped tensors cannot pass."""
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = generator.standard_normal(tuple(weight.shape)) * scale
+        weight.assign(1 + noise if weight.path.endswith("gamma") else noise)
+    return model
+
+
+def attention_mask():
+    mask = np.ones((ROWS, LENGTH), np.int64)
+    mask[1, 11:] = 0
+    mask[2, 1:7] = 0  # pooled heads read the first token, so that one is real
+    mask[3, 4:6] = 0
+    return mask
+
+
+def inputs_of(name, seed=1):
+    """Inputs and labels of a class; labels at padding are ignored."""
+    generator = np.random.default_rng(seed)
+    shape = (2, 2, LENGTH) if name == "TFBertForMultipleChoice" else (ROWS, LENGTH)
+    mask = attention_mask().reshape(shape)
+    inputs = {
+        "input_ids": generator.integers(0, 97, shape),
+        "token_type_ids": generator.integers(0, 3, shape),
+        "attention_mask": mask,
+    }
+    return inputs | labels_of(name, inputs, generator)
+
+
+def labels_of(name, inputs, generator):
+    mask = inputs["attention_mask"]
+    per_token = np.where(mask == 1, generator.integers(0, 5, mask.shape), -100)
+    after_real = np.concatenate([np.zeros_like(mask[:, :1]), mask[:, :-1]], axis=1)
+    labels = {
+        "TFBertForMaskedLM": {"labels": per_token},
+        "TFBertLMHeadModel": {"labels": np.where(mask * after_real == 1, inputs["input_ids"], -100)},
+        "TFBertForPreTraining": {"labels": per_token, "next_sentence_label": np.array([0, 1, 1, 0])},
+        "TFBertForTokenClassification": {"labels": per_token},
+        "TFBertForNextSentencePrediction": {"next_sentence_label": np.array([0, 1, 1, 0])},
+        "TFBertForSequenceClassification": {"labels": np.array([4, 0, 2, 2])},
+        "TFBertForMultipleChoice": {"labels": np.array([1, 0])},
+        "TFBertForQuestionAnswering": {  # 99 lies outside and does not count
+            "start_positions": np.array([3, 0, 99, 8]),
+            "end_positions": np.array([5, 2, 99, 18]),
+        },
+    }
+    return labels.get(name, {})
+
+
+def config_for(name, **settings):
+    from longspan import BertConfig
+
+    return BertConfig(**{**SETTINGS, "is_decoder": name == "TFBertLMHeadModel", **settings})
+
+
+def make(name, *, dtype=None, **settings):
+    """A model of a class with random weights."""
+    import longspan
+
+    return randomise(getattr(longspan, name)(config_for(name, **settings), dtype=dtype))
