@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longspan.errors import InputError
+from longspan.ops.torch.shapes import check_shape as check_shape
 
 
 def values_visible(tensor: Tensor) -> bool:
@@ -36,22 +37,6 @@ def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> None:
         raise InputError(
             f"{name} must lie in [0, {limit_name}={limit}). Received: {ids[place].item()} at position {place}"
         )
-
-
-def check_shape(tensor: Tensor | None, expected: tuple[int, ...], *, name: str, axes: str) -> None:
-    """Check the shape of an optional argument.
-
-    Args:
-        tensor: The argument, or None.
-        expected: The shape that it must have.
-        name: Name of the argument.
-        axes: What the axes mean, e.g. `"(batch, tokens)"`.
-
-    Raises:
-        InputError: naming both shapes.
-    """
-    if tensor is not None and tuple(tensor.shape) != tuple(expected):
-        raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(tensor.shape)}")
 
 
 def input_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.errors import InputError
-from longspan.nn.torch.checks import check_shape
 from longspan.ops.dispatch import Dispatcher
+from longspan.ops.torch.shapes import check_shape
 from longspan.ops.torch.sliding_window_blocked import BLOCK_ROWS, blocked_attention, num_blocks
 from longspan.ops.torch.sliding_window_chunked import chunked_attention
 from longspan.ops.torch.sliding_window_flex import flex_attention, why_not_flex
