@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.update import DirectoryUpdate
 from longspan.errors import CheckpointError, ConfigError
 
 CONFIG_NAME = "config.json"
@@ -299,9 +300,8 @@ class PretrainedConfig(_Declared):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write `config.json` into a directory, which is made if need be."""
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(directory / CONFIG_NAME)
+        with DirectoryUpdate(save_directory) as update:
+            update.write(CONFIG_NAME, self.to_json_string().encode("utf-8"))
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import longspan
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.update import DirectoryUpdate, recover
@@ -92,6 +93,12 @@ def test_the_next_update_finishes_it_first(half_done):
         assert (half_done / "config.json").read_bytes() == b'{"new": 1}'
         update.write("config.json", b"{}")
     assert (half_done / "config.json").read_bytes() == b"{}"
+
+
+def test_a_config_saved_later_is_not_undone_by_it(half_done):
+    longspan.BertConfig(vocab_size=77).save_pretrained(half_done)
+    recover(half_done)
+    assert longspan.BertConfig.from_pretrained(half_done).vocab_size == 77
 
 
 def test_leftovers_of_killed_updates_are_cleared(tmp_path):
