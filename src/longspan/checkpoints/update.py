@@ -153,7 +153,7 @@ def _finish(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
     _flush(directory)
     (committed / _MANIFEST).unlink(missing_ok=True)
-    committed.rmdir()
+    shutil.rmtree(committed)
 
 
 def _read_manifest(committed: Path) -> Mapping[str, list[str]]:
