@@ -171,7 +171,15 @@ class FlaxBertForPreTrainingModule(_FlaxBertTaskModule):
 class FlaxBertForPreTraining(FlaxBertPreTrainedModel):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
-    Calls return `FlaxBertForPreTrainingOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxBertForPreTrainingOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -210,7 +218,15 @@ class FlaxBertForCausalLMModule(_FlaxBertTaskModule):
 class FlaxBertForCausalLM(FlaxBertPreTrainedModel):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
-    Calls return `FlaxCausalLMOutputWithCrossAttentions`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxCausalLMOutputWithCrossAttentions`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -291,7 +307,15 @@ class FlaxBertForMaskedLMModule(_FlaxBertTaskModule):
 class FlaxBertForMaskedLM(FlaxBertPreTrainedModel):
     """BERT that predicts masked tokens.
 
-    Calls return `FlaxMaskedLMOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxMaskedLMOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -338,7 +362,15 @@ class FlaxBertForNextSentencePredictionModule(_FlaxBertTaskModule):
 class FlaxBertForNextSentencePrediction(FlaxBertPreTrainedModel):
     """BERT that tells whether the second segment continues the first.
 
-    Calls return `FlaxNextSentencePredictorOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxNextSentencePredictorOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -372,7 +404,15 @@ class FlaxBertForSequenceClassificationModule(_FlaxBertTaskModule):
 class FlaxBertForSequenceClassification(FlaxBertPreTrainedModel):
     """BERT with a classification or regression head on the pooled first token.
 
-    Calls return `FlaxSequenceClassifierOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxSequenceClassifierOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -417,8 +457,15 @@ class FlaxBertForMultipleChoiceModule(_FlaxBertTaskModule):
 class FlaxBertForMultipleChoice(FlaxBertPreTrainedModel):
     """BERT that scores each of several choices from its pooled first token.
 
-    Ids and masks have an axis of choices, (B, C, S). Calls return `FlaxMultipleChoiceModelOutput`; arguments of the
-    constructor as in `FlaxBertModel`.
+    Ids and masks have an axis of choices, (B, C, S). Calls return `FlaxMultipleChoiceModelOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -455,7 +502,15 @@ class FlaxBertForTokenClassificationModule(_FlaxBertTaskModule):
 class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
     """BERT with a classification head on every token.
 
-    Calls return `FlaxTokenClassifierOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxTokenClassifierOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -492,7 +547,15 @@ class FlaxBertForQuestionAnsweringModule(_FlaxBertTaskModule):
 class FlaxBertForQuestionAnswering(FlaxBertPreTrainedModel):
     """BERT that scores each token as start and as end of an answer.
 
-    Calls return `FlaxQuestionAnsweringModelOutput`; arguments of the constructor as in `FlaxBertModel`.
+    Calls return `FlaxQuestionAnsweringModelOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        input_shape: (batch, tokens) of the input that shapes the parameters.
+        seed: Seed of the random weights.
+        dtype: Dtype of the computation; parameters stay float32.
+        _do_init: Draw weights and keep them; False keeps none.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp

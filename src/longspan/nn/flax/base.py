@@ -87,8 +87,7 @@ class FlaxPreTrainedModel:
         self.dtype = as_float_dtype(dtype)
         self._is_initialized = _do_init
         self._params: Params | None = None
-        self._compiled = jax.jit(self._apply, static_argnames=("settings", "fingerprint"))
-        self._recipes = recipes(self._init_module)
+        self._make_programs()
         if _do_init:
             self._params = self.init_weights(self.key, input_shape)
 
@@ -234,11 +233,16 @@ class FlaxPreTrainedModel:
         return output, thaw(changed["cache"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_compiled"}
+        return {name: value for name, value in vars(self).items() if name not in ("_compiled", "_recipes")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._make_programs()
+
+    def _make_programs(self) -> None:
+        """What follows from the module and cannot be pickled: the compiled call, and how parameters are drawn."""
         self._compiled = jax.jit(self._apply, static_argnames=("settings", "fingerprint"))
+        self._recipes = recipes(self._init_module)
 
     # -- dtypes -----------------------------------------------------------------------------------------------------
 
