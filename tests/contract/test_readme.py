@@ -1,0 +1,81 @@
+"""What the README tells people to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
+
+
+def commands():
+    lines = [line.partition("  #")[0].strip() for block in blocks("console") for line in block.splitlines()]
+    lines += re.findall(r"`(longspan [^`]+|make [a-z]+[^`]*)`", README)
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, minilm_dir):
+    """A working directory with what the README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "logs.md").write_text("# Logs\n\nLog files are rotated at midnight.\n")
+    (folder / "notes.md").write_text("Rice is cooked with twice as much water.\n")
+    (folder / "path").mkdir()
+    (folder / "path" / "to").mkdir()
+    for name in ("bert", "checkpoint"):
+        (folder / "path" / "to" / name).symlink_to(minilm_dir, target_is_directory=True)
+    return folder
+
+
+def run(words, folder):
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_examples_run(code, folder):
+    done = run([sys.executable, "-W", "ignore", "-c", code], folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_console_commands_run_in_their_order(folder):
+    ran = []
+    for line in commands():
+        words = shlex.split(line)
+        if words[0] != "longspan" or "SRC" in words:
+            continue
+        done = run([sys.executable, "-m", *words], folder)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        ran.append(words[1])
+        if words[1] == "search":
+            assert "docs/logs.md:3" in done.stdout
+    assert {"embed", "search", "lengthen"} <= set(ran)
+
+
+def test_make_targets_and_extras_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    targets = {line.split()[1] for line in commands() if line.startswith("make ")}
+    assert {"demo", "test", "bench"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+    named = re.findall(r"longspan\[([a-z,]+)\]", README) + re.findall(r"or \[([a-z,]+)\]", README)
+    assert named
+    for extra in ",".join(named).split(","):
+        assert extra in extras
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
