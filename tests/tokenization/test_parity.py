@@ -107,7 +107,9 @@ texts_strategy = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), texts=texts_strategy)
 def test_any_arguments(main_pair: Pair, data: st.DataObject, texts: list[str]) -> None:
     """Every combination of arguments that is valid gives the reference's columns."""
@@ -144,7 +146,7 @@ def test_any_arguments(main_pair: Pair, data: st.DataObject, texts: list[str]) -
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=80))
 def test_any_text(main_pair: Pair, text: str) -> None:
     assert_equal(main_pair, text, return_offsets_mapping=True)

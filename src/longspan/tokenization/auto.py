@@ -43,7 +43,9 @@ class AutoTokenizer:
             local_files_only: Never reach for the network.
             force_download: Download again even if the file is cached.
             token: Access token of the hub.
-            **overrides: Settings that win over the files' (`model_max_length=4096`, `padding_side="left"`).
+            **overrides: Settings that win over the files' (`model_max_length=4096`, `padding_side="left"`). What
+                chooses an implementation in `transformers` (`use_fast`, `from_slow`) has no effect, and no code of a
+                checkpoint is run (`trust_remote_code`).
 
         Returns:
             The tokenizer.

@@ -182,6 +182,8 @@ class T5Tokenizer(PreTrainedTokenizer):
 
     def __init__(self, **settings: Any) -> None:
         count = settings.get("extra_ids", self.default_settings["extra_ids"])
+        if not isinstance(count, int) or count < 0:
+            raise ConfigError(f"extra_ids must be the number of sentinels. Received: {count!r}")
         others = list(settings.get("additional_special_tokens") or [])
         sentinels = [token for token in others if _SENTINEL.fullmatch(text_of(token))]
         if not sentinels:
@@ -198,7 +200,7 @@ class T5Tokenizer(PreTrainedTokenizer):
         return unigram_tokenizer(
             read_sentencepiece(_file(cls, settings, "vocab_file")),
             extra_ids=settings["extra_ids"],
-            eos_token=text_of(settings["eos_token"]),
+            **_texts(settings, "eos_token"),
             prepend_scheme=cls._prepend_scheme(settings),
         )
 
@@ -326,6 +328,9 @@ def _file(cls: type[PreTrainedTokenizer], settings: Mapping[str, Any], key: str)
 
 
 def _texts(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    for name in names:
+        if settings[name] is None:
+            raise ConfigError(f"{name} must be set to lay out rows. Received: {name}=None")
     return {name: text_of(settings[name]) for name in names}
 
 

@@ -177,9 +177,11 @@ class PreTrainedTokenizer(Vocabulary):
         self.init_kwargs = copy.deepcopy(settings)
         self.name_or_path = str(settings.get("name_or_path", ""))
         limit = settings.get("model_max_length", settings.get("max_len"))
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 1):
+        if limit is None:
+            limit = VERY_LARGE_INTEGER
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 1:
             raise ConfigError(f"model_max_length must be a number of tokens. Received: {limit!r}")
-        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else int(limit)
+        self.model_max_length: int = int(min(limit, VERY_LARGE_INTEGER))
         self.padding_side = check_side("padding_side", settings.get("padding_side", "right"), ConfigError)
         self.truncation_side = check_side("truncation_side", settings.get("truncation_side", "right"), ConfigError)
         self.model_input_names: list[str] = list(settings.get("model_input_names") or self.default_model_input_names)
@@ -370,7 +372,8 @@ class PreTrainedTokenizer(Vocabulary):
         Returns:
             The tokens.
         """
-        return self(text, pair, add_special_tokens=add_special_tokens, **kwargs).tokens()
+        arguments = {"return_offsets_mapping": True, "add_special_tokens": add_special_tokens} | kwargs
+        return self(text, pair, **arguments).tokens()
 
     def encode(
         self,

@@ -176,7 +176,8 @@ def check_ids(ids: Sequence[Any]) -> None:
     """Raise `InputError` unless all `ids` are integers that a vocabulary can have."""
     for index, number in enumerate(ids):
         if not isinstance(number, int):
-            raise InputError(f"Token ids must be integers. Received: {number!r} at position {index}")
+            hint = " (batch_decode takes several rows)" if isinstance(number, list) else ""
+            raise InputError(f"Token ids must be integers{hint}. Received: {number!r} at position {index}")
         if not 0 <= number < 2**32:
             raise InputError(
                 "Token ids must not be negative (replace the -100 of ignored labels by pad_token_id) and be less "
