@@ -30,6 +30,8 @@ from .auto import TFAutoModelForQuestionAnswering as TFAutoModelForQuestionAnswe
 from .auto import TFAutoModelForSeq2SeqLM as TFAutoModelForSeq2SeqLM
 from .auto import TFAutoModelForSequenceClassification as TFAutoModelForSequenceClassification
 from .auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassification
+from .checkpoints.report import LoadError as LoadError
+from .checkpoints.report import LoadReport as LoadReport
 from .configuration import PretrainedConfig as PretrainedConfig
 from .model_output import ModelOutput as ModelOutput
 from .models.bert.config import BertConfig as BertConfig
