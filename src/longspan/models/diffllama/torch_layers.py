@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.torch_attention import AttentionPlan
@@ -19,6 +18,7 @@ from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.cache import Cache
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
+from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.rotary import apply_rotary, rotary_cos_sin, select_frequencies
 
 #: reparametrisation vectors of λ
@@ -40,7 +40,7 @@ class DiffLlamaRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., H) -> (..., H)."""
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        return rms_norm(hidden_states, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         """Shape and ε."""
@@ -145,8 +145,7 @@ class DiffLlamaAttention(nn.Module):
         )
         heads = attended.output  # (B, S, A/2, 2D)
         scale = torch.full((2 * self.head_dim,), 1.0 - self.lambda_init, dtype=heads.dtype, device=heads.device)
-        normed = F.rms_norm(heads, (2 * self.head_dim,), scale, self.eps)
-        return self.o_proj(normed.flatten(2)), attended
+        return self.o_proj(rms_norm(heads, scale, self.eps).flatten(2)), attended
 
     def _split(self, states: Tensor, num_heads: int) -> Tensor:
         """(B, S, heads · D) -> (B, S, heads, D)."""
@@ -184,6 +183,9 @@ class DiffLlamaMLP(nn.Module):
         config: Settings of the model.
     """
 
+    #: without gradients on a CPU, the most that one of the wide activations may take
+    BLOCK_BYTES: ClassVar[int] = 8 * 2**20
+
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -193,7 +195,16 @@ class DiffLlamaMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        token_bytes = self.down_proj.in_features * hidden_states.element_size() * hidden_states.shape[0]
+        blocks = hidden_states.split(max(self.BLOCK_BYTES // token_bytes, 1), dim=1)
+        return torch.cat([self._block(block) for block in blocks], dim=1) if len(blocks) > 1 else self._block(blocks[0])
+
+    def _block(self, hidden_states: Tensor) -> Tensor:
+        """The same without gradients: the product goes into the memory of the activation."""
+        activated = self.activation(self.gate_proj(hidden_states))
+        return self.down_proj(activated.mul_(self.up_proj(hidden_states)))
 
 
 class DiffLlamaDecoderLayer(nn.Module):

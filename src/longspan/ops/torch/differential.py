@@ -181,11 +181,11 @@ def eager_attention(
     grouped = (query * scale).reshape(batch, num_kv, -1, head_dim)  # (B, K, A/K·S, D)
     scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, num_maps, num_queries, num_keys)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=dropout > 0.0)
     first, second = weights.chunk(2, dim=1)
-    difference = (first.float() - lam * second.float()).to(query.dtype)  # (B, A/2, S, T)
+    difference = _difference(first, second, lam)  # (B, A/2, S, T)
     # maps j and j + A/2 read their own value head with the same difference
     both = torch.cat((difference, difference), dim=1).view(batch, num_kv, -1, num_keys)
     product = torch.matmul(both, value).view(batch, 2, num_maps // 2, num_queries, head_dim)
@@ -238,10 +238,16 @@ def sdpa_attention(
         query, key, joined, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     first, second = output.chunk(2, dim=1)  # (B, A/2, S, 2D)
-    difference = (first.float() - lam * second.float()).to(query.dtype)
+    difference = _difference(first, second, lam)
     if attends is not None:
         difference = difference.masked_fill(~attends, 0.0)
     return difference.transpose(1, 2)
+
+
+def _difference(first: Tensor, second: Tensor, lam: Tensor) -> Tensor:
+    """First − λ · second with λ unrounded: half-precision operands are subtracted in float32."""
+    wide = torch.promote_types(first.dtype, torch.float32)
+    return (first.to(wide) - lam * second.to(wide)).to(first.dtype)
 
 
 def _check(

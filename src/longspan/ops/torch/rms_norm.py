@@ -1,0 +1,37 @@
+"""Root-mean-square normalisation (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: entries that the inference path takes at a time: 1 MiB of float32, which stays in the cache of a core
+BLOCK_ENTRIES = 2**18
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight · x / √(mean(x²) + eps) over the last axis, computed in float32.
+
+    Without gradients on a CPU it goes block by block: PyTorch's own spends most of its time on temporaries.
+
+    Args:
+        x: (..., H).
+        weight: (H,).
+        eps: Added to the mean square.
+
+    Returns:
+        (..., H) in the dtype of `x`.
+    """
+    tracks = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if tracks or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.rms_norm(x, weight.shape, weight, eps)
+    width = x.shape[-1]
+    flat = x.reshape(-1, width)
+    normed = torch.empty_like(flat)
+    size = max(BLOCK_ENTRIES // width, 1)
+    for rows, target in zip(flat.split(size), normed.split(size), strict=True):
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = norms.square_().div_(width).add_(eps).rsqrt_()
+        target.copy_((rows * inverse).mul_(weight))
+    return normed.view(x.shape)
