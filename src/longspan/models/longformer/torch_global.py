@@ -39,16 +39,11 @@ class GlobalPlan:
     implementation: str
 
     @property
-    def window_keys(self) -> Tensor | None:
-        """Tokens that are seen through the window: real ones without global attention, (B, S); None if all are."""
+    def local(self) -> Tensor | None:
+        """Tokens that see and are seen through the window: real, without global attention, (B, S); None if all."""
         if self.is_global is None:
             return self.real
         return ~self.is_global if self.real is None else self.real & ~self.is_global
-
-    @property
-    def window_queries(self) -> Tensor | None:
-        """Tokens whose output comes from the window: the same as `window_keys`."""
-        return self.window_keys
 
 
 def make_plan(
@@ -77,6 +72,8 @@ def make_plan(
     check_shape(attention_mask, shape, name="attention_mask", axes="(batch, tokens)")
     check_shape(global_attention_mask, shape, name="global_attention_mask", axes="(batch, tokens)")
     real = None if attention_mask is None else attention_mask.to(device) != 0
+    if real is not None and not is_traced(real) and bool(real.all()):
+        real = None
     is_global = None if global_attention_mask is None else global_attention_mask.to(device) != 0
     if is_global is not None and real is not None:
         _check_global_is_real(is_global, real)

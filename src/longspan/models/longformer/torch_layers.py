@@ -112,10 +112,13 @@ class LongformerSelfAttention(nn.Module):
             context = context * head_mask
             weights = None if weights is None else weights * head_mask
         context = context.transpose(1, 2).flatten(2)
-        if plan.is_global is None:
+        if plan.local is not None:  # padding gets 0, global tokens their own context
+            context = context.masked_fill(~plan.local[..., None], 0.0)
+        if plan.positions is None:
             return self._with_global_projections(context), weights, None
         global_context, global_weights = self._global(hidden_states, plan, head_mask)
-        return self._overwrite(context, global_context, plan), weights, global_weights
+        places = plan.positions[..., None].expand_as(global_context)  # an empty slot adds 0 to the first token
+        return context.scatter_add(1, places, global_context), weights, global_weights
 
     def _local(self, hidden_states: Tensor, plan: GlobalPlan) -> tuple[Tensor, Tensor | None]:
         """Context of the windows (B, A, S, D) and the weights, if the plan needs them."""
@@ -127,7 +130,7 @@ class LongformerSelfAttention(nn.Module):
             "left": self.radius,
             "right": self.radius,
             "scale": 1.0 / math.sqrt(self.attention_head_size),
-            "mask": plan.window_keys,
+            "mask": plan.local,
             "extra": extra,
             "dropout": self.dropout.p if self.training else 0.0,
             "implementation": plan.implementation,
@@ -136,8 +139,8 @@ class LongformerSelfAttention(nn.Module):
             return sliding_window_attention(query, key, value, **arguments), None
         context, weights = sliding_window_attention_weights(query, key, value, **arguments)
         weights = weights_by_offset(weights, left=self.radius, right=self.radius, length=query.shape[2])
-        if plan.window_queries is not None:
-            weights = weights.masked_fill(~plan.window_queries[:, None, :, None], 0.0)
+        if plan.local is not None:
+            weights = weights.masked_fill(~plan.local[:, None, :, None], 0.0)
         return context, weights
 
     def _global(
@@ -183,13 +186,6 @@ class LongformerSelfAttention(nn.Module):
         """Weight (A, D, H) and bias (A, D) of a projection."""
         heads = (self.num_attention_heads, self.attention_head_size)
         return linear.weight.unflatten(0, heads), linear.bias.unflatten(0, heads)
-
-    def _overwrite(self, context: Tensor, global_context: Tensor, plan: GlobalPlan) -> Tensor:
-        """Put the context of the global tokens in the place of their windows' context."""
-        assert plan.is_global is not None
-        assert plan.positions is not None
-        places = plan.positions[..., None].expand_as(global_context)  # an empty slot adds 0 to the first token
-        return context.masked_fill(plan.is_global[..., None], 0.0).scatter_add(1, places, global_context)
 
     def _with_global_projections(self, context: Tensor) -> Tensor:
         """Let the unused global projections take part with weight 0: distributed training waits for all gradients."""

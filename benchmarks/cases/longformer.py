@@ -1,0 +1,139 @@
+"""Longformer in PyTorch against the reference."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from benchmarks.harness import Work, case
+
+WIDTH, HEADS, INNER, WINDOW = 768, 12, 3072, 512
+
+
+def band_pairs(length: int, radius: int) -> int:
+    """Number of (query, key) pairs that windows hold."""
+    return sum(min(length, i + radius + 1) - max(0, i - radius) for i in range(length))
+
+
+def encoder_flops(batch: int, length: int, layers: int) -> float:
+    """Matrix products of the layers: four projections, two feed-forwards, scores and values of the windows.
+
+    The two global projections of all tokens, which the reference computes, are not necessary and not counted.
+    """
+    linear = 2 * length * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER)
+    attention = 2 * 2 * band_pairs(length, WINDOW // 2) * WIDTH
+    return float(batch * layers * (linear + attention))
+
+
+def models(dtype: str, layers: int, length: int) -> tuple[Any, Any]:
+    """The reference and ours, Longformer-base layers on equal random weights."""
+    import torch
+    import transformers
+
+    import longspan
+
+    torch.manual_seed(0)
+    config = transformers.LongformerConfig(
+        vocab_size=1000, num_hidden_layers=layers, attention_window=WINDOW, max_position_embeddings=length + 2
+    )
+    peer = transformers.LongformerModel(config, add_pooling_layer=False).to(getattr(torch, dtype)).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        peer.save_pretrained(directory)
+        ours = longspan.LongformerModel.from_pretrained(directory, dtype=dtype, add_pooling_layer=False)
+    return peer, ours
+
+
+def inputs(batch: int, length: int) -> dict[str, Any]:
+    """Ids without padding; the first token is global, as in classification."""
+    import torch
+
+    ids = torch.randint(3, 1000, (batch, length))
+    chosen = torch.zeros_like(ids)
+    chosen[:, 0] = 1
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "global_attention_mask": chosen}
+
+
+def forward(dtype: str, batch: int, length: int, *, layers: int = 4) -> Work:
+    """One forward pass in evaluation mode."""
+    import torch
+
+    peer, ours = models(dtype, layers, length)
+    arguments = inputs(batch, length)
+
+    def run(model: Any) -> Any:
+        with torch.no_grad():
+            return model(**arguments).last_hidden_state
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: float((a - b).float().abs().max() / a.float().abs().max()),
+        tolerance={"float32": 1e-5, "bfloat16": 5e-2}[dtype],
+        flops=encoder_flops(batch, length, layers),
+        floor_dtype=dtype,
+    )
+
+
+def train(dtype: str, length: int, *, layers: int = 2) -> Work:
+    """Forward and backward in training mode, without dropout, which differs by chance."""
+    import torch
+
+    peer, ours = models(dtype, layers, length)
+    arguments = inputs(1, length)
+    weight = torch.randn(WIDTH).to(getattr(torch, dtype))
+    for model in (peer, ours):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    for layer in peer.encoder.layer:
+        layer.attention.self.dropout = 0.0
+
+    def run(model: Any) -> float:
+        model.zero_grad(set_to_none=True)
+        (model(**arguments).last_hidden_state @ weight).float().square().mean().backward()
+        return float(model.encoder.layer[0].attention.self.value.weight.grad.float().norm())
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: abs(a - b) / a,
+        tolerance={"float32": 1e-4, "bfloat16": 5e-2}[dtype],
+        flops=3 * encoder_flops(1, length, layers),
+        floor_dtype=dtype,
+    )
+
+
+@case("longformer/4096/float32", "Longformer-base, 4 layers, 1 × 4096", at_least=1.6, floor_at_most=1.25, rounds=5)
+def long_float32() -> Work:
+    return forward("float32", 1, 4096)
+
+
+@case("longformer/4096/bfloat16", "Longformer-base, 4 layers, 1 × 4096", at_least=2.2, rounds=5)
+def long_bfloat16() -> Work:
+    return forward("bfloat16", 1, 4096)
+
+
+@case("longformer/1024/float32", "Longformer-base, 4 layers, 1 × 1024", at_least=1.3, floor_at_most=1.25, rounds=9)
+def middle_float32() -> Work:
+    return forward("float32", 1, 1024)
+
+
+@case("longformer/1024/bfloat16", "Longformer-base, 4 layers, 1 × 1024", at_least=1.3, rounds=9)
+def middle_bfloat16() -> Work:
+    return forward("bfloat16", 1, 1024)
+
+
+@case("longformer/short/float32", "Longformer-base, 4 layers, 8 × 64", at_least=10.0)
+def short_float32() -> Work:
+    return forward("float32", 8, 64)
+
+
+@case("longformer/train/float32", "Longformer-base, 2 layers, training step, 1 × 4096", at_least=1.3, rounds=3)
+def train_float32() -> Work:
+    return train("float32", 4096)
+
+
+@case("longformer/train/bfloat16", "Longformer-base, 2 layers, training step, 1 × 4096", at_least=1.3, rounds=3)
+def train_bfloat16() -> Work:
+    return train("bfloat16", 4096)

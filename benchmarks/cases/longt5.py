@@ -1,0 +1,138 @@
+"""LongT5's encoder in PyTorch against the reference."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from benchmarks.cases.longformer import band_pairs
+from benchmarks.harness import Work, case
+
+WIDTH, HEADS, HEAD_SIZE, INNER, RADIUS, BLOCK = 768, 12, 64, 2048, 127, 16
+
+
+def encoder_flops(kind: str, length: int, layers: int) -> float:
+    """Matrix products of the layers: four projections, three of the gated feed-forward, scores and values."""
+    linear = 2 * length * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
+    pairs = band_pairs(length, RADIUS)
+    if kind == "transient-global":
+        pairs += length * (length // BLOCK)
+        linear += 2 * (length // BLOCK) * 2 * WIDTH * WIDTH
+    return float(layers * (linear + 2 * 2 * pairs * WIDTH))
+
+
+def models(dtype: str, kind: str, layers: int) -> tuple[Any, Any]:
+    """The reference and ours, LongT5-base encoder layers on equal random weights."""
+    import torch
+    import transformers
+
+    import longspan
+
+    torch.manual_seed(0)
+    config = transformers.LongT5Config(
+        vocab_size=1000, d_model=WIDTH, d_kv=HEAD_SIZE, d_ff=INNER, num_heads=HEADS, num_layers=layers,
+        local_radius=RADIUS, global_block_size=BLOCK, feed_forward_proj="gated-gelu", encoder_attention_type=kind,
+    )  # fmt: skip
+    peer = transformers.LongT5EncoderModel(config).to(getattr(torch, dtype)).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        peer.save_pretrained(directory)
+        ours = longspan.LongT5EncoderModel.from_pretrained(directory, dtype=dtype)
+    return peer, ours
+
+
+def inputs(length: int) -> dict[str, Any]:
+    """Ids without padding."""
+    import torch
+
+    ids = torch.randint(2, 1000, (1, length))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def forward(dtype: str, kind: str, length: int, *, layers: int = 4) -> Work:
+    """One forward pass in evaluation mode."""
+    import torch
+
+    peer, ours = models(dtype, kind, layers)
+    arguments = inputs(length)
+
+    def run(model: Any) -> Any:
+        with torch.no_grad():
+            return model(**arguments).last_hidden_state
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: float((a - b).float().abs().max() / a.float().abs().max()),
+        # the reference's bfloat16 scores, unscaled and rounded before the bias is added, differ from themselves
+        # in float32 by as much
+        tolerance={"float32": 1e-5, "bfloat16": 1e-1}[dtype],
+        flops=encoder_flops(kind, length, layers),
+        floor_dtype=dtype,
+    )
+
+
+def train(kind: str, length: int, *, layers: int = 2) -> Work:
+    """Forward and backward in training mode, without dropout, which differs by chance."""
+    import torch
+
+    peer, ours = models("float32", kind, layers)
+    arguments = inputs(length)
+    weight = torch.randn(WIDTH)
+    for model in (peer, ours):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    for block in peer.encoder.block:
+        for module in block.layer[0].children():
+            module.dropout = 0.0
+    for block in ours.encoder.block:
+        block.layer[0].attention.dropout_rate = 0.0
+
+    def run(model: Any) -> float:
+        model.zero_grad(set_to_none=True)
+        (model(**arguments).last_hidden_state @ weight).square().mean().backward()
+        return float(next(p.grad for n, p in model.named_parameters() if n.endswith("SelfAttention.v.weight")).norm())
+
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: abs(a - b) / a,
+        tolerance=1e-4,
+        flops=3 * encoder_flops(kind, length, layers),
+    )
+
+
+@case("longt5/local/4096/float32", "LongT5-base encoder, 4 layers, 4096", at_least=1.3, floor_at_most=1.25, rounds=5)
+def local_float32() -> Work:
+    return forward("float32", "local", 4096)
+
+
+@case("longt5/local/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", at_least=2.0, rounds=5)
+def local_bfloat16() -> Work:
+    return forward("bfloat16", "local", 4096)
+
+
+@case("longt5/global/4096/float32", "LongT5-base encoder, 4 layers, 4096", at_least=1.5, floor_at_most=1.25, rounds=5)
+def global_float32() -> Work:
+    return forward("float32", "transient-global", 4096)
+
+
+@case("longt5/global/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", at_least=2.0, rounds=5)
+def global_bfloat16() -> Work:
+    return forward("bfloat16", "transient-global", 4096)
+
+
+@case("longt5/global/16384/float32", "LongT5-base encoder, 1 layer, 16384", at_least=3.0, rounds=3)
+def global_long_float32() -> Work:
+    return forward("float32", "transient-global", 16384, layers=1)
+
+
+@case("longt5/local/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", at_least=1.3, rounds=3)
+def local_train() -> Work:
+    return train("local", 4096)
+
+
+@case("longt5/global/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", at_least=1.3, rounds=3)
+def global_train() -> Work:
+    return train("transient-global", 4096)
