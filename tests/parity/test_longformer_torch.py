@@ -266,7 +266,7 @@ def test_tuples_and_defaults_of_the_configuration(pair):
 class TestDifferences:
     """Where longspan differs from the reference on purpose, and inputs that the reference cannot take."""
 
-    @pytest.mark.parametrize("windows", [[6, 10, 4], 512])
+    @pytest.mark.parametrize("windows", [[6, 10, 2], 512])
     def test_any_even_window_by_the_definition(self, windows):
         config = longspan.LongformerConfig(**{**SETTINGS, "attention_window": windows})
         model = randomise(longspan.LongformerModel(config)).double()

@@ -60,6 +60,36 @@ def band_pattern(length: int, left: int, right: int, global_positions: tuple[int
     return pattern
 
 
+def with_summaries(pattern: NDArray[np.bool_], block_size: int) -> NDArray[np.bool_]:
+    """A pattern whose queries also see one summary per full block of tokens.
+
+    Args:
+        pattern: (S, S).
+        block_size: Tokens of a block.
+
+    Returns:
+        Boolean, (S, S + S // block_size), the summaries last.
+    """
+    length = pattern.shape[0]
+    return np.concatenate([pattern, np.ones((length, length // block_size), dtype=np.bool_)], axis=1)
+
+
+def picture(pattern: NDArray[np.bool_]) -> str:
+    """Draw a pattern: one line per query, a filled square for each key that it sees.
+
+    Args:
+        pattern: (queries, keys).
+
+    Example:
+        >>> print(picture(band_pattern(4, 1, 1, global_positions=(0,))))
+        ■ ■ ■ ■
+        ■ ■ ■ ·
+        ■ ■ ■ ■
+        ■ · ■ ■
+    """
+    return "\n".join(" ".join("■" if seen else "·" for seen in row) for row in pattern.tolist())
+
+
 def relative_position_buckets(
     relative_position: NDArray[np.integer], *, bidirectional: bool, num_buckets: int, max_distance: int
 ) -> NDArray[np.int64]:
