@@ -140,12 +140,9 @@ def _summary(report: EmbedReport) -> list[str]:
         lines.append(f"{report.ignored.total():,} files of folders ignored, no text by their names ({kinds}{more})")
     lines += [f"{path}: {note}" for path, notes in report.notes.items() for note in notes]
     stages = {stage: value for stage, value in report.seconds.items() if stage != "total"}
-    rate = report.num_new_tokens / max(stages["model"], 1e-9) if "model" in stages else 0
-    lines.append(
-        f"{stages['load'] + report.seconds['total']:.1f} s: "
-        + ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items())
-        + f" ({rate:,.0f} tokens/s in the model)"
-    )
+    took = ", ".join(f"{stage} {value:.1f}" for stage, value in stages.items())
+    rate = f" ({report.num_new_tokens / stages['model']:,.0f} tokens/s in the model)" if stages.get("model") else ""
+    lines.append(f"{stages['load'] + report.seconds['total']:.1f} s: {took}{rate}")
     return lines
 
 

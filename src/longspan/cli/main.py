@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longspan.cli import embed, lengthen, search
+from longspan.cli import convert, embed, lengthen, search
 from longspan.cli.running import run
 
 _HELP = """Long-document transformers on the command line.
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command("embed", epilog=embed.EPILOG)(embed.embed)
 app.command("search", epilog=search.EPILOG)(search.search)
+app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 
 

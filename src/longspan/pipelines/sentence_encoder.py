@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, normalizers
 
-from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
 from longspan.documents.document import replace_surrogates
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
@@ -26,9 +20,8 @@ from longspan.pipelines.default_model import DEFAULT_MODEL, default_model_folder
 from longspan.pipelines.pooling import MAX, Floats, order_modes, pooled_tokens, pooling_weights
 from longspan.pipelines.pooling import normalize as to_unit_length
 from longspan.pipelines.progress import Progress, progress_bar
-from longspan.pipelines.sentence_modules import read_sentence_modules
+from longspan.pipelines.sentence_modules import digest_of, load_tokenizer, read_sentence_modules
 from longspan.pipelines.text_splitter import OnLong, Piece, TextSplitter
-from longspan.tokenization.auto import AutoTokenizer
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
 _BLOCK_TEXTS = 4096
@@ -114,8 +107,7 @@ class SentenceEncoder:
             )
         self.framework = framework
         self.dtype = dtype or "float32"
-        self.tokenizer = _load_tokenizer(self._modules.transformer)
-        self._fast_tokenizer = _fast_tokenizer(self.tokenizer.backend_tokenizer, self._modules.lower_case)
+        self.tokenizer, self._fast_tokenizer = load_tokenizer(self._modules)
         self._backend = load_encoder(
             framework,
             self._modules.transformer,
@@ -138,21 +130,7 @@ class SentenceEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """Digest of everything in the checkpoint that vectors depend on: weights, settings, tokenizer, pooling."""
-        digest = hashlib.blake2b(digest_size=16)
-        modules = self._modules
-        facts = [modules.pooling, modules.pools_prompt, modules.lower_case]
-        digest.update(json.dumps(facts).encode())
-        for layer in modules.layers:
-            digest.update(type(layer).__name__.encode())
-            for value in vars(layer).values() if hasattr(layer, "weight") else ():
-                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
-        digest.update(self._fast_tokenizer.to_str().encode())
-        digest.update(modules.transformer.require("config.json").read_bytes())
-        for path in _weight_files(modules.transformer):
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return digest_of(self._modules, self._fast_tokenizer)
 
     def encode(
         self,
@@ -362,30 +340,6 @@ def _locate(name_or_path: str | os.PathLike[str] | None) -> tuple[str, str]:
     path = Path(name_or_path)
     name = str(path.absolute()) if path.is_dir() else str(name_or_path)
     return name, name
-
-
-def _load_tokenizer(source: Source) -> Any:
-    return AutoTokenizer.from_pretrained(source.name, **{name: getattr(source, name) for name in SOURCE_ARGUMENTS})
-
-
-def _fast_tokenizer(tokenizer: Tokenizer, lower_case: bool) -> Tokenizer:
-    """The tokenizer, made to read texts in lower case first if that is asked for."""
-    if not lower_case:
-        return tokenizer
-    lowered = copy.deepcopy(tokenizer)
-    steps = [normalizers.Lowercase(), *([] if lowered.normalizer is None else [lowered.normalizer])]
-    lowered.normalizer = normalizers.Sequence(steps)
-    return lowered
-
-
-def _weight_files(source: Source) -> list[Path]:
-    """Files that hold the weights, an index first."""
-    with open_checkpoint(source) as reader:
-        path = reader.path
-    if not path.name.endswith(".index.json"):
-        return [path]
-    names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    return [path, *(source.require(name) for name in names)]
 
 
 def _mean_of_windows(vectors: Floats, of_texts: Sequence[Sequence[Piece]]) -> Floats:

@@ -1,16 +1,25 @@
-"""What a sentence-transformers folder says besides the weights: pooling, layers after it, lengths, prompts."""
+"""What a sentence-transformers folder holds besides the model: pooling, layers after it, tokenizer, prompts."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, normalizers
 
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import CheckpointError
 from longspan.pipelines.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
+from longspan.tokenization.auto import AutoTokenizer
+from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
 Layer = Callable[[Floats], Floats]
 
@@ -176,3 +185,44 @@ def _read_json(source: Source, filename: str) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{filename} must be valid JSON. Received: {path} ({error})") from error
+
+
+def load_tokenizer(modules: SentenceModules) -> tuple[PreTrainedTokenizer, Tokenizer]:
+    """The tokenizer of a sentence model, and what cuts its texts (in lower case first, if the folder says so)."""
+    source = modules.transformer
+    settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+    tokenizer = AutoTokenizer.from_pretrained(source.name, **settings)
+    fast = tokenizer.backend_tokenizer
+    if modules.lower_case:
+        fast = copy.deepcopy(fast)
+        steps = [normalizers.Lowercase(), *([] if fast.normalizer is None else [fast.normalizer])]
+        fast.normalizer = normalizers.Sequence(steps)
+    return tokenizer, fast
+
+
+def digest_of(modules: SentenceModules, tokenizer: Tokenizer) -> str:
+    """Digest (BLAKE2b, 128 bits, hexadecimal) of everything that the vectors of a sentence model depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps([modules.pooling, modules.pools_prompt, modules.lower_case]).encode())
+    for layer in modules.layers:
+        digest.update(type(layer).__name__.encode())
+        if isinstance(layer, Dense | LayerNorm):
+            for value in vars(layer).values():
+                digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    digest.update(tokenizer.to_str().encode())
+    digest.update(modules.transformer.require(CONFIG_NAME).read_bytes())
+    for path in _weight_files(modules.transformer):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _weight_files(source: Source) -> list[Path]:
+    """Files that hold the weights, an index first."""
+    with open_checkpoint(source) as reader:
+        path = reader.path
+    if not path.name.endswith(".index.json"):
+        return [path]
+    names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    return [path, *(source.require(name) for name in names)]
