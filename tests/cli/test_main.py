@@ -235,7 +235,8 @@ def test_warnings_are_one_line(cli, tmp_path: Path, corpus: Path):
 def test_interruption_keeps_what_is_done(tmp_path: Path, tiny_dir: Path):
     (tmp_path / "long.txt").write_text("open the log file\n" * 40_000)
     arguments = ["embed", tmp_path / "long.txt", "-o", tmp_path / "out.npz", "--model", tiny_dir, "--batch-tokens", 512]
-    process = spawn(*arguments, "--quiet")
+    # a process that was started in the background ignores interrupts, and hands that on to its children
+    process = spawn(*arguments, "--quiet", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     journal = tmp_path / ".out.npz.work" / "journal.jsonl"
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
