@@ -80,14 +80,16 @@ def resize_embedding(old: keras.layers.Embedding, size: int, *, mean_resizing: b
 
 def resize_linear(old: keras.layers.Dense, size: int, *, mean_resizing: bool) -> keras.layers.Dense:
     """A built dense layer of `size` output features that begins with those of `old`; see `resize_embedding`."""
-    rows = to_numpy(old.kernel).T
-    drawn = resize_rows(
-        rows, size, initialise=lambda shape: old.kernel_initializer(shape[::-1]).T, mean_resizing=mean_resizing
+    rows = resize_rows(
+        to_numpy(old.kernel).T,
+        size,
+        initialise=lambda shape: to_numpy(old.kernel_initializer(shape[::-1])).T,
+        mean_resizing=mean_resizing,
     )
     bias = None
     if old.use_bias:
         bias = resize_rows(to_numpy(old.bias), size, initialise=old.bias_initializer, mean_resizing=mean_resizing)
-    return _dense_like(old, drawn.T, bias)
+    return _dense_like(old, rows.T, bias)
 
 
 def keep_features(
