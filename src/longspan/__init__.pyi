@@ -104,6 +104,8 @@ from .nn.torch.cache import DynamicCache as DynamicCache
 from .nn.torch.cache import EncoderDecoderCache as EncoderDecoderCache
 from .nn.torch.cache import StaticCache as StaticCache
 from .pipelines.sentence_encoder import SentenceEncoder as SentenceEncoder
+from .to_long import lengthen_checkpoint as lengthen_checkpoint
+from .to_long import to_long as to_long
 from .tokenization.auto import AutoTokenizer as AutoTokenizer
 from .tokenization.encoding import BatchEncoding as BatchEncoding
 from .tokenization.families import BertTokenizer as BertTokenizer
@@ -118,7 +120,5 @@ from .tokenization.families import RobertaTokenizerFast as RobertaTokenizerFast
 from .tokenization.families import T5Tokenizer as T5Tokenizer
 from .tokenization.families import T5TokenizerFast as T5TokenizerFast
 from .tokenization.tokenizer import PreTrainedTokenizer as PreTrainedTokenizer
-from .to_long import lengthen_checkpoint as lengthen_checkpoint
-from .to_long import to_long as to_long
 
 __version__: str

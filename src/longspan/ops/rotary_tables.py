@@ -271,6 +271,7 @@ def _longrope(
         rope_scaling=dict(settings),
     )
     if attention_factor is None:
+        assert factor is not None
         attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(limit))
     short, long = (np.asarray(settings[key], dtype=np.float32) for key in ("short_factor", "long_factor"))
     one = np.float32(1)

@@ -133,12 +133,13 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def _schema(pa: Any, info: IndexInfo) -> Any:
+    element = pa.field("element", pa.float32(), nullable=False)
     fields = [
         pa.field("path", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in INTEGER_COLUMNS.items()),
         pa.field("unit", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("text", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), info.dimension), nullable=False),
+        pa.field("embedding", pa.list_(element, info.dimension), nullable=False),
     ]
     return pa.schema(fields, metadata={_METADATA_KEY: json.dumps({**_FORMAT, "index": info.to_json()})})
 

@@ -185,10 +185,11 @@ def make_plan(
         implementation = "eager" if needs_weights or relative else "sdpa"
     positions = past + jnp.arange(length)
     num_keys = length if capacity is None else capacity
+    mask: Array | None = None
     if packing is not None:
         mask = segment_mask(packing.segments)
-    else:
-        mask = None if attention_mask is None else extend_mask(key_mask(attention_mask), num_keys)
+    elif attention_mask is not None:
+        mask = extend_mask(key_mask(attention_mask), num_keys)
     if config.is_decoder:
         causal = causal_mask(positions, num_keys)
         mask = causal if mask is None else mask & causal

@@ -120,7 +120,7 @@ class FlaxBertModule(nn.Module):
             init_cache=init_cache,
             output_hidden_states=output_hidden_states,
         )
-        fields = {
+        fields: dict[str, Any] = {
             "last_hidden_state": last_hidden_state,
             "pooler_output": self.pooler(last_hidden_state) if self.add_pooling_layer else None,
             "hidden_states": hidden,

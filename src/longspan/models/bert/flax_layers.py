@@ -128,7 +128,7 @@ class FlaxBertSelfAttention(nn.Module):
         if encoder_hidden_states is None and (init_cache or self.has_variable("cache", "cached_key")):
             key, value = self._extend_cache(key, value)
         rate = 0.0 if plan.deterministic else self.config.attention_probs_dropout_prob
-        dropout = {"dropout": rate, "dropout_rng": self.make_rng("dropout") if rate > 0.0 else None}
+        dropout: dict[str, Any] = {"dropout": rate, "dropout_rng": self.make_rng("dropout") if rate > 0.0 else None}
         if plan.implementation in ("sdpa", "packed"):
             context, weights = sdpa_attention(query, key, value, mask=mask, **dropout), None
             context = context if head_mask is None else context * head_mask.astype(context.dtype)[:, None]
@@ -330,7 +330,7 @@ class FlaxBertLayerCollection(nn.Module):
             states.append(hidden_states)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
-        return tuple(states), tuple(attentions), tuple(cross_attentions)
+        return tuple(states), tuple(attentions), tuple(cross_attentions)  # type: ignore[arg-type]
 
 
 class FlaxBertEncoder(nn.Module):

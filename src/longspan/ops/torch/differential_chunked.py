@@ -92,18 +92,18 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(grad, query, key, value, lam, *_):  # noqa: ANN001, ANN002, ANN202
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lam: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in (query, key, value, lam)
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.scale, ctx.dropout = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _autograd_backward(ctx, grad):  # noqa: ANN001, ANN202
+def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.longspan.differential_attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.dropout)
     return (*gradients, None, None, None, None, None, None)
 

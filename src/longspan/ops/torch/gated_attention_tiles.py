@@ -166,6 +166,7 @@ class TiledAttention(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Tensor | None, settings: Settings
     ) -> Tensor:
+        """Go through the tiles; see the class's docstring."""
         output = value.new_empty(*query.shape[:2], value.shape[2])
         for tile in _tiles(query, key, settings):
             scores = _scores_of(tile, query, key, table, settings)
@@ -178,12 +179,14 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the inputs; weights are computed again."""
         ctx.save_for_backward(*inputs[:5])
         ctx.settings = inputs[5]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value and table."""
         query, key, value, table, mask = ctx.saved_tensors
         settings: Settings = ctx.settings
         d_query = torch.empty_like(query)
