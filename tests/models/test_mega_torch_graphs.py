@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.parity.torch_parity import randomise
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, gradient_error
 
 from longspan import MegaConfig, MegaForCausalLM, MegaModel
 from longspan.errors import InputError
@@ -13,7 +13,7 @@ from longspan.errors import InputError
 TINY = {
     "vocab_size": 59,
     "hidden_size": 12,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "intermediate_size": 20,
     "ema_projection_size": 3,
     "shared_representation_size": 8,
@@ -23,12 +23,10 @@ TINY = {
 DECODER = {"is_decoder": True, "bidirectional": False}
 CHUNKS = {"use_chunking": True, "chunk_size": 16}
 CASES = {
-    "encoder": {},
     "encoder-chunks-laplace": {**CHUNKS, "attention_activation": "laplace"},
     "encoder-simple-truncated": {"relative_positional_bias": "simple", "truncation": 7},
-    "decoder": {**DECODER, "attention_activation": "relu2"},
     "decoder-chunks": {**DECODER, **CHUNKS},
-    "seq2seq": {**DECODER, "add_cross_attention": True, "normalization_type": "batchnorm"},
+    "seq2seq": {**DECODER, "add_cross_attention": True, "attention_activation": "relu2"},
 }
 
 
@@ -50,20 +48,29 @@ def make(settings):
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_compiles_without_graph_breaks(settings):
     model = make(settings)
+    arguments = inputs(settings, 70)
+    states = [
+        call(**arguments).last_hidden_state
+        for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager"))
+    ]
+    assert_close(states[1], states[0])
+    gradients = []
+    for output in states:
+        model.zero_grad()
+        output.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    for name, expected in gradients[0].items():
+        assert gradient_error(gradients[1][name], expected) < 1e-3, name  # sums over 140 tokens in another order
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_a_compiled_model_takes_other_lengths():
+    model = make(CASES["encoder-chunks-laplace"])
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
-    for length in (70, 130):
-        arguments = inputs(settings, length)
-        expected = model(**arguments).last_hidden_state
-        actual = compiled(**arguments).last_hidden_state
-        assert_close(actual, expected)
-        model.zero_grad()
-        expected.square().sum().backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        model.zero_grad()
-        actual.square().sum().backward()
-        for name, parameter in model.named_parameters():
-            if name in gradients:
-                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-3)
+    for length in (70, 130, 131):
+        arguments = inputs({}, length)
+        assert_close(compiled(**arguments).last_hidden_state, model(**arguments).last_hidden_state)
     torch._dynamo.reset()
 
 

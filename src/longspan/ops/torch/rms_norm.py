@@ -11,7 +11,7 @@ BLOCK_ENTRIES = 2**18
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight · x / √(mean(x²) + eps) over the last axis, computed in float32.
+    """Weight · x / √(mean(x²) + eps) over the last axis, computed in float32.
 
     Without gradients on a CPU it goes block by block: PyTorch's own spends most of its time on temporaries.
 
