@@ -103,7 +103,3 @@ def _make_group(lengths: Tensor, ends: Tensor) -> TokenGroup:
     bias = mask_to_bias(real)[:, None, None, :]
     return TokenGroup(begin, end, places, tf.cast(tf.where(tf.reshape(real, [-1]))[:, 0], tf.int32), bias)
 
-
-def has_padding(mask: Tensor) -> bool:
-    """True if a boolean mask holds a False; reads it."""
-    return not bool(tf.reduce_all(mask))

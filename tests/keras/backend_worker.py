@@ -1,0 +1,48 @@
+"""Runs a model on the Keras backend that the environment names: `backend_worker.py DIRECTORY`.
+
+Loads `checkpoint/`, computes what `inputs.npz` asks for, trains one step, and writes `<backend>.npz`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+
+import numpy as np
+
+import keras
+import longspan
+from longspan.checkpoints.keras import leaves
+
+TRAINED = ("TFBertForPreTraining", "TFBertForTokenClassification", "TFBertForQuestionAnswering")
+
+
+def main(directory: Path) -> None:
+    backend = keras.backend.backend()
+    results = {}
+    for folder in sorted((directory / "checkpoints").iterdir()):
+        model = getattr(longspan, folder.name).from_pretrained(folder)
+        inputs = dict(np.load(folder / "inputs.npz"))
+        output = model(**inputs, output_hidden_states=True, output_attentions=True)
+        for name, value in output.items():
+            parts = [value] if not isinstance(value, tuple) else list(value) if name != "past_key_values" else []
+            for index, part in enumerate(parts):
+                results[f"{folder.name}/{name}/{index}"] = keras.ops.convert_to_numpy(part)
+        if folder.name in TRAINED:
+            model.compile(keras.optimizers.SGD(0.1))
+            results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
+            for key in ("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.attention.self.query.weight"):
+                results[f"{folder.name}/{key}"] = leaves(model)[key].read()
+    model.save_pretrained(directory / backend)
+    model.save(directory / f"{backend}.keras")
+    again = keras.models.load_model(directory / f"{backend}.keras")
+    symbolic = again.bert(keras.Input((None,), dtype="int32")).last_hidden_state
+    assert tuple(symbolic.shape) == (None, None, 36), symbolic.shape
+    prediction = again.predict({"input_ids": inputs["input_ids"]}, verbose=0)
+    results["predict"] = np.asarray(prediction.logits)
+    np.savez(directory / f"{backend}.npz", **results)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

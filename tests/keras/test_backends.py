@@ -1,0 +1,56 @@
+"""The same classes on Keras' JAX and PyTorch backends: outputs and a training step equal TensorFlow's."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.keras.setting import attention_mask, inputs_of, make
+from tests.tolerances import assert_close
+
+WORKER = Path(__file__).with_name("backend_worker.py")
+NAMES = ("TFBertForPreTraining", "TFBertForTokenClassification", "TFBertForQuestionAnswering", "TFBertLMHeadModel")
+
+
+def run(backend, directory):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    command = [sys.executable, WORKER, directory]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(directory / f"{backend}.npz"))
+
+
+@pytest.fixture(scope="module")
+def directory(keras, tmp_path_factory):
+    root = tmp_path_factory.mktemp("backends")
+    for name in NAMES:
+        folder = root / "checkpoints" / name
+        make(name, num_hidden_layers=1).save_pretrained(folder)
+        np.savez(folder / "inputs.npz", **inputs_of(name))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tensorflow_results(directory):
+    return run("tensorflow", directory)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_forward_and_a_training_step_equal_tensorflow(backend, directory, tensorflow_results):
+    results = run(backend, directory)
+    assert results.keys() == tensorflow_results.keys()
+    keep = attention_mask()
+    for name, expected in tensorflow_results.items():
+        mine = results[name]
+        if mine.shape[:2] == keep.shape:
+            mine, expected = (value * keep.reshape(*keep.shape, *[1] * (value.ndim - 2)) for value in (mine, expected))
+        elif "attentions" in name:
+            mine, expected = (value * keep[:, None, :, None] for value in (mine, expected))
+        assert_close(mine, expected, what=name)
+    file = Path("model.safetensors")
+    assert filecmp.cmp(directory / backend / file, directory / "tensorflow" / file, shallow=False)
