@@ -79,8 +79,9 @@ def exact_table():
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("implementation", ["eager", "tiled"])
-def test_outputs_and_weights(implementation, activation, bias, masked, causal):
-    case = Case(bias)
+@pytest.mark.parametrize("rows", [3, 5])  # the second adds the rotary bias rather than folding it
+def test_outputs_and_weights(rows, implementation, activation, bias, masked, causal):
+    case = Case(bias, rows=rows)
     mask = case.mask if masked else None
     settings = {"activation": activation, "causal": causal}
     expected, expected_weights = case.expected(case.query, case.key, case.value, case.bias, mask=mask, **settings)
@@ -109,9 +110,9 @@ def test_queries_that_start_later(implementation, activation, bias, queries, key
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("implementation", ["eager", "tiled"])
-def test_every_gradient(implementation, activation, bias, causal):
-    case = Case(bias)
+@pytest.mark.parametrize(("implementation", "rows"), [("eager", 3), ("eager", 5), ("tiled", 3)])
+def test_every_gradient(implementation, rows, activation, bias, causal):
+    case = Case(bias, rows=rows)
     leaves = case.tensors(requires_grad=True)
     settings = {"activation": activation, "causal": causal}
     actual, _ = case.actual(leaves, case.mask, implementation=implementation, **settings)

@@ -15,6 +15,7 @@ from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_cache import MegaLayerCache
 from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.linear import Linear
 from longspan.ops.torch.blocks import count_blocks, from_blocks, to_blocks
 from longspan.ops.torch.damped_ema import EmaBlocks, damped_ema, ema_blocks, truncated_damped_ema
 from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients
@@ -258,7 +259,8 @@ class MegaMultiDimensionDampedEma(nn.Module):
             )
         else:
             averaged, state = damped_ema(inputs, self.blocks(), mask=mask, return_state=return_state)
-        summed = torch.addcmul(averaged, inputs.to(averaged.dtype), self.residual_weight.to(averaged.dtype))
+        # in this order, as the result takes the memory layout of the first
+        summed = inputs.to(averaged.dtype) * self.residual_weight.to(averaged.dtype) + averaged
         return F.silu(summed).to(inputs.dtype), state
 
     def _truncates(self, length: int, return_state: bool) -> bool:
@@ -290,9 +292,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
         self.ema_gate = MegaMultiDimensionDampedEma(config)
-        self.v_proj = nn.Linear(width, values)
-        self.mx_proj = nn.Linear(width, sum(self.sizes))
-        self.h_proj = nn.Linear(values, width)
+        self.v_proj = Linear(width, values)
+        self.mx_proj = Linear(width, sum(self.sizes))
+        self.h_proj = Linear(values, width)
         self.qk_weight = nn.Parameter(torch.empty(2, shared))  # κ
         self.qk_bias = nn.Parameter(torch.empty(2, shared))  # μ
         self.rel_pos_bias = make_bias(config)
@@ -421,10 +423,10 @@ class MegaGatedCrossAttention(nn.Module):
         self.sizes = [width, width, shared]
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
-        self.k_proj = nn.Linear(width, shared)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, sum(self.sizes))
-        self.h_proj = nn.Linear(width, width)
+        self.k_proj = Linear(width, shared)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, sum(self.sizes))
+        self.h_proj = Linear(width, width)
         self.rel_pos_bias = make_bias(config)
         self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
         self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, featurewise=config.use_feature_dropout)
@@ -473,8 +475,8 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
         self.normalize_before = config.normalize_before_ffn
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
-        self.fc1 = nn.Linear(config.hidden_size, config.nffn_hidden_size)
-        self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.nffn_hidden_size)
+        self.fc2 = Linear(config.nffn_hidden_size, config.hidden_size)
         self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
         self.hidden_dropout = MegaDropout(config.nffn_activation_dropout_prob, featurewise=config.use_feature_dropout)
 

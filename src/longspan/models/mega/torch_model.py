@@ -18,6 +18,7 @@ from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -48,9 +49,9 @@ __all__ = [
 ]
 
 
-def _hidden_dense(config: MegaConfig) -> nn.Linear | None:
+def _hidden_dense(config: MegaConfig) -> Linear | None:
     """The layer before a language modelling head, if it is configured."""
-    return nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+    return Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
 
 
 def _classifier_dropout(config: MegaConfig) -> float:
@@ -85,7 +86,7 @@ class MegaForCausalLM(MegaPreTrainedModel):
         )
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = _hidden_dense(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -169,7 +170,7 @@ class MegaForMaskedLM(MegaPreTrainedModel):
             warnings.warn("MegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = _hidden_dense(config)
-        self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.mlm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

@@ -309,6 +309,15 @@ def _scan(values: Tensor, log_decay: Tensor) -> Tensor:
     return values
 
 
+def _scan_in_place(values: Tensor, log_decay: Tensor) -> Tensor:
+    """The scan one block after the other: what a CPU does fastest."""
+    decay = torch.exp(log_decay).unsqueeze(1)
+    blocks = values.unbind(2)
+    for before, block in zip(blocks, blocks[1:], strict=False):
+        block.addcmul_(before, decay)
+    return values
+
+
 def _scan_any_length(values: Tensor, log_decay: Tensor) -> Tensor:
     """The scan with a number of doublings that does not depend on the number of blocks."""
     place = torch.arange(values.shape[2], device=values.device)
@@ -327,7 +336,8 @@ class _DecayScan(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, log_decay: Tensor) -> Tensor:
-        return _scan(values, log_decay)
+        on_cpu = values.device.type == "cpu"
+        return _scan_in_place(values.clone(), log_decay) if on_cpu else _scan(values, log_decay)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

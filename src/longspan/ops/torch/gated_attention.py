@@ -25,10 +25,10 @@ from longspan.ops.dispatch import Dispatcher
 from longspan.ops.torch.gated_attention_tiles import (
     TILE_QUERIES,
     Settings,
-    TiledAttention,
-    attention_scores,
     attention_weights,
     tile_scores,
+    tiled_attention,
+    toeplitz_matrix,
 )
 
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
@@ -88,6 +88,10 @@ def rotate(vector: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     first, second = vector.to(torch.promote_types(vector.dtype, cos.dtype)).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+#: rows from which on a rotary bias is added to the scores: it is small against them, and costs less than wider keys
+_MANY_ROWS = 4
 
 
 class _Request(NamedTuple):
@@ -152,18 +156,24 @@ def gated_attention(
         query = query * _inverse_scale(query, key, mask, activation, causal=causal, offset=offset)
         working = _working_dtype(dtype, device, activation)
         query, key, value = query.to(working), key.to(working), value.to(working)
-        table, centre = None, 0
-        if isinstance(bias, RotaryBias):
-            query = _append(query, bias.query[offset : offset + query.shape[1]])
-            key = _append(key, bias.key[: key.shape[1]])
-        else:
+        shape = query.shape[1], key.shape[1]
+        table, centre, matrix = None, 0, None
+        if isinstance(bias, ToeplitzBias):
             table, centre = bias.weight.to(working), bias.centre
+        else:
+            by_query, by_key = bias.query[offset : offset + shape[0]].to(working), bias.key[: shape[1]].to(working)
+            if chosen == "tiled" or torch.compiler.is_compiling() or query.shape[0] < _MANY_ROWS:
+                query, key = _append(query, by_query), _append(key, by_key)
+            else:
+                matrix = by_query @ by_key.t()
         seed = int(torch.randint(2**62, ())) if chosen == "tiled" and dropout > 0.0 else 0
         settings = Settings(activation, causal, offset, centre, dropout, seed)
         if chosen == "tiled":
-            output: Tensor = TiledAttention.apply(query, key, value, table, mask, settings)
-            return output.to(dtype), None
-        scores = attention_scores(query, key, table, settings)
+            return tiled_attention(query, key, value, table, mask, settings).to(dtype), None
+        if table is not None:
+            matrix = toeplitz_matrix(table, centre - offset, shape)
+        key = key.transpose(1, 2)
+        scores = torch.bmm(query, key) if matrix is None else torch.baddbmm(matrix, query, key)
         weights = attention_weights(scores, mask, settings)
         output = torch.bmm(F.dropout(weights, dropout, training=dropout > 0.0), value)
         return output.to(dtype), weights.to(dtype) if return_weights else None

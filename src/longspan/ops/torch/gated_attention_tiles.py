@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from longspan.ops.torch.matmul import matmul
+
 #: most queries of a tile
 TILE_QUERIES = 256
 #: fewest queries of a tile, however many keys there are
@@ -54,36 +56,17 @@ def tile_scores(device: torch.device) -> int:
     return _TILE_SCORES.get(device.type, _TILE_SCORES_ELSEWHERE)
 
 
-def attention_scores(query: Tensor, key: Tensor, table: Tensor | None, settings: Settings, *, first: int = 0) -> Tensor:
-    """Scaled scores with their bias.
-
-    Args:
-        query: The queries `first` … `first` + T − 1, divided by τ, (R, T, Z).
-        key: The leading keys, (R, S, Z).
-        table: Toeplitz bias, one number per distance, or None.
-        settings: See `Settings`.
-        first: Index of the first of these queries.
-
-    Returns:
-        (R, T, S).
-    """
-    scores = torch.bmm(query, key.transpose(1, 2))
-    if table is None:
-        return scores
-    return scores + _toeplitz(table, settings.centre - settings.offset - first, scores.shape[1:])
-
-
 def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *, first: int = 0) -> Tensor:
     """Activation of the scores; 0 where a key may not be seen.
 
     Args:
-        scores: (R, T, S).
-        mask: (R, ≥ S), True = a key that may be seen.
+        scores: (..., T, S).
+        mask: (..., ≥ S), True = a key that may be seen.
         settings: See `Settings`.
         first: Index of the first of these queries.
 
     Returns:
-        (R, T, S).
+        (..., T, S).
     """
     visible = _visible(scores, mask, settings, first)
     if settings.activation == "softmax":
@@ -93,9 +76,9 @@ def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *
 
 
 def _visible(scores: Tensor, mask: Tensor | None, settings: Settings, first: int) -> Tensor | None:
-    """Which scores count, broadcastable to (R, T, S); None for all."""
-    _, queries, keys = scores.shape
-    visible = None if mask is None else mask[:, None, :keys]
+    """Which scores count, broadcastable to (..., T, S); None for all."""
+    queries, keys = scores.shape[-2:]
+    visible = None if mask is None else mask[..., None, :keys]
     if not settings.causal or settings.offset + first + 1 >= keys:
         return visible
     row, column = (torch.arange(size, device=scores.device) for size in (queries, keys))
@@ -116,8 +99,8 @@ def _laplace(scores: Tensor) -> Tensor:
     return (0.5 + 0.5 * torch.erf((wide - math.sqrt(0.5)) * math.sqrt(2.0 * math.pi))).to(scores.dtype)
 
 
-def _toeplitz(table: Tensor, start: int, shape: torch.Size) -> Tensor:
-    """The matrix table[start + j − i] of the shape (T, S)."""
+def toeplitz_matrix(table: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+    """The matrix table[start + j − i] of a shape (T, S)."""
     rows, columns = shape
     if torch.compiler.is_compiling():  # `unfold` would fix the length of a traced graph
         row, column = (torch.arange(size, device=table.device) for size in (rows, columns))
@@ -127,23 +110,20 @@ def _toeplitz(table: Tensor, start: int, shape: torch.Size) -> Tensor:
 
 class _Tile(NamedTuple):
     number: int
-    rows: slice
+    row: int
     queries: slice
     keys: slice
 
 
 def _tiles(query: Tensor, key: Tensor, settings: Settings) -> Iterator[_Tile]:
     (num_rows, num_queries, _), num_keys = query.shape, key.shape[1]
-    budget = tile_scores(query.device)
-    queries = min(max(budget // num_keys, _MIN_TILE_QUERIES), TILE_QUERIES)
-    rows = max(budget // (queries * num_keys), 1)
-    number = 0
-    for row in range(0, num_rows, rows):
-        for first in range(0, num_queries, queries):
+    queries = min(max(tile_scores(query.device) // num_keys, _MIN_TILE_QUERIES), TILE_QUERIES)
+    firsts = range(0, num_queries, queries)
+    for row in range(num_rows):
+        for index, first in enumerate(firsts):
             last = min(first + queries, num_queries)
             seen = settings.offset + last if settings.causal else num_keys
-            yield _Tile(number, slice(row, row + rows), slice(first, last), slice(0, seen))
-            number += 1
+            yield _Tile(row * len(firsts) + index, row, slice(first, last), slice(0, seen))
 
 
 def _dropout_factor(weights: Tensor, settings: Settings, tile: _Tile) -> Tensor | None:
@@ -152,71 +132,83 @@ def _dropout_factor(weights: Tensor, settings: Settings, tile: _Tile) -> Tensor 
         return None
     generator = torch.Generator(weights.device).manual_seed(settings.seed + tile.number)
     keep = 1.0 - settings.dropout
-    return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(max(keep, 1e-6))
+    return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(keep)
 
 
-class TiledAttention(torch.autograd.Function):
+def tiled_attention(
+    query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Tensor | None, settings: Settings
+) -> Tensor:
     """Attention in tiles; see the module's docstring.
 
-    `apply(query, key, value, table, mask, settings)` takes the queries divided by τ, (R, T, Z), keys (R, S, Z), values
-    (R, S, V), the table of a Toeplitz bias or None, a mask (R, S) or None, and `Settings`; it returns (R, T, V).
-    """
+    Args:
+        query: Queries divided by τ, (R, T, Z).
+        key: (R, S, Z).
+        value: (R, S, V).
+        table: Toeplitz bias, one number per distance, or None.
+        mask: (R, S), True = a key that may be seen.
+        settings: See `Settings`.
 
+    Returns:
+        (R, T, V).
+    """
+    output: Tensor = _TiledAttention.apply(query, key, value, table, mask, settings)
+    return output
+
+
+class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Tensor | None, settings: Settings
     ) -> Tensor:
-        """Go through the tiles; see the class's docstring."""
         output = value.new_empty(*query.shape[:2], value.shape[2])
         for tile in _tiles(query, key, settings):
-            scores = _scores_of(tile, query, key, table, settings)
-            weights = attention_weights(scores, _rows_of(mask, tile), settings, first=tile.queries.start)
+            _, weights = _scores_and_weights(tile, query, key, table, mask, settings)
             factor = _dropout_factor(weights, settings, tile)
-            if factor is not None:
-                weights = weights * factor
-            output[tile.rows, tile.queries] = torch.bmm(weights, value[tile.rows, tile.keys])
+            weights = weights if factor is None else weights.mul_(factor)
+            output[tile.row, tile.queries] = matmul(weights, value[tile.row, tile.keys])
         return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the inputs; weights are computed again."""
         ctx.save_for_backward(*inputs[:5])
         ctx.settings = inputs[5]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key, value and table."""
         query, key, value, table, mask = ctx.saved_tensors
         settings: Settings = ctx.settings
         d_query = torch.empty_like(query)
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
+        # transposed, (R, Z, S) and (R, V, S): so every product below reads its first factor by rows
+        d_key, d_value = (torch.zeros_like(tensor.transpose(1, 2)) for tensor in (key, value))
         d_table = None if table is None else torch.zeros_like(table)
         for tile in _tiles(query, key, settings):
-            rows, first = tile.rows, tile.queries.start
-            scores = _scores_of(tile, query, key, table, settings)
-            weights = attention_weights(scores, _rows_of(mask, tile), settings, first=first)
-            d_weights = torch.bmm(gradient[rows, tile.queries], value[rows, tile.keys].transpose(1, 2))
+            row, queries, keys = tile.row, tile.queries, tile.keys
+            scores, weights = _scores_and_weights(tile, query, key, table, mask, settings)
+            d_output = gradient[row, queries]
+            d_weights = matmul(d_output, value[row, keys].t())
             factor = _dropout_factor(weights, settings, tile)
             dropped = weights if factor is None else weights * factor
-            d_value[rows, tile.keys].baddbmm_(dropped.transpose(1, 2), gradient[rows, tile.queries])
-            if factor is not None:
-                d_weights.mul_(factor)
+            d_value[row, :, keys] += matmul(d_output.t().contiguous(), dropped)
+            d_weights = d_weights if factor is None else d_weights.mul_(factor)
             d_scores = _activation_backward(d_weights, weights, scores, settings)
-            d_query[rows, tile.queries] = torch.bmm(d_scores, key[rows, tile.keys])
-            d_key[rows, tile.keys].baddbmm_(d_scores.transpose(1, 2), query[rows, tile.queries])
+            d_query[row, queries] = matmul(d_scores, key[row, keys])
+            d_key[row, :, keys] += matmul(query[row, queries].t().contiguous(), d_scores)
             if d_table is not None:
-                _add_diagonals(d_table, d_scores.sum(dim=0), settings.centre - settings.offset - first)
-        return d_query, d_key, d_value, d_table, None, None
+                _add_diagonals(d_table, d_scores, settings.centre - settings.offset - queries.start)
+        return d_query, d_key.transpose(1, 2), d_value.transpose(1, 2), d_table, None, None
 
 
-def _scores_of(tile: _Tile, query: Tensor, key: Tensor, table: Tensor | None, settings: Settings) -> Tensor:
-    queries, keys = query[tile.rows, tile.queries], key[tile.rows, tile.keys]
-    return attention_scores(queries, keys, table, settings, first=tile.queries.start)
-
-
-def _rows_of(mask: Tensor | None, tile: _Tile) -> Tensor | None:
-    return None if mask is None else mask[tile.rows]
+def _scores_and_weights(
+    tile: _Tile, query: Tensor, key: Tensor, table: Tensor | None, mask: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Scores and weights of a tile, both (queries, keys)."""
+    first = tile.queries.start
+    scores = matmul(query[tile.row, tile.queries], key[tile.row, tile.keys].t())
+    if table is not None:
+        scores += toeplitz_matrix(table, settings.centre - settings.offset - first, scores.shape)
+    row_mask = None if mask is None else mask[tile.row]
+    return scores, attention_weights(scores, row_mask, settings, first=first)
 
 
 def _activation_backward(d_weights: Tensor, weights: Tensor, scores: Tensor, settings: Settings) -> Tensor:
@@ -231,7 +223,7 @@ def _activation_backward(d_weights: Tensor, weights: Tensor, scores: Tensor, set
 
 
 def _add_diagonals(d_table: Tensor, d_scores: Tensor, start: int) -> None:
-    """Add the sum of each diagonal of a (T, S) matrix to its entry of the table; see `_toeplitz`."""
+    """Add the sum of each diagonal of a (T, S) matrix to its entry of the table; see `toeplitz_matrix`."""
     rows, columns = d_scores.shape
     # row u of the flipped matrix belongs at offset u: a line that is one longer than the result skews it
     skewed = F.pad(d_scores.flip(0), (0, rows)).flatten()[: rows * (rows + columns - 1)]

@@ -1,0 +1,100 @@
+"""Matrix products by oneDNN against the usual ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from longspan.nn.torch.linear import Linear
+from longspan.ops.torch import matmul as ops
+from longspan.ops.torch.matmul import linear, matmul
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The shapes of the products that oneDNN was given."""
+    shapes = []
+    original = ops._onednn
+    monkeypatch.setattr(
+        ops, "_onednn", lambda a, b, bias=None: shapes.append((tuple(a.shape), tuple(b.shape))) or original(a, b, bias)
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_matmul(calls, side, layout):
+    a, b = torch.randn(70, 41), torch.randn(41, 53)
+    operands = {"a": a, "b": b}
+    if layout == "columns":
+        operands[side] = operands[side].t().contiguous().t()
+    if layout == "strided":
+        rows, columns = operands[side].shape
+        wide = torch.randn(rows, columns + 13)
+        wide[:, 5 : 5 + columns] = operands[side]
+        operands[side] = wide[:, 5 : 5 + columns]
+    torch.testing.assert_close(matmul(**operands), (a.double() @ b.double()).float())
+    assert calls == [((70, 41), (53, 41))]
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (64, 40)])
+def test_linear_and_its_gradients(calls, inputs, outputs, has_bias):
+    shapes = [(2, 37, inputs), (outputs, inputs)] + [(outputs,)] * has_bias
+    leaves = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    exact = [leaf.clone().requires_grad_() for leaf in leaves]
+    single = [leaf.float().requires_grad_() for leaf in leaves]
+    expected, actual = F.linear(*exact), linear(*single)
+    torch.testing.assert_close(actual, expected.float())
+    gradient = torch.randn(2, 37, outputs, dtype=torch.float64)
+    expected.backward(gradient)
+    actual.backward(gradient.float())
+    for mine, theirs in zip(single, exact, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad.float(), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 3  # the output, the gradient of the input, the gradient of the weight
+
+
+def test_frozen_weights_take_no_gradient(calls):
+    x, weight = torch.randn(50, 40, requires_grad=True), torch.randn(60, 40)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(50, -1))
+    assert len(calls) == 2
+
+
+def test_second_derivatives(calls):
+    x, weight = torch.randn(40, 33, requires_grad=True), torch.randn(35, 33, requires_grad=True)
+    results = []
+    for function in (linear, F.linear):
+        (first,) = torch.autograd.grad(function(x, weight).pow(3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), (x, weight)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-2 * float(theirs.abs().max()) * 1e-2)
+    assert calls
+
+
+def test_where_it_cannot_serve_all_goes_as_usual(calls):
+    x, weight = torch.randn(64, 64), torch.randn(64, 64)
+    linear(x.double(), weight.double())
+    linear(x.bfloat16(), weight.bfloat16())
+    linear(x[:8], weight)  # too few rows
+    linear(x[:, :8], weight[:, :8])
+    matmul(x[:8], weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+    torch.func.vmap(lambda row: linear(row, weight))(torch.randn(3, 64, 64))
+    torch.func.grad(lambda value: linear(value, weight).sum())(x)
+    torch.compile(linear, fullgraph=True, backend="eager")(x, weight)
+    torch._dynamo.reset()
+    assert not calls
+
+
+def test_layer(calls):
+    torch.manual_seed(0)
+    layer = Linear(40, 50)
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(40, 50)
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    x = torch.randn(3, 20, 40)
+    torch.testing.assert_close(layer(x), plain(x))
+    assert len(calls) == 1
