@@ -9,9 +9,9 @@ from pathlib import Path
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 
+import keras
 import numpy as np
 
-import keras
 import longspan
 from longspan.checkpoints.keras import leaves
 

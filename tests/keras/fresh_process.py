@@ -7,10 +7,10 @@ from pathlib import Path
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-import keras
 from longspan import BertConfig, TFBertForTokenClassification
 
 

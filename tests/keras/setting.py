@@ -42,9 +42,8 @@ def import_keras():
     """Import TensorFlow and Keras; what third parties deprecate at their own import is not ours to fix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        import tensorflow as tf
-
         import keras
+        import tensorflow as tf
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     return keras

@@ -63,7 +63,6 @@ def scalar(output, keep, ops):
 @pytest.mark.parametrize("name", CLASSES)
 def test_outputs_losses_and_gradients_equal_pytorch(pair, name, implementation):
     import tensorflow as tf
-
     from keras import ops
 
     ours, expected_model, _ = pair(name)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 import keras
+import numpy as np
 from keras import ops
+
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader
 from longspan.checkpoints.names import ParameterNames

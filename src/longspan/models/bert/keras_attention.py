@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keras import ops
+
 from longspan.models.bert.config import BertConfig
 from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.masks import as_boolean, causal_mask, key_mask

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import keras
 from keras import ops
+
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from keras import ops
+
 from longspan.checkpoints.keras import to_numpy
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import keras
 from keras import ops
+
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import fill, tensors_to_save

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-
 from keras import ops
+
 from longspan.errors import InputError
 from longspan.nn.keras.runtime import (
     assert_in_graph,

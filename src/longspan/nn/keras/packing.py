@@ -102,4 +102,3 @@ def _make_group(lengths: Tensor, ends: Tensor) -> TokenGroup:
     places = tf.minimum((begins - begin)[:, None] + place, end - begin - 1)
     bias = mask_to_bias(real)[:, None, None, :]
     return TokenGroup(begin, end, places, tf.cast(tf.where(tf.reshape(real, [-1]))[:, 0], tf.int32), bias)
-

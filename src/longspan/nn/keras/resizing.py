@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
-import keras
 from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 

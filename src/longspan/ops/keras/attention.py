@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from keras import ops
+
 from longspan.ops.keras import Tensor
 
 #: what a key that must not be attended to adds to its score: far below every score, and finite

@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import numpy.typing as npt
-
-import keras
 from keras import ops
+
 from longspan.auto import TFAutoModel
 from longspan.checkpoints.hub import Source
 from longspan.configuration import SOURCE_ARGUMENTS
