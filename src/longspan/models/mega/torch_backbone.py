@@ -163,7 +163,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         >>> import torch
         >>> from longspan import MegaConfig, MegaModel
         >>> model = MegaModel(MegaConfig(num_hidden_layers=1, use_chunking=True, chunk_size=4))
-        >>> output = model(torch.tensor([[0, 31414, 6, 127, 2335, 2]]))
+        >>> output = model(torch.tensor([[0, 3141, 6, 127, 2335, 2]]))
         >>> output.last_hidden_state.shape, output.pooler_output.shape
         (torch.Size([1, 6, 128]), torch.Size([1, 128]))
     """
