@@ -28,15 +28,32 @@ from longspan.ops.torch.differential_chunked import chunked_attention
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of the operation, as far as the choice of an implementation depends on it."""
+    """What is asked of the operation, as far as the choice of an implementation depends on it.
+
+    Attributes:
+        device: Type of the device.
+        output_weights: The maps are returned.
+        transformed: A transform of `torch.func` looks on.
+    """
 
     device: str
     output_weights: bool
+    transformed: bool
+
+    @classmethod
+    def of(cls, *tensors: Tensor, output_weights: bool) -> Request:
+        """Describe a call with these tensors."""
+        transformed = not torch.compiler.is_compiling() and any(
+            torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
+        )
+        return cls(tensors[0].device.type, output_weights, transformed)
 
 
 def _why_not_chunked(request: Request) -> str | None:
     if request.output_weights:
         return "it never holds the attention weights that were asked for"
+    if request.transformed:
+        return "transforms of torch.func (vmap, grad) cannot see into its operator"
     return None
 
 
@@ -46,19 +63,19 @@ def _why_not_sdpa(request: Request) -> str | None:
     return None
 
 
-#: "chunked" takes a few query rows at a time; "sdpa" calls the fused kernels of PyTorch; "eager" is the definition
+#: "chunked" takes a few query rows at a time; "eager" is the definition; "sdpa" calls the fused kernels of PyTorch
 IMPLEMENTATIONS: Dispatcher[Request] = Dispatcher(
-    "differential attention", {"chunked": _why_not_chunked, "sdpa": _why_not_sdpa, "eager": lambda _: None}
+    "differential attention", {"chunked": _why_not_chunked, "eager": lambda _: None, "sdpa": _why_not_sdpa}
 )
 
 
 def choose_implementation(name: str, request: Request) -> str:
-    """The implementation that serves `request`: on an accelerator `"auto"` prefers the fused kernels.
+    """The implementation that serves `request`; `"auto"` takes the fused kernels on an accelerator.
 
     Raises:
         InputError: the name is unknown or cannot serve.
     """
-    if name == "auto" and request.device != "cpu" and not request.output_weights:
+    if name == "auto" and request.device != "cpu" and not (request.output_weights or request.transformed):
         name = "sdpa"
     return IMPLEMENTATIONS.choose(name, request, tracing=torch.compiler.is_compiling())
 
@@ -115,7 +132,7 @@ def differential_attention(
         InputError: shapes or dtypes disagree, A is odd, K does not divide A, or the implementation cannot serve.
     """
     _check(query, key, value, position, key_mask, segment_ids)
-    chosen = choose_implementation(implementation, Request(query.device.type, output_weights))
+    chosen = choose_implementation(implementation, Request.of(query, key, value, lam, output_weights=output_weights))
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if chosen == "chunked":
         output = chunked_attention(
@@ -176,21 +193,30 @@ def eager_attention(
         scale: Factor of the scores.
         dropout: Probability with which an entry of a map is dropped.
     """
-    batch, num_maps, num_queries, head_dim = query.shape
-    num_kv, num_keys = key.shape[1:3]
-    grouped = (query * scale).reshape(batch, num_kv, -1, head_dim)  # (B, K, A/K·S, D)
-    scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, num_maps, num_queries, num_keys)
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    num_kv, group = key.shape[1], query.shape[1] // key.shape[1]
+    scores = torch.matmul(_by_key_head(query * scale, num_kv), key.transpose(-1, -2))
+    scores = _by_map(scores, group).masked_fill(~mask, torch.finfo(scores.dtype).min)  # (B, A, S, T)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=dropout > 0.0)
-    first, second = weights.chunk(2, dim=1)
-    difference = _difference(first, second, lam)  # (B, A/2, S, T)
-    # maps j and j + A/2 read their own value head with the same difference
-    both = torch.cat((difference, difference), dim=1).view(batch, num_kv, -1, num_keys)
-    product = torch.matmul(both, value).view(batch, 2, num_maps // 2, num_queries, head_dim)
-    output = product.permute(0, 3, 2, 1, 4).reshape(batch, num_queries, num_maps // 2, 2 * head_dim)
-    return DifferentialAttention(output, weights, difference)
+    difference = _difference(*weights.chunk(2, dim=1), lam)  # (B, A/2, S, T)
+    # maps j and j + A/2 each read their own value head, with the same difference
+    both = _by_key_head(torch.cat((difference, difference), dim=1), num_kv)
+    first, second = _by_map(torch.matmul(both, value), group).chunk(2, dim=1)  # (B, A/2, S, D)
+    return DifferentialAttention(torch.cat((first, second), dim=-1).transpose(1, 2), weights, difference)
+
+
+def _by_key_head(x: Tensor, num_kv: int) -> Tensor:
+    """(B, A, S, ...) -> (B, K, A/K·S, ...): the rows that meet one key head, next to each other.
+
+    A concatenation, since `torch.export` cannot prove that a view is possible at every length.
+    """
+    return torch.cat(x.unflatten(1, (num_kv, x.shape[1] // num_kv)).unbind(2), dim=2)
+
+
+def _by_map(x: Tensor, group: int) -> Tensor:
+    """(B, K, A/K·S, ...) -> (B, A, S, ...); `group` is A/K."""
+    return x.unflatten(2, (group, x.shape[2] // group)).flatten(1, 2)
 
 
 def sdpa_attention(
