@@ -22,7 +22,7 @@ from longspan.ops.dispatch import recording
 SETTINGS = {
     "vocab_size": 61,
     "hidden_size": 24,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 30,
     "max_position_embeddings": 20,
@@ -31,6 +31,14 @@ IDS = np.arange(12).reshape(2, 6)
 TASKS = ["ForPreTraining", "ForCausalLM", "ForMaskedLM", "ForNextSentencePrediction", "ForSequenceClassification"]
 TASKS += ["ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering"]
 CLASSES = ["FlaxBertModel", *(f"FlaxBert{task}" for task in TASKS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_programs():
+    """These tests compare programs with each other: compiling them in a hurry halves the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make(name="FlaxBertModel", *, arguments=(), **settings):
@@ -341,7 +349,7 @@ class TestOutputs:
         output = model(IDS, output_hidden_states=True)
         assert type(output).__name__ == "FlaxBaseModelOutputWithPooling"
         assert list(output) == ["last_hidden_state", "pooler_output", "hidden_states"]
-        assert len(output.hidden_states) == 3
+        assert len(output.hidden_states) == 2
         plain = model(IDS, output_hidden_states=True, return_dict=False)
         assert type(plain) is tuple
         assert_close(plain[2][1], output.hidden_states[1])
@@ -350,7 +358,7 @@ class TestOutputs:
         plain = _with(model, return_dict=False, output_attentions=True)(IDS)
         assert type(plain) is tuple
         assert len(plain) == 3
-        assert plain[2][1].shape == (2, 4, 6, 6)
+        assert plain[2][0].shape == (2, 4, 6, 6)
 
     def test_a_changed_configuration_takes_effect(self, model):
         other = _with(model)
@@ -412,7 +420,7 @@ class TestTransformations:
         assert_close(outputs[1], model(IDS, params=double).pooler_output)
 
     def test_recomputed_activations_give_the_same_gradients(self):
-        model, rng = make("FlaxBertForMaskedLM"), jax.random.key(5)
+        model, rng = make("FlaxBertForMaskedLM"), jax.random.key(5, impl="rbg")  # compiles faster
 
         def loss(params):
             logits = model(IDS, params=params, train=True, dropout_rng=rng).logits
@@ -424,7 +432,7 @@ class TestTransformations:
         assert not model.is_gradient_checkpointing
         model.enable_gradient_checkpointing()
         assert model.is_gradient_checkpointing
-        assert str(jax.make_jaxpr(lambda params: loss(params))(model.params)).count("remat") >= 2
+        assert str(jax.make_jaxpr(lambda params: loss(params))(model.params)).count("remat") >= 1
         recomputed = jax.jit(jax.value_and_grad(loss))(model.params)
         for other in (checkpointed, recomputed):
             assert_close(other[0], kept[0])
@@ -479,8 +487,8 @@ class TestDropout:
 
 
 class TestCache:
-    def test_shapes_of_the_dict(self, decoder):
-        cache = decoder.init_cache(2, 8)
+    def test_shapes_of_the_dict(self):
+        cache = make("FlaxBertForCausalLM", num_hidden_layers=2).init_cache(2, 8)
         entry = cache["bert"]["encoder"]["layer"]["1"]["attention"]["self"]
         assert entry["cached_key"].shape == entry["cached_value"].shape == (2, 8, 4, 6)
         assert entry["cache_index"].dtype == jnp.int32
