@@ -199,7 +199,8 @@ def eager_attention(
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=dropout > 0.0)
-    difference = _difference(*weights.chunk(2, dim=1), lam)  # (B, A/2, S, T)
+    first, second = weights.chunk(2, dim=1)
+    difference = _difference(first, second, lam)  # (B, A/2, S, T)
     # maps j and j + A/2 each read their own value head, with the same difference
     both = _by_key_head(torch.cat((difference, difference), dim=1), num_kv)
     first, second = _by_map(torch.matmul(both, value), group).chunk(2, dim=1)  # (B, A/2, S, D)
