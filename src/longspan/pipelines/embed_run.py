@@ -22,7 +22,7 @@ from longspan.search.passages import FileRecord, IndexFileError
 from longspan.search.writer import FinalFile, IndexWriter, work_folder
 
 #: Batches that a shard, the unit of work that a crash can lose, is made of.
-_BATCHES_PER_SHARD = 16
+_BATCHES_PER_SHARD = 8
 
 
 class EmbedRun:
