@@ -66,12 +66,12 @@ from .models.bert.torch_model import BertLMHeadModel as BertLMHeadModel
 from .models.bert.torch_model import BertModel as BertModel
 from .models.bert.torch_model import BertPreTrainedModel as BertPreTrainedModel
 from .models.diffllama.config import DiffLlamaConfig as DiffLlamaConfig
+from .models.diffllama.torch_backbone import DiffLlamaModel as DiffLlamaModel
+from .models.diffllama.torch_backbone import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
 from .models.diffllama.torch_model import DiffLlamaForCausalLM as DiffLlamaForCausalLM
 from .models.diffllama.torch_model import DiffLlamaForQuestionAnswering as DiffLlamaForQuestionAnswering
 from .models.diffllama.torch_model import DiffLlamaForSequenceClassification as DiffLlamaForSequenceClassification
 from .models.diffllama.torch_model import DiffLlamaForTokenClassification as DiffLlamaForTokenClassification
-from .models.diffllama.torch_model import DiffLlamaModel as DiffLlamaModel
-from .models.diffllama.torch_model import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
 from .models.longformer.config import LongformerConfig as LongformerConfig
 from .models.longformer.torch_model import LongformerForMaskedLM as LongformerForMaskedLM
 from .models.longformer.torch_model import LongformerForMultipleChoice as LongformerForMultipleChoice
