@@ -176,7 +176,6 @@ class TestMsgpack:
 
     def test_types_equal_flax(self, write):
         import jax.numpy as jnp
-
         from flax import serialization
 
         tree = {

@@ -15,7 +15,7 @@ os.environ |= {"USE_TF": "AUTO", "USE_FLAX": "AUTO"} | {"tf": {"USE_FLAX": "0"},
 os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
-import transformers as reference  # noqa: E402  (reads the environment)
+import transformers as reference
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
 BERT = {"vocab_size": 50, "max_position_embeddings": 20, **SIZES}
