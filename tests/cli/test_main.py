@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import longspan
 from longspan.cli.main import app
@@ -232,8 +233,38 @@ def test_warnings_are_one_line(cli, tmp_path: Path, corpus: Path):
     assert err.count("\n") == 1
 
 
+INTERRUPTED = "error: interrupted: finished work is kept, the same command goes on\n"
+
+
+class Interrupting:
+    def __del__(self):
+        raise KeyboardInterrupt  # nobody can catch that here
+
+
+@pytest.mark.parametrize("swallow", ["finaliser", "wrapped"])
+def test_an_interrupt_that_a_library_swallows_still_interrupts(swallow: str, capsys: pytest.CaptureFixture[str]):
+    commands = typer.Typer()
+
+    @commands.command()
+    def work() -> None:
+        if swallow == "wrapped":
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as interrupt:
+                raise RuntimeError("a call into C returned with an exception set") from interrupt
+        value = Interrupting()
+        del value
+        time.sleep(20)
+        raise AssertionError("not interrupted")
+
+    start = time.monotonic()
+    assert run(commands, []) == 130
+    assert time.monotonic() - start < 5
+    assert capsys.readouterr().err.strip() + "\n" == INTERRUPTED
+
+
 def test_interruption_keeps_what_is_done(tmp_path: Path, tiny_dir: Path):
-    (tmp_path / "long.txt").write_text("open the log file\n" * 40_000)
+    (tmp_path / "long.txt").write_text("open the log file\n" * 400_000)
     arguments = ["embed", tmp_path / "long.txt", "-o", tmp_path / "out.npz", "--model", tiny_dir, "--batch-tokens", 512]
     # a process that was started in the background ignores interrupts, and hands that on to its children
     process = spawn(*arguments, "--quiet", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -245,8 +276,7 @@ def test_interruption_keeps_what_is_done(tmp_path: Path, tiny_dir: Path):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "error: interrupted: finished work is kept, the same command goes on\n"
+    assert (process.returncode, err) == (130, INTERRUPTED)
     assert journal.read_bytes().count(b"\n") > 2
     assert not (tmp_path / "out.npz").exists()
 

@@ -10,6 +10,9 @@ import numpy as np
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# by name: another test of the same process may have started TensorFlow, whose threads then cannot be changed
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 SETTINGS = {
     "vocab_size": 97,
@@ -43,9 +46,7 @@ def import_keras():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import keras
-        import tensorflow as tf
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.threading.set_intra_op_parallelism_threads(1)
+        import tensorflow  # noqa: F401
     return keras
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -31,7 +34,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         The exit code.
     """
     as_json = "--json" in arguments
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _interrupts_are_heard():
         warnings.showwarning = _show_warning
         try:
             code = typer.main.get_command(app).main(list(arguments), prog_name="longspan", standalone_mode=False)
@@ -46,10 +49,34 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         except Exception as error:
             if "--debug" in arguments:
                 raise
-            code = _explain(error, as_json)
+            code = INTERRUPTED if _stems_from_interrupt(error) else _explain(error, as_json)
     if code == INTERRUPTED:
         _show_error("interrupted: finished work is kept, the same command goes on", "Interrupted", as_json)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _interrupts_are_heard() -> Iterator[None]:
+    """Interrupt again where a library swallowed the first: in a finaliser or a callback nothing can be raised."""
+    usual = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT]).start()
+        else:
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+
+
+def _stems_from_interrupt(error: BaseException) -> bool:
+    """True if a library turned an interrupt into an error of its own."""
+    cause = error.__cause__ or error.__context__
+    return cause is not None and (isinstance(cause, KeyboardInterrupt) or _stems_from_interrupt(cause))
 
 
 def _explain(error: Exception, as_json: bool) -> int:
