@@ -1,5 +1,7 @@
 """Every implementation of sliding-window attention against its definition in float64 NumPy."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 from longspan.errors import InputError
 from longspan.ops import dispatch
+from longspan.ops.torch import sliding_window_chunked
 from longspan.ops.torch.sliding_window import (
     ExtraKeys,
     sliding_window_attention,
@@ -108,6 +111,13 @@ class TestAgainstOracle:
     def test_half_precision(self, implementation, dtype, mask):
         case = Case(150, 10, 10, 3, bias=True, extra_bias=True, mask=mask)
         check_against_oracle(case, implementation, dtype, HALF_TOLERANCE[dtype])
+
+    def test_three_sequences_in_groups_of_two(self, implementation, monkeypatch):
+        monkeypatch.setattr(sliding_window_chunked, "CHUNK_SCORES", HEADS * 20 * 22 * 2)  # two of 20 tokens
+        monkeypatch.setattr(sliding_window_chunked, "MIN_ROWS", 20)
+        monkeypatch.setattr(sys.modules[__name__], "BATCH", 3)
+        case = Case(20, 4, 4, 2, bias=True, mask="random")
+        check_against_oracle(case, implementation, torch.float32, TOLERANCE[torch.float32])
 
     def test_queries_without_keys_give_zero(self, implementation):
         case = Case(70, 5, 5, 2, mask="dead")

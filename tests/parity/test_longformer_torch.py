@@ -250,6 +250,23 @@ def test_saved_files_load_in_the_reference_byte_for_byte(pair, name, tmp_path):
     assert list(back.config.attention_window) == SETTINGS["attention_window"]
 
 
+def test_auto_classes(pair, tmp_path):
+    for name in CLASSES[1:]:
+        pair(name)[0].save_pretrained(tmp_path / name)
+        auto = getattr(longspan, name.replace("Longformer", "AutoModel"))
+        assert type(auto.from_pretrained(tmp_path / name)) is getattr(longspan, name)
+    assert type(longspan.AutoConfig.from_pretrained(tmp_path / name)) is longspan.LongformerConfig
+    assert type(longspan.AutoModel.from_pretrained(tmp_path / name)) is longspan.LongformerModel
+
+
+def test_resized_vocabulary():
+    model = longspan.LongformerForMaskedLM(longspan.LongformerConfig(**SETTINGS))
+    model.resize_token_embeddings(101)
+    assert model.lm_head.decoder.weight is model.longformer.embeddings.word_embeddings.weight
+    assert model.lm_head.decoder.bias is model.lm_head.bias
+    assert model(torch.full((1, 5), 100)).logits.shape == (1, 5, 101)
+
+
 def test_tuples_and_defaults_of_the_configuration(pair):
     ours, reference = pair("LongformerForTokenClassification")
     ids, labels = token_ids((2, 9)), torch.randint(0, 5, (2, 9))

@@ -24,6 +24,7 @@ from longspan.ops.torch.sliding_window import (
     sliding_window_attention_weights,
     weights_by_offset,
 )
+from longspan.ops.torch.token_blocks import in_token_blocks
 
 
 class LongformerEmbeddings(nn.Module):
@@ -301,9 +302,12 @@ class LongformerLayer(nn.Module):
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
         if self.chunk_size_feed_forward == 0:
-            return self.output(self.intermediate(hidden_states), hidden_states)
+            return in_token_blocks(self._feed_forward, hidden_states, width=self.intermediate.dense.out_features)
         chunks = hidden_states.split(self.chunk_size_feed_forward, dim=1)
-        return torch.cat([self.output(self.intermediate(chunk), chunk) for chunk in chunks], dim=1)
+        return torch.cat([self._feed_forward(chunk) for chunk in chunks], dim=1)
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class LongformerEncoder(CheckpointedLayers):

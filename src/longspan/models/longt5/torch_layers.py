@@ -15,6 +15,7 @@ from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
 from longspan.ops import patterns
 from longspan.ops.torch.rms_norm import rms_norm
+from longspan.ops.torch.token_blocks import in_token_blocks
 
 
 def linear(in_features: int, out_features: int, *, std: float) -> nn.Linear:
@@ -103,11 +104,15 @@ class LongT5LayerFF(nn.Module):
         super().__init__()
         kind = LongT5DenseGatedActDense if config.is_gated_act else LongT5DenseActDense
         self.DenseReluDense = kind(config)
+        self.inner_size = config.d_ff
         self.layer_norm = LongT5LayerNorm(config)
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
+        return in_token_blocks(self._feed_forward, hidden_states, width=self.inner_size)
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
 
 

@@ -2,13 +2,15 @@
 
 No weights outlive their chunk: the backward pass computes them again, so that both passes need memory for one chunk
 besides tensors of the size of the inputs. On a CPU the scores of a chunk stay in the cache, which makes this the
-fastest of the implementations there. Axes as in `sliding_window`; a chunk has R queries and sees C = G + span keys.
+fastest of the implementations there. Axes as in `sliding_window`; a chunk holds R queries of N sequences, each of which
+sees C = G + span keys, the extra keys first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 #: additive mask: finite, so that a query without keys gives no NaN, and so low that exp() of it is 0 beside any score
 MASKED, MASKED_FLOAT16 = -1e30, -3e4
-#: scores that a chunk may hold, over all heads; 4 MiB of float32 stay in the cache of a core
+#: scores that a chunk may hold; 4 MiB of float32 stay in the cache of a core
 CHUNK_SCORES = 1 << 20
 MIN_ROWS, MAX_ROWS = 16, 128
 
@@ -47,11 +49,21 @@ def chunked_attention(
         query, key, value = query.float(), key.float(), value.float()
         if extra is not None:
             extra = extra._replace(key=extra.key.float(), value=extra.value.float())
-    seed = int(torch.randint(2**62, ())) if dropout > 0.0 else 0
-    length, num_extra = query.shape[2], 0 if extra is None else extra.key.shape[2]
-    rows = _chunk_rows(query.shape[1], num_extra + left + right)
-    plan = _Plan(left=left, right=right, scale=scale, rows=min(rows, max(length, 1)), dropout=dropout, seed=seed)
+    batch, heads, length, _ = query.shape
     extra_key, extra_value, extra_mask, extra_bias, position = extra or (None,) * 5
+    num_extra = 0 if extra_key is None else extra_key.shape[2]
+    rows = _chunk_rows(heads, length, left + right + num_extra)
+    scores = heads * rows * (num_extra + min(rows + left + right, length))
+    plan = _Plan(
+        left=left,
+        right=right,
+        scale=scale,
+        rows=rows,
+        # positions differ from sequence to sequence, so that their biases cannot be written together
+        items=1 if extra_bias is not None else max(min(batch, CHUNK_SCORES // max(scores, 1)), 1),
+        dropout=dropout,
+        seed=int(torch.randint(2**62, ())) if dropout > 0.0 else 0,
+    )
     tensors = (query, key, value, bias, extra_key, extra_value, extra_bias, mask, extra_mask, position)
     output: Tensor = _Chunked.apply(*tensors, plan)
     return output.to(dtype)
@@ -59,18 +71,19 @@ def chunked_attention(
 
 @dataclass(frozen=True)
 class _Plan:
-    """The settings of one call."""
+    """The settings of one call; `items` sequences are taken together."""
 
     left: int
     right: int
     scale: float
     rows: int
+    items: int
     dropout: float
     seed: int
 
 
-def _chunk_rows(heads: int, keys: int) -> int:
-    rows = MAX_ROWS
+def _chunk_rows(heads: int, length: int, keys: int) -> int:
+    rows = max(min(MAX_ROWS, length), 1)
     while rows > MIN_ROWS and heads * rows * (keys + rows) > CHUNK_SCORES:
         rows //= 2
     return rows
@@ -78,16 +91,16 @@ def _chunk_rows(heads: int, keys: int) -> int:
 
 @dataclass
 class _Chunk:
-    """One chunk of queries of one sequence, and the weights of what it sees."""
+    """One chunk of queries and the weights of what they see."""
 
-    batch: int
+    items: slice  # of the batch
     rows: slice  # of the queries
     span: slice  # of the keys in the window
     tile: slice  # of the columns of a whole span
-    query: Tensor  # (H, R, D)
-    keys: Tensor  # (H, C, D), the extra keys first
-    values: Tensor  # (H, C, E)
-    weights: Tensor  # (H, R, C), before dropout
+    query: Tensor  # (NH, R, D)
+    keys: Tensor  # (NH, C, D)
+    values: Tensor  # (NH, C, E)
+    weights: Tensor  # (NH, R, C), before dropout
 
 
 class _Walk:
@@ -95,84 +108,100 @@ class _Walk:
 
     def __init__(self, inputs: Sequence[Any], plan: _Plan) -> None:
         query, key, value, bias, extra_key, extra_value, extra_bias, mask, extra_mask, position = inputs
-        self.query, self.key, self.value, self.plan = query, key, value, plan
+        self.query, self.key, self.value, self.bias, self.plan = query, key, value, bias, plan
         self.extra_key, self.extra_value, self.extra_bias = extra_key, extra_value, extra_bias
-        self.position, self.bias = position, bias
         self.num_extra = 0 if extra_key is None else extra_key.shape[2]
+        self.places = None if extra_bias is None else position.clamp(min=0).tolist()
         self.tile = _band_tile(query, bias, plan)
         self.mask_bias = None if mask is None else _additive(mask, query.dtype)
         self.extra_mask_bias = None if extra_mask is None else _additive(extra_mask, query.dtype)
         self.alive = _queries_with_keys(mask, extra_mask, self.num_extra, plan)
-        heads, columns = query.shape[1], self.num_extra + self.tile.shape[-1]
-        self._keys = query.new_empty(heads, columns, query.shape[-1])
-        self._values = query.new_empty(heads, columns, value.shape[-1])
-        self._scores = query.new_empty(heads * plan.rows * columns)
-        self._weights = query.new_empty(heads * plan.rows * columns)
-        self._dropout = query.new_empty(heads * plan.rows * columns if plan.dropout > 0.0 else 0)
+        items, heads, columns = plan.items, query.shape[1], self.num_extra + self.tile.shape[-1]
+        self._keys = query.new_empty(items, heads, columns, query.shape[-1])
+        self._values = query.new_empty(items, heads, columns, value.shape[-1])
+        num_scores = items * heads * plan.rows * columns
+        self._scores, self._weights = query.new_empty(num_scores), query.new_empty(num_scores)
+        self._dropout = query.new_empty(num_scores if plan.dropout > 0.0 else 0)
         self._generator = torch.Generator(query.device).manual_seed(plan.seed) if plan.dropout > 0.0 else None
 
     def __iter__(self) -> Iterator[_Chunk]:
-        length, rows = self.query.shape[2], self.plan.rows
-        for batch in range(self.query.shape[0]):
-            if self.extra_key is not None and self.extra_value is not None:
-                self._keys[:, : self.num_extra] = self.extra_key[batch]
-                self._values[:, : self.num_extra] = self.extra_value[batch]
-            for start in range(0, length, rows):
-                yield self._chunk(batch, start, min(start + rows, length))
+        batch, _, length, _ = self.query.shape
+        for first in range(0, batch, self.plan.items):
+            items = slice(first, min(first + self.plan.items, batch))
+            if self.extra_key is not None:
+                self._keys[: items.stop - first, :, : self.num_extra] = self.extra_key[items]
+                self._values[: items.stop - first, :, : self.num_extra] = self.extra_value[items]
+            for start in range(0, length, self.plan.rows):
+                yield self._chunk(items, slice(start, min(start + self.plan.rows, length)))
 
-    def _chunk(self, batch: int, start: int, stop: int) -> _Chunk:
+    def _chunk(self, items: slice, rows: slice) -> _Chunk:
         plan, extra = self.plan, self.num_extra
-        span = slice(max(start - plan.left, 0), min(stop + plan.right, self.query.shape[2]))
-        first = span.start - (start - plan.left)
+        span = slice(max(rows.start - plan.left, 0), min(rows.stop + plan.right, self.query.shape[2]))
+        first = span.start - (rows.start - plan.left)
         tile = slice(first, first + span.stop - span.start)
-        columns = extra + span.stop - span.start
-        self._keys[:, extra:columns] = self.key[batch, :, span]
-        self._values[:, extra:columns] = self.value[batch, :, span]
-        keys, values = self._keys[:, :columns], self._values[:, :columns]
-        query = self.query[batch, :, start:stop]
-        scores = self.view(self._scores, stop - start, columns)
-        self._write_bias(scores, batch, slice(start, stop), span, tile)
-        scores.baddbmm_(query, keys.transpose(1, 2), alpha=plan.scale)
-        weights = self.view(self._weights, stop - start, columns)
-        torch.softmax(scores, dim=-1, out=weights)
-        return _Chunk(batch, slice(start, stop), span, tile, query, keys, values, weights)
+        number, columns = items.stop - items.start, extra + span.stop - span.start
+        self._keys[:number, :, extra:columns] = self.key[items, :, span]
+        self._values[:number, :, extra:columns] = self.value[items, :, span]
+        keys = self._keys[:number, :, :columns].flatten(0, 1)
+        values = self._values[:number, :, :columns].flatten(0, 1)
+        query = self.query[items, :, rows].flatten(0, 1)
+        shape = (number, self.query.shape[1], rows.stop - rows.start, columns)
+        scores = view(self._scores, shape)
+        self._write_bias(scores, items, rows, span, tile)
+        flat = scores.flatten(0, 1).baddbmm_(query, keys.transpose(1, 2), alpha=plan.scale)
+        weights = view(self._weights, shape).flatten(0, 1)
+        torch.softmax(flat, dim=-1, out=weights)
+        return _Chunk(items, rows, span, tile, query, keys, values, weights)
 
-    def view(self, buffer: Tensor, rows: int, columns: int) -> Tensor:
-        """The beginning of a buffer as (H, rows, columns)."""
-        heads = self.query.shape[1]
-        return buffer[: heads * rows * columns].view(heads, rows, columns)
-
-    def _write_bias(self, scores: Tensor, batch: int, rows: slice, span: slice, tile: slice) -> None:
-        """Fill the scores with everything that does not depend on the queries."""
+    def _write_bias(self, scores: Tensor, items: slice, rows: slice, span: slice, tile: slice) -> None:
+        """Fill the scores (N, H, R, C) with everything that does not depend on the queries."""
         extra_scores, window_scores = scores[..., : self.num_extra], scores[..., self.num_extra :]
         band = self.tile[:, : rows.stop - rows.start, tile]
         if self.mask_bias is None:
             window_scores.copy_(band)
         else:
-            torch.add(band.expand_as(window_scores), self.mask_bias[batch, span], out=window_scores)
+            mask_bias = self.mask_bias[items, None, None, span]
+            torch.add(band.expand_as(window_scores), mask_bias, out=window_scores)
         if self.num_extra == 0:
             return
-        if self.extra_bias is None or self.position is None:
-            extra_scores.zero_()
+        extra_mask_bias = None if self.extra_mask_bias is None else self.extra_mask_bias[items, None, None]
+        if self.extra_bias is not None:
+            for some, biases in self.extra_bias_runs(items, rows, self.extra_bias):
+                biases = biases[None, :, None]
+                extra_scores[:, :, some] = biases if extra_mask_bias is None else biases + extra_mask_bias
+        elif extra_mask_bias is not None:
+            extra_scores.copy_(extra_mask_bias)
         else:
-            start = self.num_extra - 1 - self.position[batch, rows].clamp(min=0)
-            extra_scores.copy_(self.extra_bias.unfold(-1, self.num_extra, 1)[:, start])
-        if self.extra_mask_bias is not None:
-            extra_scores.add_(self.extra_mask_bias[batch])
+            extra_scores.zero_()
+
+    def extra_bias_runs(self, items: slice, rows: slice, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of queries of a chunk at one place on the axis of the extra keys, and its part (H, G) of a table."""
+        assert self.places is not None
+        start = 0
+        for place, run in groupby(self.places[items.start][rows]):
+            stop = start + len(list(run))
+            first = self.num_extra - 1 - place
+            yield slice(start, stop), table[:, first : first + self.num_extra]
+            start = stop
 
     def dropout_factor(self, chunk: _Chunk) -> Tensor | None:
         """0 for a dropped weight and 1 / (1 - p) for a kept one; call it once per chunk, in order."""
         if self._generator is None:
             return None
         keep = 1.0 - self.plan.dropout
-        factor = self.view(self._dropout, *chunk.weights.shape[1:])
+        factor = view(self._dropout, chunk.weights.shape)
         return factor.bernoulli_(keep, generator=self._generator).div_(keep)
 
     def zero_rows_without_keys(self, states: Tensor, chunk: _Chunk) -> Tensor:
-        """Zero the queries of `states` (H, R, E) that see no key, in place."""
+        """Zero the queries of `states` (N, H, R, E) that see no key, in place."""
         if self.alive is not None:
-            states.mul_(self.alive[chunk.batch, chunk.rows].to(states.dtype)[:, None])
+            states.mul_(self.alive[chunk.items, None, chunk.rows, None].to(states.dtype))
         return states
+
+
+def view(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The beginning of a flat buffer in a shape."""
+    return buffer[: torch.Size(shape).numel()].view(*shape)
 
 
 class _Chunked(torch.autograd.Function):
@@ -185,12 +214,12 @@ class _Chunked(torch.autograd.Function):
         batch, heads, length, _ = query.shape
         output = query.new_empty(batch, length, heads, value.shape[-1])
         with torch.autocast(query.device.type, enabled=False):
-            walk = _Walk(tuple(tensors), plan)
+            walk = _Walk(tensors, plan)
             for chunk in walk:
                 factor = walk.dropout_factor(chunk)
                 weights = chunk.weights if factor is None else chunk.weights.mul_(factor)
-                result = walk.zero_rows_without_keys(torch.bmm(weights, chunk.values), chunk)
-                output[chunk.batch, chunk.rows] = result.transpose(0, 1)
+                result = torch.bmm(weights, chunk.values).unflatten(0, (-1, heads))
+                output[chunk.items, chunk.rows] = walk.zero_rows_without_keys(result, chunk).transpose(1, 2)
         return output.transpose(1, 2)
 
     @staticmethod
@@ -205,19 +234,20 @@ class _Chunked(torch.autograd.Function):
 
 
 def _backward_chunk(walk: _Walk, grads: _Gradients, chunk: _Chunk, grad_output: Tensor) -> None:
-    scale = walk.plan.scale
-    grad = walk.zero_rows_without_keys(grad_output[chunk.batch, :, chunk.rows].clone(), chunk)  # (H, R, E)
-    grad_weights = torch.bmm(grad, chunk.values.transpose(1, 2))  # (H, R, C)
+    heads, scale = walk.query.shape[1], walk.plan.scale
+    grad = walk.zero_rows_without_keys(grad_output[chunk.items, :, chunk.rows].clone(), chunk).flatten(0, 1)
+    grad_weights = torch.bmm(grad, chunk.values.transpose(1, 2))  # (NH, R, C)
     factor = walk.dropout_factor(chunk)
     if factor is None:
-        grads.add_to_values(chunk, torch.bmm(chunk.weights.transpose(1, 2), grad))
+        grads.add(grads.value, grads.extra_value, chunk, torch.bmm(chunk.weights.transpose(1, 2), grad))
     else:
         grad_weights.mul_(factor)
-        grads.add_to_values(chunk, torch.bmm(factor.mul_(chunk.weights).transpose(1, 2), grad))
+        grads.add(grads.value, grads.extra_value, chunk, torch.bmm(factor.mul_(chunk.weights).transpose(1, 2), grad))
     grad_scores = torch._softmax_backward_data(grad_weights, chunk.weights, -1, chunk.weights.dtype)
-    grads.add_to_biases(chunk, grad_scores)
-    grads.add_to_keys(chunk, torch.bmm(grad_scores.transpose(1, 2), chunk.query).mul_(scale))
-    grads.query[chunk.batch, chunk.rows] = torch.bmm(grad_scores, chunk.keys).mul_(scale).transpose(0, 1)
+    grads.add_to_biases(chunk, grad_scores.unflatten(0, (-1, heads)))
+    grads.add(grads.key, grads.extra_key, chunk, torch.bmm(grad_scores.transpose(1, 2), chunk.query).mul_(scale))
+    grad_query = torch.bmm(grad_scores, chunk.keys).mul_(scale).unflatten(0, (-1, heads))
+    grads.query[chunk.items, chunk.rows] = grad_query.transpose(1, 2)
 
 
 class _Gradients:
@@ -236,35 +266,28 @@ class _Gradients:
         self.tile = walk.tile.new_zeros(walk.tile.shape, dtype=wide) if walk.bias is not None else None
         self.extra_bias = None if walk.extra_bias is None else torch.zeros_like(walk.extra_bias, dtype=wide)
 
-    def add_to_values(self, chunk: _Chunk, grad: Tensor) -> None:
-        self.extra_value[chunk.batch] += grad[:, : self.walk.num_extra]
-        self.value[chunk.batch, chunk.span] += grad[:, self.walk.num_extra :].transpose(0, 1)
-
-    def add_to_keys(self, chunk: _Chunk, grad: Tensor) -> None:
-        self.extra_key[chunk.batch] += grad[:, : self.walk.num_extra]
-        self.key[chunk.batch, chunk.span] += grad[:, self.walk.num_extra :].transpose(0, 1)
+    def add(self, window: Tensor, extra: Tensor, chunk: _Chunk, grad: Tensor) -> None:
+        """Add the gradient (NH, C, D) of the keys or values that a chunk sees."""
+        grad = grad.unflatten(0, (-1, self.walk.query.shape[1]))
+        extra[chunk.items] += grad[:, :, : self.walk.num_extra]
+        window[chunk.items, chunk.span] += grad[:, :, self.walk.num_extra :].transpose(1, 2)
 
     def add_to_biases(self, chunk: _Chunk, grad_scores: Tensor) -> None:
+        """Add the gradient (N, H, R, C) of the scores to that of the biases."""
         extra = self.walk.num_extra
         if self.tile is not None:
-            self.tile[:, : grad_scores.shape[1], chunk.tile] += grad_scores[..., extra:]
-        if self.extra_bias is None or self.walk.position is None:
-            return
-        # queries at the same place on the axis of the extra keys share a row of biases: sum them first
-        place = self.walk.position[chunk.batch, chunk.rows].clamp(min=0)
-        places, row = torch.unique(place, return_inverse=True)
-        by_place = self.extra_bias.new_zeros(grad_scores.shape[0], len(places), extra)
-        by_place.index_add_(1, row, grad_scores[..., :extra].to(by_place.dtype))
-        for index, start in enumerate((extra - 1 - places).tolist()):
-            self.extra_bias[:, start : start + extra] += by_place[:, index]
+            self.tile[:, : grad_scores.shape[2], chunk.tile] += grad_scores[..., extra:].sum(dim=0)
+        if self.extra_bias is not None:
+            for some, part in self.walk.extra_bias_runs(chunk.items, chunk.rows, self.extra_bias):
+                part += grad_scores[0, :, some, :extra].sum(dim=1)
 
     def results(self) -> tuple[Tensor | None, ...]:
         """Of query, key, value, bias, extra_key, extra_value, extra_bias."""
         walk, dtype = self.walk, self.query.dtype
         bias = extra_bias = None
-        if self.tile is not None and walk.bias is not None:
+        if self.tile is not None:
             bias = _diagonal_sums(self.tile, walk.plan).to(walk.bias.dtype)
-        if self.extra_bias is not None and walk.extra_bias is not None:
+        if self.extra_bias is not None:
             extra_bias = self.extra_bias.to(walk.extra_bias.dtype)
         states = (self.query.transpose(1, 2), self.key.transpose(1, 2).to(dtype), self.value.transpose(1, 2).to(dtype))
         extras: tuple[Tensor | None, ...] = (None, None)
@@ -306,4 +329,4 @@ def _queries_with_keys(mask: Tensor | None, extra_mask: Tensor | None, num_extra
     position = torch.arange(length, device=mask.device)
     first, behind = (position - plan.left).clamp(min=0), (position + plan.right + 1).clamp(max=length)
     alive = before[:, behind] > before[:, first]
-    return alive if num_extra == 0 else alive | extra_mask.any(dim=1, keepdim=True)  # type: ignore[union-attr]
+    return alive if extra_mask is None else alive | extra_mask.any(dim=1, keepdim=True)

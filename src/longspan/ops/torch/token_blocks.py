@@ -1,0 +1,50 @@
+"""Functions of single tokens, applied block by block where that saves memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from longspan.ops.torch.sliding_window import is_traced
+
+#: most bytes that the widest activation of a block takes: it stays below what the C library asks of the operating
+#: system anew each time (a fresh page costs more than the arithmetic on it), and mostly in the cache
+BLOCK_BYTES = 8 * 2**20
+#: blocks hold a multiple of so many tokens, which suits matrix products
+MULTIPLE = 64
+
+
+def in_token_blocks(function: Callable[[Tensor], Tensor], states: Tensor, *, width: int) -> Tensor:
+    """Apply a function that treats every token by itself.
+
+    Without gradients on a CPU it goes block by block; otherwise, and while a graph is traced, at once.
+
+    Args:
+        function: Maps (..., H) to (..., H').
+        states: (..., H).
+        width: Features of the widest activation inside the function.
+
+    Returns:
+        (..., H').
+    """
+    tokens = _block_tokens(states, width)
+    if tokens is None:
+        return function(states)
+    flat = states.reshape(-1, states.shape[-1])
+    results = (function(block) for block in flat.split(tokens))
+    first = next(results)
+    output = first.new_empty(flat.shape[0], first.shape[-1])
+    output[:tokens] = first
+    for start, result in zip(range(tokens, flat.shape[0], tokens), results, strict=True):
+        output[start : start + tokens] = result
+    return output.unflatten(0, states.shape[:-1])
+
+
+def _block_tokens(states: Tensor, width: int) -> int | None:
+    """Tokens of a block; None if blocks are of no use."""
+    if states.device.type != "cpu" or torch.is_grad_enabled() or is_traced(states):
+        return None
+    tokens = max(BLOCK_BYTES // (width * states.element_size()) // MULTIPLE, 1) * MULTIPLE
+    return tokens if tokens < states.numel() // states.shape[-1] else None

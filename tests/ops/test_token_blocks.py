@@ -1,0 +1,36 @@
+"""Functions of single tokens give the same in blocks."""
+
+import pytest
+import torch
+
+from longspan.ops.torch import token_blocks
+from longspan.ops.torch.token_blocks import in_token_blocks
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 4), (2, 64, 4), (3, 100, 4), (1, 1000, 4)])
+def test_blocks_change_nothing(monkeypatch, shape):
+    monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 64 * 4 * 16)  # 64 tokens of width 16
+    up, down, sizes = torch.randn(16, 4), torch.randn(5, 16), []
+
+    def function(states):
+        sizes.append(states.numel() // 4)
+        return torch.relu(states @ up.T) @ down.T
+
+    states = torch.randn(shape)
+    with torch.no_grad():
+        result = in_token_blocks(function, states, width=16)
+    tokens = shape[0] * shape[1]
+    assert sizes == [64] * (tokens // 64) + ([tokens % 64] if tokens % 64 else [])
+    assert torch.allclose(result, function(states), atol=1e-6)
+
+
+def test_gradients_go_through_one_call():
+    calls, states = [], torch.randn(1, 5000, 4, requires_grad=True)
+
+    def function(x):
+        calls.append(x.shape)
+        return x * 2
+
+    in_token_blocks(function, states, width=10**6).sum().backward()
+    assert calls == [states.shape]
+    assert (states.grad == 2).all()
