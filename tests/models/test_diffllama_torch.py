@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from longspan import (
 )
 from longspan.errors import ConfigError, InputError
 from longspan.ops.dispatch import recording
+from longspan.ops.torch import token_blocks
 
 TINY = {
     "vocab_size": 61,
@@ -464,15 +467,17 @@ class TestPrecision:
 
     def test_blocks_of_the_feed_forward_change_nothing(self, monkeypatch):
         model = make()
+        ids = torch.randint(1, 61, (2, 100))
         with torch.no_grad():
-            whole = model(IDS).last_hidden_state
-            monkeypatch.setattr(type(model.layers[0].mlp), "BLOCK_BYTES", 1)
-            assert_close(model(IDS).last_hidden_state, whole)
-        assert_close(model(IDS).last_hidden_state, whole)
+            whole = model(ids).last_hidden_state
+            monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 1)
+            assert_close(model(ids).last_hidden_state, whole)
+        assert_close(model(ids).last_hidden_state, whole)
 
-    def test_hooks_see_unchanged_projections(self):
+    @pytest.mark.parametrize("activation", ["silu", "linear"])
+    def test_hooks_see_unchanged_projections(self, activation):
         """The path without gradients reuses memory, but never that of a module's output."""
-        model, seen = make(), []
+        model, seen = make(hidden_act=activation), []
         projections = (model.layers[0].mlp.gate_proj, model.layers[0].mlp.up_proj)
         hooks = [module.register_forward_hook(lambda *args: seen.append(args[2])) for module in projections]
         with torch.no_grad():
@@ -684,3 +689,9 @@ def test_question_positions_outside_the_sequence_do_not_count():
     both = model(IDS[[0, 0]], start_positions=torch.tensor([2, 99]), end_positions=torch.tensor([3, 6])).loss
     assert_close(inside, both)
     assert model(IDS, start_positions=torch.tensor([2, 3])).loss is None
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "diffllama.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(example, "docs/diffllama.md", "exec"), {})

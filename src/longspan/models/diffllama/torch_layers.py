@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.torch_attention import AttentionPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.cache import Cache
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.rotary import apply_rotary, rotary_cos_sin, select_frequencies
+from longspan.ops.torch.token_blocks import in_token_blocks
 
 #: reparametrisation vectors of λ
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -104,10 +106,10 @@ class DiffLlamaAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.eps = config.rms_norm_eps
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, self.num_maps * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.num_maps * self.head_dim, width, bias=bias)
+        self.q_proj: nn.Linear = Linear(width, self.num_maps * self.head_dim, bias=bias)
+        self.k_proj: nn.Linear = Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj: nn.Linear = Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o_proj: nn.Linear = Linear(self.num_maps * self.head_dim, width, bias=bias)
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer_index)
         for name in LAMBDA_NAMES:
             self.register_parameter(name, nn.Parameter(torch.empty(self.head_dim)))
@@ -183,28 +185,23 @@ class DiffLlamaMLP(nn.Module):
         config: Settings of the model.
     """
 
-    #: without gradients on a CPU, the most that one of the wide activations may take
-    BLOCK_BYTES: ClassVar[int] = 8 * 2**20
-
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
-        token_bytes = self.down_proj.in_features * hidden_states.element_size() * hidden_states.shape[0]
-        blocks = hidden_states.split(max(self.BLOCK_BYTES // token_bytes, 1), dim=1)
-        return torch.cat([self._block(block) for block in blocks], dim=1) if len(blocks) > 1 else self._block(blocks[0])
+        return in_token_blocks(self._block, hidden_states, width=self.up_proj.out_features)
 
     def _block(self, hidden_states: Tensor) -> Tensor:
-        """The same without gradients: the product goes into the memory of the activation."""
-        activated = self.activation(self.gate_proj(hidden_states))
-        return self.down_proj(activated.mul_(self.up_proj(hidden_states)))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        activated = self.activation(gate)
+        if activated is gate or torch.is_grad_enabled():
+            return self.down_proj(activated * up)
+        return self.down_proj(activated.mul_(up))  # the memory of a module's output is left alone: hooks may hold it
 
 
 class DiffLlamaDecoderLayer(nn.Module):

@@ -16,6 +16,7 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -84,7 +85,7 @@ class DiffLlamaForCausalLM(DiffLlamaPreTrainedModel):
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
         self.model = DiffLlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

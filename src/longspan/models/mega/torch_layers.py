@@ -30,6 +30,26 @@ class MegaLayerExtras(NamedTuple):
     cache: MegaLayerCache | None = None
 
 
+def overwrites() -> bool:
+    """True if intermediate results may be overwritten: without a gradient, nobody else will read them."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def silu(x: Tensor) -> Tensor:
+    """Apply silu, in the place of x where that is allowed."""
+    return F.silu(x, inplace=overwrites())
+
+
+def multiply(x: Tensor, y: Tensor) -> Tensor:
+    """X ⊙ y, in the place of x where that is allowed."""
+    return x.mul_(y) if overwrites() else x * y
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """X + y, in the place of x where that is allowed."""
+    return x.add_(y) if overwrites() else x + y
+
+
 class MegaScaleNorm(nn.Module):
     """g · x / √(mean(x²) + ε), with one g for all features.
 
@@ -259,9 +279,12 @@ class MegaMultiDimensionDampedEma(nn.Module):
             )
         else:
             averaged, state = damped_ema(inputs, self.blocks(), mask=mask, return_state=return_state)
-        # in this order, as the result takes the memory layout of the first
-        summed = inputs.to(averaged.dtype) * self.residual_weight.to(averaged.dtype) + averaged
-        return F.silu(summed).to(inputs.dtype), state
+        residual, weight = inputs.to(averaged.dtype), self.residual_weight.to(averaged.dtype)
+        if overwrites():
+            summed = torch.addcmul(averaged, residual, weight, out=torch.empty_like(residual))
+        else:
+            summed = residual * weight + averaged  # in this order: the first decides the memory layout
+        return silu(summed).to(inputs.dtype), state
 
     def _truncates(self, length: int, return_state: bool) -> bool:
         if self.truncation is None:
@@ -322,10 +345,10 @@ class MegaMovingAverageGatedAttention(nn.Module):
             return_state=plan.use_cache,
         )
         update_gate, shared_and_gate, candidate = self.mx_proj(self.dropout(averaged)).split(self.sizes, dim=-1)
-        shared, attention_gate = F.silu(shared_and_gate).split([self.qk_weight.shape[1], value.shape[-1]], dim=-1)
-        query, key = (shared * self.qk_weight[index] + self.qk_bias[index] for index in (0, 1))
+        shared, attention_gate = silu(shared_and_gate).split([self.qk_weight.shape[1], value.shape[-1]], dim=-1)
+        query, key = (torch.addcmul(self.qk_bias[index], shared, self.qk_weight[index]) for index in (0, 1))
         attended, weights, held = self._attend(query, key, value, plan, cache)
-        candidate = self.activation(candidate + self.h_proj(attended * attention_gate))
+        candidate = self.activation(add(self.h_proj(multiply(attended, attention_gate)), candidate))
         output = _update(hidden_states, self.dropout(candidate), update_gate)
         output = output if self.normalize_before else self.norm(output)
         kept = MegaLayerCache(*held, ema_state) if ema_state is not None and held is not None else None
@@ -450,7 +473,7 @@ class MegaGatedCrossAttention(nn.Module):
             implementation=plan.implementation,
             return_weights=plan.needs_weights,
         )
-        candidate = self.activation(self.h_proj(attended * F.silu(attention_gate)))
+        candidate = self.activation(self.h_proj(multiply(attended, silu(attention_gate))))
         output = _update(hidden_states, self.dropout(candidate), update_gate)
         return output if self.normalize_before else self.norm(output), weights, (key, value)
 

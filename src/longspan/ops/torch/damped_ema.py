@@ -30,7 +30,7 @@ from longspan.ops.torch.ema_kernels import (
 )
 
 #: tokens of a block
-BLOCK_SIZE = 64
+BLOCK_SIZE = 32
 #: rounds of the scan in an exported graph, which has to serve every length: enough for 2^20 blocks
 _EXPORTED_ROUNDS = 20
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.ops.torch.matmul import batched_matmul
+
 #: size of the block of scores, and its fewest rows
 BLOCK_BYTES = 8 * 2**20
 MIN_ROWS = 16
@@ -172,6 +174,11 @@ def _columns(key: Tensor, num_queries: int) -> Tensor:
     return columns.contiguous() if key.element_size() == 2 and num_queries >= 4 * MIN_ROWS else columns
 
 
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """(B, K, M, N) and (B, K, N, P) -> (B, K, M, P)."""
+    return batched_matmul(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+
+
 def _softmax_maps(rows: Tensor, columns: Tensor, block: _Block) -> Tensor:
     """The maps of a block, (B, A, R, M).
 
@@ -181,7 +188,7 @@ def _softmax_maps(rows: Tensor, columns: Tensor, block: _Block) -> Tensor:
         block: The block.
     """
     num_rows = block.rows.stop - block.rows.start
-    scores = torch.matmul(rows, columns[..., : block.num_keys]).view(rows.shape[0], -1, num_rows, block.num_keys)
+    scores = _matmul(rows, columns[..., : block.num_keys]).view(rows.shape[0], -1, num_rows, block.num_keys)
     scores[..., block.bias_from :].add_(block.bias)
     return torch.softmax(scores, dim=-1)
 
@@ -235,7 +242,7 @@ def _forward(
         if factors is not None:
             maps.mul_(factors)
         maps = _subtract(maps, factor).view(batch, num_kv, -1, block.num_keys)
-        product = torch.matmul(maps, value[:, :, : block.num_keys]).view(batch, 2, num_maps // 2, -1, head_dim)
+        product = _matmul(maps, value[:, :, : block.num_keys]).view(batch, 2, num_maps // 2, -1, head_dim)
         halves[..., block.rows, :].copy_(product)
         if block.empty is not None:
             output[:, block.rows].masked_fill_(block.empty[..., None, None], 0.0)
@@ -270,7 +277,7 @@ def _backward(
         dropped = maps if factors is None else maps * factors
         grad_rows = _grad_rows(grad, num_kv, block)
         # by the maps: both value halves reach the same difference
-        grad_maps = torch.matmul(grad_rows, value[:, :, :seen].transpose(-1, -2)).view(maps.shape)
+        grad_maps = _matmul(grad_rows, value[:, :, :seen].transpose(-1, -2)).view(maps.shape)
         grad_first, grad_second = grad_maps.chunk(2, dim=1)
         grad_first.add_(grad_second)
         grad_lam -= (grad_first * dropped[:, num_maps // 2 :]).sum(dtype=torch.float32)
@@ -279,9 +286,9 @@ def _backward(
             grad_maps.mul_(factors)
         grad_scores = torch._softmax_backward_data(grad_maps, maps, -1, maps.dtype).view(batch, num_kv, -1, seen)
         difference = _subtract(dropped, factor).view(batch, num_kv, -1, seen)
-        grad_value[:, :, :seen] += torch.matmul(difference.transpose(-1, -2), grad_rows)
-        grad_key[:, :, :seen] += torch.matmul(grad_scores.transpose(-1, -2), rows)
-        grad_block = torch.matmul(grad_scores, key[:, :, :seen]).mul_(scale)
+        grad_value[:, :, :seen] += _matmul(difference.transpose(-1, -2), grad_rows)
+        grad_key[:, :, :seen] += _matmul(grad_scores.transpose(-1, -2), rows)
+        grad_block = _matmul(grad_scores, key[:, :, :seen]).mul_(scale)
         grad_query[:, :, block.rows] = grad_block.view(batch, num_maps, -1, head_dim)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_lam.to(lam.dtype)
 

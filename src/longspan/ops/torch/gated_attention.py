@@ -30,6 +30,7 @@ from longspan.ops.torch.gated_attention_tiles import (
     tiled_attention,
     toeplitz_matrix,
 )
+from longspan.ops.torch.matmul import batched_matmul
 
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
 
@@ -175,7 +176,7 @@ def gated_attention(
         key = key.transpose(1, 2)
         scores = torch.bmm(query, key) if matrix is None else torch.baddbmm(matrix, query, key)
         weights = attention_weights(scores, mask, settings)
-        output = torch.bmm(F.dropout(weights, dropout, training=dropout > 0.0), value)
+        output = batched_matmul(F.dropout(weights, dropout, training=dropout > 0.0), value)
         return output.to(dtype), weights.to(dtype) if return_weights else None
 
 

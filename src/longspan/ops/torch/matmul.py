@@ -18,6 +18,8 @@ from torch.nn import functional as F
 _MIN_ROWS = 32
 #: fewest columns and summands, likewise
 _MIN_WIDTH = 32
+#: fewest multiplications of one product of a batch: the usual kernel starts all of them at once
+_MIN_BATCHED = 2**21
 
 
 @functools.cache
@@ -60,6 +62,55 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     rows, summands = a.shape
     worth_it = rows >= _MIN_ROWS and summands >= _MIN_WIDTH and b.shape[1] >= _MIN_WIDTH
     return _onednn(a, b.t()) if worth_it and _serves(a, b) else torch.mm(a, b)
+
+
+def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """A b for every pair of a batch, with a gradient.
+
+    Args:
+        a: (R, M, K); fastest with its rows in one piece.
+        b: (R, K, N), in either layout.
+
+    Returns:
+        (R, M, N).
+    """
+    if not _serves(a, b):  # first: a traced graph must not depend on sizes
+        return torch.bmm(a, b)
+    rows, summands, columns = a.shape[1], a.shape[2], b.shape[2]
+    if min(rows, summands, columns) < _MIN_WIDTH or rows * summands * columns < _MIN_BATCHED:
+        return torch.bmm(a, b)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        result: Tensor = _BatchedMatmul.apply(a, b)
+        return result
+    return _batched_onednn(a, b)
+
+
+def _batched_onednn(a: Tensor, b: Tensor) -> Tensor:
+    output = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    for row, (left, right) in enumerate(zip(a, b.transpose(1, 2), strict=True)):
+        output[row] = _onednn(left, right)
+    return output
+
+
+class _BatchedMatmul(torch.autograd.Function):
+    """a b and its gradients: da = g bᵀ, db = aᵀ g."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return _batched_onednn(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        needs_a, needs_b = ctx.needs_input_grad
+        return (
+            batched_matmul(gradient, b.transpose(1, 2)) if needs_a else None,
+            batched_matmul(a.transpose(1, 2).contiguous(), gradient) if needs_b else None,
+        )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
