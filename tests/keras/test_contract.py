@@ -6,6 +6,8 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 from tests.keras.setting import CLASSES
@@ -92,3 +94,13 @@ def test_docstring_examples_give_what_they_show():
         assert results.failed == 0, name
         attempted += results.attempted
     assert attempted >= 3 * len(CLASSES)
+
+
+def test_the_examples_of_the_guide_run():
+    guide = Path(__file__).parents[2] / "docs" / "keras.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(guide), "exec"), namespace)
+    assert namespace["model"].history.history["loss"][0] < 1.2

@@ -95,6 +95,16 @@ def test_metrics_find_labels_among_the_inputs(keras):
     assert inside == model.evaluate(inputs, single(labels), verbose=0, return_dict=True)
 
 
+def test_metrics_of_a_causal_model_look_at_the_next_token(keras):
+    inputs, labels = split("TFBertLMHeadModel")
+    model = make("TFBertLMHeadModel")
+    model.compile(weighted_metrics=["accuracy"], run_eagerly=True)
+    # labels that are right wherever they count
+    next_token = np.asarray(model(inputs).logits).argmax(-1)[:, :-1]
+    y = np.concatenate([labels["labels"][:, :1], np.where(labels["labels"][:, 1:] >= 0, next_token, -100)], axis=1)
+    assert model.evaluate(inputs, y, verbose=0, return_dict=True)["accuracy"] == 1.0
+
+
 def test_datasets_tokenizer_output_and_lists_train_alike(keras):
     import tensorflow as tf
 

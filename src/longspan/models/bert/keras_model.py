@@ -208,6 +208,10 @@ class TFBertLMHeadModel(_WithPredictionHead):
         """Next-token cross-entropy, (1,)."""
         return causal_lm_loss(output["logits"], labels["labels"])
 
+    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The score at i belongs to the label at i + 1."""
+        return labels[:, 1:], scores[:, :-1]
+
     @unpack_inputs
     def call(
         self,

@@ -38,6 +38,10 @@ class TaskTraining:
         """
         raise InputError(f"{type(self).__name__} has no loss of its own: pass one to compile()")
 
+    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels and scores that the model's own loss compares, for metrics; a causal model shifts them."""
+        return labels, scores
+
     def with_loss(self, output: TFModelOutput, **labels: Tensor | None) -> TFModelOutput:
         """Set `output.loss` if every label is given."""
         if all(label is not None for label in labels.values()):
@@ -79,8 +83,9 @@ class TaskTraining:
             y = next(iter(y.values())) if len(y) == 1 else y
         if y is not None:
             y, y_pred = self._pair(y, y_pred)
-            if sample_weight is None and not isinstance(y, Mapping | Sequence):
-                sample_weight = _counts(y)
+            if not isinstance(y, Mapping | Sequence):
+                y, y_pred = self.align(y, y_pred) if self.loss is None else (y, y_pred)  # type: ignore[attr-defined]
+                sample_weight = _counts(y) if sample_weight is None else sample_weight
         return parent.compute_metrics(x, y, y_pred, sample_weight)
 
     def _label_dict(self, y: Any) -> dict[str, Tensor]:
