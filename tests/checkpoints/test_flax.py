@@ -185,7 +185,7 @@ class TestStrictness:
     def test_keywords(self, saved):
         with pytest.raises(ConfigError, match="BertConfig has no such setting to override. Received: hidden=3"):
             longspan.FlaxBertModel.from_pretrained(saved, hidden=3)
-        with pytest.raises(InputError, match="dtype must be a floating-point dtype"):
+        with pytest.raises(InputError, match="dtype must be float32, float16 or bfloat16. Received: 'int32'"):
             longspan.FlaxBertModel.from_pretrained(saved, param_dtype="int32")
         model = longspan.FlaxBertModel.from_pretrained(
             saved, jnp.bfloat16, gradient_checkpointing=True, add_pooling_layer=False, output_hidden_states=True

@@ -167,9 +167,9 @@ class TestBadInput:
     def test_construction(self):
         with pytest.raises(ConfigError, match="FlaxBertModel needs a BertConfig. Received: PretrainedConfig"):
             FlaxBertModel(longspan.PretrainedConfig())
-        with pytest.raises(InputError, match="dtype must be a floating-point dtype such as .*Received: 'int8'"):
+        with pytest.raises(InputError, match="dtype must be float32, float16 or bfloat16. Received: 'int8'"):
             FlaxBertModel(BertConfig(**SETTINGS), dtype="int8")
-        with pytest.raises(InputError, match="dtype must be a floating-point dtype such as .*Received: 'quarter'"):
+        with pytest.raises(InputError, match="dtype must be float32, float16 or bfloat16. Received: 'quarter'"):
             FlaxBertModel(BertConfig(**SETTINGS), dtype="quarter")
         with pytest.raises(InputError, match="attn_implementation must be one of auto, packed, sdpa, eager for BERT"):
             FlaxBertModel(BertConfig(**SETTINGS, attn_implementation="flash"))
@@ -551,5 +551,5 @@ class TestCache:
     def test_positions_go_on_from_the_cache(self, decoder):
         cache = decoder(IDS[:, :4], past_key_values=decoder.init_cache(2, 8)).past_key_values
         implicit = decoder(IDS[:, 4:], past_key_values=cache).logits
-        explicit = decoder(IDS[:, 4:], past_key_values=cache, position_ids=np.array([[4, 5], [4, 5]])).logits
+        explicit = decoder(IDS[:, 4:], past_key_values=cache, position_ids=np.array([[4, 5]])).logits
         assert_close(implicit, explicit)

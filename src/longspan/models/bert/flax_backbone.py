@@ -248,7 +248,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
                 for those up to the new ones. A mask per query, (B, S, S), is possible as well. States at padding are
                 unspecified.
             token_type_ids: Segment of each token, (B, S); default 0.
-            position_ids: Position of each token, (B, S); default 0, 1, ..., or on from the cache.
+            position_ids: Position of each token, (B, S) or (1, S); default 0, 1, ..., or on from the cache.
             head_mask: 1 keeps a head, 0 removes it, (A,) or (L, A).
             encoder_hidden_states: States that cross-attention reads, (B, S_enc, H); needs a decoder with
                 `add_cross_attention`.
@@ -281,7 +281,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         cache = past_key_values or None
         self._check_tokens(**{name: inputs[name] for name in ("input_ids", "token_type_ids", "position_ids")})
         batch, length = self._rows(inputs["input_ids"]).shape
-        self._check_cache(cache, batch, length, inputs["position_ids"])
+        self._check_cache(cache, batch, length)
         self._check_masks(inputs, batch, length, cache)
         self._check_dropout(train, dropout_rng)
         needs_weights = resolve(output_attentions, config.output_attentions)
@@ -322,14 +322,15 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
             ("position_ids", position_ids, "max_position_embeddings"),
         ):
             if ids is not None:
-                check_shape(ids, input_ids.shape, name=name, axes="of input_ids")
+                if ids.shape != (1, *input_ids.shape[1:]) or name == "token_type_ids":
+                    check_shape(ids, input_ids.shape, name=name, axes="of input_ids")
                 check_ids(ids, getattr(config, limit_name), name=name, limit_name=limit_name)
 
     def _check_decoder(self, what: str) -> None:
         if not self.config.is_decoder:
             raise InputError(f"{what} needs a decoder: config.is_decoder=True. Received: is_decoder=False")
 
-    def _check_cache(self, cache: Any, batch: int, length: int, position_ids: Any) -> None:
+    def _check_cache(self, cache: Any, batch: int, length: int) -> None:
         if cache is None:
             return
         self._check_decoder("past_key_values")

@@ -50,7 +50,7 @@ class FlaxPreTrainedModel:
 
     Raises:
         ConfigError: the configuration is of another class or breaks a rule.
-        InputError: `dtype` is no floating-point dtype.
+        InputError: `dtype` is another one.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
@@ -451,15 +451,13 @@ def as_float_dtype(dtype: Any) -> Any:
     """A NumPy dtype from a dtype or its name.
 
     Raises:
-        InputError: it is no floating-point dtype.
+        InputError: it is not float32, float16 or bfloat16.
     """
+    known = [jnp.dtype(name) for name in ("float32", "float16", "bfloat16")]
     try:
-        known = jnp.dtype(dtype)
-    except TypeError:
-        known = None
-    if known is None or not jnp.issubdtype(known, jnp.floating):
-        raise InputError(f"dtype must be a floating-point dtype such as jax.numpy.bfloat16. Received: {dtype!r}")
-    return known
+        return known[known.index(jnp.dtype(dtype))]
+    except (TypeError, ValueError):
+        raise InputError(f"dtype must be float32, float16 or bfloat16. Received: {dtype!r}") from None
 
 
 def _constructor_arguments(cls: type[FlaxPreTrainedModel], kwargs: dict[str, Any]) -> dict[str, Any]:
