@@ -137,3 +137,40 @@ def train_float32() -> Work:
 @case("longformer/train/bfloat16", "Longformer-base, 2 layers, training step, 1 × 4096", at_least=1.3, rounds=3)
 def train_bfloat16() -> Work:
     return train("bfloat16", 4096)
+
+
+def growth(model: Any, arguments: Any, *, length: int = 32768, short: int = 4096) -> Work:
+    """One long document against as many tokens in short ones, both in longspan: 1 would be perfectly linear.
+
+    Time that grows at most 9 times from 4096 to 32768 tokens is a ratio of 8/9 or more.
+    """
+    import torch
+
+    def run(batch: int, tokens: int) -> Any:
+        with torch.no_grad():
+            return model(**arguments(batch, tokens)).last_hidden_state[:, :1, :1]
+
+    return Work(
+        peer=lambda: run(length // short, short),
+        ours=lambda: run(1, length),
+        difference=lambda a, b: 0.0,  # different inputs: nothing to compare
+        tolerance=0.0,
+    )
+
+
+@case(
+    "longformer/growth/float32",
+    "1 × 32768 against 8 × 4096 tokens, both longspan, 1 layer",
+    at_least=8 / 9,
+    rounds=3,
+    memory=False,
+)
+def growth_float32() -> Work:
+    _, ours = models("float32", 1, 32768)
+    return growth(ours, inputs)
+
+
+@case("longformer/65536/float32", "1 × 65536 against 16 × 4096 tokens, both longspan, 1 layer", rounds=1)
+def longest_float32() -> Work:
+    _, ours = models("float32", 1, 65536)
+    return growth(ours, inputs, length=65536)

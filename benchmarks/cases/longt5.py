@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from benchmarks.cases.longformer import band_pairs
+from benchmarks.cases.longformer import band_pairs, growth
 from benchmarks.harness import Work, case
 
 WIDTH, HEADS, HEAD_SIZE, INNER, RADIUS, BLOCK = 768, 12, 64, 2048, 127, 16
@@ -40,11 +40,11 @@ def models(dtype: str, kind: str, layers: int) -> tuple[Any, Any]:
     return peer, ours
 
 
-def inputs(length: int) -> dict[str, Any]:
+def inputs(batch: int, length: int) -> dict[str, Any]:
     """Ids without padding."""
     import torch
 
-    ids = torch.randint(2, 1000, (1, length))
+    ids = torch.randint(2, 1000, (batch, length))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -53,7 +53,7 @@ def forward(dtype: str, kind: str, length: int, *, layers: int = 4) -> Work:
     import torch
 
     peer, ours = models(dtype, kind, layers)
-    arguments = inputs(length)
+    arguments = inputs(1, length)
 
     def run(model: Any) -> Any:
         with torch.no_grad():
@@ -76,7 +76,7 @@ def train(kind: str, length: int, *, layers: int = 2) -> Work:
     import torch
 
     peer, ours = models("float32", kind, layers)
-    arguments = inputs(length)
+    arguments = inputs(1, length)
     weight = torch.randn(WIDTH)
     for model in (peer, ours):
         model.train()
@@ -136,3 +136,15 @@ def local_train() -> Work:
 @case("longt5/global/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", at_least=1.3, rounds=3)
 def global_train() -> Work:
     return train("transient-global", 4096)
+
+
+@case(
+    "longt5/growth/float32",
+    "local, 1 × 32768 against 8 × 4096 tokens, both longspan, 1 layer",
+    at_least=8 / 9,
+    rounds=3,
+    memory=False,
+)
+def local_growth() -> Work:
+    _, ours = models("float32", "local", 1)
+    return growth(ours, inputs)
