@@ -53,7 +53,7 @@ def eager_attention(
     weights = jax.nn.softmax(scores, axis=-1)
     if mask is not None:
         weights = jnp.where(mask.any(axis=-1, keepdims=True), weights, 0.0)
-    weights = _drop(weights, dropout, dropout_rng).astype(query.dtype)
+    weights = drop_weights(weights, dropout, dropout_rng).astype(query.dtype)
     if head_mask is not None:
         weights = weights * head_mask.astype(weights.dtype)[:, None, None]
     output = jnp.einsum("bhts,bshd->bthd", weights, value, preferred_element_type=jnp.float32)
@@ -132,7 +132,7 @@ def _one_head(
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     exponents = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = exponents.sum(axis=-1, keepdims=True)
-    weights = _drop(exponents, dropout, dropout_rng).astype(value.dtype)
+    weights = drop_weights(exponents, dropout, dropout_rng).astype(value.dtype)
     output = jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total
     if mask is not None:
         output = jnp.where(mask.any(axis=-1, keepdims=True), output, 0.0)
@@ -143,7 +143,7 @@ def _scale(query: Array, scale: float | None) -> float:
     return 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
 
 
-def _drop(weights: Array, dropout: float, dropout_rng: Array | None) -> Array:
+def drop_weights(weights: Array, dropout: float, dropout_rng: Array | None) -> Array:
     """Set each weight to 0 with probability `dropout`, and scale the others up."""
     if dropout == 0.0:
         return weights

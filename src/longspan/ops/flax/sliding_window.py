@@ -1,0 +1,234 @@
+"""Sliding-window attention with extra keys that every query sees: the core of LongT5, in JAX.
+
+Axes: B batch, S tokens, H heads, D head size, E value size, G extra keys, R rows of a block of queries.
+
+    score[i, j] = scale · qᵢ·kⱼ + bias[j - i + left]              for i - left ≤ j ≤ i + right and mask[j]
+    score[i, g] = scale · qᵢ·k'_g + extra_bias[g - position[i] + G - 1]                   for extra_mask[g]
+    output[i]   = Σ softmax(score[i]) v
+
+One softmax, in float32, runs over both kinds of keys; a query without any key gives 0. Products of half-precision
+numbers are summed in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+from flax import struct
+from jax import Array
+
+from longspan.errors import InputError
+from longspan.ops.dispatch import Dispatcher
+from longspan.ops.flax.shapes import check_shape
+from longspan.ops.flax.sliding_window_blocked import BLOCK_ROWS, blocked_attention
+from longspan.ops.flax.sliding_window_chunked import chunked_attention
+
+#: scores that "auto" keeps in memory at once on an accelerator, 2 GiB of float32
+_MAX_SCORES = 1 << 29
+
+
+@struct.dataclass
+class ExtraKeys:
+    """Keys and values that every query sees besides its window.
+
+    Attributes:
+        key: (B, G, H, D).
+        value: (B, G, H, E).
+        mask: Which of them exist, boolean (B, G), True = attend; None for all.
+        bias: Bias by relative position on the axis of the extra keys, (H, 2G - 1); its middle is "the same place".
+        position: Where each query stands on that axis, integers (B, S) below G; needed with `bias`. Negative counts
+            as 0.
+        step: Positions never fall, and rise by at most 1 within any `step` consecutive tokens. The larger, the less
+            work the bias is.
+    """
+
+    key: Array
+    value: Array
+    mask: Array | None = None
+    bias: Array | None = None
+    position: Array | None = None
+    step: int = struct.field(pytree_node=False, default=1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an implementation is asked to do.
+
+    Attributes:
+        platform: E.g. `"cpu"`.
+        num_scores: Scores of all queries.
+        needs_weights: Attention weights are returned.
+        asked: The implementation was asked for by name.
+    """
+
+    platform: str
+    num_scores: int
+    needs_weights: bool
+    asked: bool
+
+
+def _why_not_blocked(request: Request) -> str | None:
+    if request.asked or request.needs_weights:
+        return None
+    if request.platform == "cpu":
+        return "a CPU computes small plain products several times as fast as batches of them"
+    return "its scores need much memory" if request.num_scores > _MAX_SCORES else None
+
+
+def _why_not_chunked(request: Request) -> str | None:
+    return "attention weights are returned by 'blocked' only" if request.needs_weights else None
+
+
+#: "auto" tries these in order
+DISPATCHER: Dispatcher[Request] = Dispatcher(
+    "sliding-window attention", {"blocked": _why_not_blocked, "chunked": _why_not_chunked}
+)
+
+
+def sliding_window_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    left: int,
+    right: int,
+    scale: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    extra: ExtraKeys | None = None,
+    dropout: float = 0.0,
+    dropout_rng: Array | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """Attention of each query to the keys near it and to a few extra keys.
+
+    Args:
+        query: (B, S, H, D).
+        key: (B, S, H, D).
+        value: (B, S, H, E).
+        left: Number of keys seen before each query.
+        right: Number of keys seen after each query.
+        scale: Factor of the dot products, e.g. 1/√D.
+        mask: Which keys of the windows may be seen, boolean (B, S), True = attend; None for all.
+        bias: Bias by relative position, (H, left + right + 1); its column `left` is the query's own place.
+        extra: Keys that every query sees.
+        dropout: Probability with which a weight is dropped; 0 outside training.
+        dropout_rng: Random key of the dropout; needed if `dropout` is positive.
+        implementation: `"auto"`, or
+            `"chunked"` (a loop over blocks of queries that keeps no weights and recomputes them in the backward pass:
+            memory for one block besides tensors of the size of the inputs, and the fastest on a CPU; it has
+            derivatives of the first order, by `jax.grad` and `jax.vjp`),
+            `"blocked"` (one batch of blocks, from plain operations; memory for all scores, S · (left + right + R + G)
+            of each head; it can be differentiated in every way).
+
+    Returns:
+        (B, S, H, E).
+
+    Raises:
+        InputError: shapes disagree, a radius is negative, or the named implementation cannot serve.
+
+    Reference:
+        Beltagy et al., "Longformer: The Long-Document Transformer", 2020; Guo et al., "LongT5", 2022.
+    """
+    _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    chosen = DISPATCHER.choose(
+        implementation, _request(query, left + right, extra, implementation, needs_weights=False)
+    )
+    extra = None if extra is None or extra.key.shape[1] == 0 else extra
+    attend = blocked_attention if chosen == "blocked" else chunked_attention
+    output, _ = attend(
+        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
+        dropout_rng=dropout_rng,
+    )  # fmt: skip
+    return output
+
+
+def sliding_window_attention_weights(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    left: int,
+    right: int,
+    scale: float,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    extra: ExtraKeys | None = None,
+    dropout: float = 0.0,
+    dropout_rng: Array | None = None,
+    rows: int = BLOCK_ROWS,
+    implementation: str = "auto",
+) -> tuple[Array, Array]:
+    """As `sliding_window_attention`, and returns the weights by which the values were multiplied.
+
+    Args:
+        query: (B, S, H, D).
+        key: (B, S, H, D).
+        value: (B, S, H, E).
+        left: Number of keys seen before each query.
+        right: Number of keys seen after each query.
+        scale: Factor of the dot products.
+        mask: Boolean (B, S), True = attend.
+        bias: (H, left + right + 1).
+        extra: Keys that every query sees.
+        dropout: Probability with which a weight is dropped.
+        dropout_rng: Random key of the dropout.
+        rows: Queries of a block, R.
+        implementation: `"auto"` or `"blocked"`, the only one that can return them.
+
+    Returns:
+        Output (B, S, H, E) and weights (B, H, ⌈S/R⌉, R, G + R + left + right): first the extra keys, then the span of
+        the block, whose column c is the token at block start + c - left. Weights of places outside the sequence or
+        outside the band are 0.
+    """
+    _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    DISPATCHER.choose(implementation, _request(query, left + right, extra, implementation, needs_weights=True))
+    extra = None if extra is None or extra.key.shape[1] == 0 else extra
+    return blocked_attention(
+        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
+        dropout_rng=dropout_rng, rows=rows,
+    )  # fmt: skip
+
+
+def _request(query: Array, around: int, extra: ExtraKeys | None, name: str, *, needs_weights: bool) -> Request:
+    batch, length, heads, _ = query.shape
+    keys = around + BLOCK_ROWS + (0 if extra is None else extra.key.shape[1])
+    return Request(jax.default_backend(), batch * heads * length * keys, needs_weights, name != "auto")
+
+
+def _check(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    left: int,
+    right: int,
+    mask: Array | None,
+    bias: Array | None,
+    extra: ExtraKeys | None,
+) -> None:
+    if left < 0 or right < 0:
+        raise InputError(f"left and right must not be negative. Received: left={left}, right={right}")
+    if query.ndim != 4 or key.shape != query.shape or value.shape[:-1] != query.shape[:-1]:
+        raise InputError(
+            "query, key and value must have the shape (batch, tokens, heads, head size) and agree in all but the "
+            f"value's head size. Received: {query.shape}, {key.shape}, {value.shape}"
+        )
+    batch, length, heads, head_dim = query.shape
+    check_shape(mask, (batch, length), name="mask", axes="(batch, tokens)")
+    check_shape(bias, (heads, left + right + 1), name="bias", axes="(heads, left + right + 1)")
+    if extra is None:
+        return
+    num_extra = extra.key.shape[1]
+    check_shape(extra.key, (batch, num_extra, heads, head_dim), name="extra.key", axes="(batch, extra, heads, size)")
+    value_shape = (batch, num_extra, heads, value.shape[-1])
+    check_shape(extra.value, value_shape, name="extra.value", axes="(batch, extra, heads, value size)")
+    check_shape(extra.mask, (batch, num_extra), name="extra.mask", axes="(batch, extra)")
+    check_shape(extra.position, (batch, length), name="extra.position", axes="(batch, tokens)")
+    if extra.step < 1:
+        raise InputError(f"extra.step must be positive. Received: extra.step={extra.step}")
+    if extra.bias is not None and num_extra > 0:
+        check_shape(extra.bias, (heads, 2 * num_extra - 1), name="extra.bias", axes="(heads, 2 * extra - 1)")
+        if extra.position is None:
+            raise InputError("extra.bias needs extra.position. Received: extra.position=None")

@@ -1,0 +1,86 @@
+"""The biases of sliding-window attention, spread over a block of queries by slices and reshapes.
+
+Their transposes are slices and sums as well; a lookup by index would have a scatter as its gradient, which is slow on
+every platform. Axes: H heads, R rows of a block, C = R + left + right columns of its span, G extra keys, U different
+positions on the axis of the extra keys that the queries of a block can have.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from longspan.ops import patterns
+
+#: additive mask: finite, so that a query without keys gives no NaN, and so low that exp() of it is 0 beside any score
+MASKED = -1e30
+#: a row whose largest score lies below this sees no key
+NO_KEY = MASKED / 2
+
+
+def band_bias(bias: Array | None, *, rows: int, left: int, right: int) -> Array:
+    """The bias of a block by row and column, `MASKED` outside the band.
+
+    Args:
+        bias: (H, left + right + 1), or None for zeros.
+        rows: R.
+        left: Keys seen before each query.
+        right: Keys seen after each query.
+
+    Returns:
+        float32 (H, R, C), or (1, R, C) without a bias.
+    """
+    inside = jnp.asarray(patterns.band(rows, left, right))
+    if bias is None:
+        return jnp.where(inside, 0.0, MASKED)[None]
+    heads, width = bias.shape
+    pitch = rows + width  # one more than a row has columns: row r begins r columns later
+    repeated = jnp.pad(bias.astype(jnp.float32), ((0, 0), (0, rows)))[:, None, :]
+    flat = jnp.broadcast_to(repeated, (heads, rows, pitch)).reshape(heads, rows * pitch)
+    return jnp.where(inside, flat[:, : rows * (pitch - 1)].reshape(heads, rows, pitch - 1), MASKED)
+
+
+def key_bias(mask: Array | None, *, batch: int, length: int, padding: tuple[int, int]) -> Array:
+    """0 for keys that may be seen, `MASKED` for others and for the padding around them.
+
+    Args:
+        mask: Boolean (B, S), or None for all.
+        batch: B.
+        length: S.
+        padding: Places before and behind the keys.
+
+    Returns:
+        float32 (B, padding + S).
+    """
+    seen = jnp.zeros((batch, length)) if mask is None else jnp.where(mask, 0.0, MASKED)
+    return jnp.pad(seen, ((0, 0), padding), constant_values=MASKED)
+
+
+def num_positions(rows: int, step: int, num_extra: int) -> int:
+    """U: positions rise by at most 1 in `step` tokens, and lie below G."""
+    return min(-(-(rows - 1) // step) + 1, num_extra)
+
+
+def pad_table(table: Array, positions: int) -> Array:
+    """(H, 2G - 1) -> (H, 2G + U - 2), so that every block finds its part at a start that is not negative."""
+    return jnp.pad(table.astype(jnp.float32), ((0, 0), (positions - 1, 0)))
+
+
+def part_of_table(table: Array, first: Array, *, num_extra: int, positions: int) -> Array:
+    """The part (..., G + U - 1) of padded tables (..., 2G + U - 2) for a block whose first query stands at `first`."""
+    return lax.dynamic_slice_in_dim(table, num_extra - 1 - first, num_extra + positions - 1, axis=-1)
+
+
+def spread_part(part: Array, positions: int) -> Array:
+    """(..., G + U - 1) -> (..., U, G): row u holds the biases of the position U - 1 - u behind the first."""
+    length = part.shape[-1]
+    lead, num_extra = part.shape[:-1], length - positions + 1
+    repeated = jnp.broadcast_to(part[..., None, :], (*lead, positions + 1, length)).reshape(*lead, -1)
+    # read with a pitch one longer: row u begins u columns later
+    return repeated[..., : positions * (length + 1)].reshape(*lead, positions, length + 1)[..., :num_extra]
+
+
+def choose_rows(position: Array, positions: int) -> Array:
+    """Which row of `spread_part` each query takes: positions (..., R) -> 0 and 1, float32 (..., R, U)."""
+    behind = position - position[..., :1]
+    return (positions - 1 - behind[..., None] == jnp.arange(positions)).astype(jnp.float32)
