@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 
 import pytest
@@ -125,6 +127,27 @@ def test_a_sentence_encoder_comes_along_whole(minilm_dir, tmp_path):
     assert json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"] == 4096
     assert (tmp_path / "1_Pooling" / "config.json").exists()
     assert (plan.config.bos_token_id, plan.config.sep_token_id) == (101, 102)
+
+
+def test_a_lengthened_minilm_equals_minilm_on_200_texts(minilm_dir):
+    """Up to half a window away every token sees every other: 256 of them, and no global attention."""
+    documents = (inspect.getdoc(value) for name in ("os", "re", "math", "statistics", "logging", "random", "shutil",
+                 "datetime", "collections", "functools") for value in vars(importlib.import_module(name)).values()
+                 if callable(value) or isinstance(value, type))  # fmt: skip
+    texts = sorted({document for document in documents if document})[:200]
+    assert len(texts) == 200
+    tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
+    short, long = longspan.BertModel.from_pretrained(minilm_dir), to_long(minilm_dir, 4096, 512)
+    longest = 0
+    for start in range(0, 200, 25):
+        batch = tokenizer(texts[start : start + 25], padding=True, truncation=True, max_length=256, return_tensors="pt")
+        longest = max(longest, batch.input_ids.shape[1])
+        keep = batch.attention_mask.bool()
+        with torch.no_grad():
+            expected = short(**batch).last_hidden_state[keep]
+            actual = long(**no_global(batch)).last_hidden_state[keep]
+        assert_close(actual, expected)
+    assert longest > 200
 
 
 def test_errors(tmp_path):
