@@ -33,6 +33,47 @@ from .auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassi
 from .checkpoints.report import LoadError as LoadError
 from .checkpoints.report import LoadReport as LoadReport
 from .configuration import PretrainedConfig as PretrainedConfig
+from .generation.config import GenerationConfig as GenerationConfig
+from .generation.streamers import BaseStreamer as BaseStreamer
+from .generation.streamers import TextIteratorStreamer as TextIteratorStreamer
+from .generation.streamers import TextStreamer as TextStreamer
+from .generation.torch_mixin import GenerationMixin as GenerationMixin
+from .generation.torch_outputs import GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput
+from .generation.torch_outputs import GenerateBeamEncoderDecoderOutput as GenerateBeamEncoderDecoderOutput
+from .generation.torch_outputs import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
+from .generation.torch_outputs import GenerateEncoderDecoderOutput as GenerateEncoderDecoderOutput
+from .generation.torch_processors import EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor
+from .generation.torch_processors import (
+    EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
+)
+from .generation.torch_processors import ExponentialDecayLengthPenalty as ExponentialDecayLengthPenalty
+from .generation.torch_processors import ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor
+from .generation.torch_processors import ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor
+from .generation.torch_processors import InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor
+from .generation.torch_processors import LogitNormalization as LogitNormalization
+from .generation.torch_processors import LogitsProcessor as LogitsProcessor
+from .generation.torch_processors import LogitsProcessorList as LogitsProcessorList
+from .generation.torch_processors import MinLengthLogitsProcessor as MinLengthLogitsProcessor
+from .generation.torch_processors import NoBadWordsLogitsProcessor as NoBadWordsLogitsProcessor
+from .generation.torch_processors import NoRepeatNGramLogitsProcessor as NoRepeatNGramLogitsProcessor
+from .generation.torch_processors import PrefixConstrainedLogitsProcessor as PrefixConstrainedLogitsProcessor
+from .generation.torch_processors import RepetitionPenaltyLogitsProcessor as RepetitionPenaltyLogitsProcessor
+from .generation.torch_processors import SequenceBiasLogitsProcessor as SequenceBiasLogitsProcessor
+from .generation.torch_processors import SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor
+from .generation.torch_processors import SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor
+from .generation.torch_samplers import EpsilonLogitsWarper as EpsilonLogitsWarper
+from .generation.torch_samplers import EtaLogitsWarper as EtaLogitsWarper
+from .generation.torch_samplers import MinPLogitsWarper as MinPLogitsWarper
+from .generation.torch_samplers import TemperatureLogitsWarper as TemperatureLogitsWarper
+from .generation.torch_samplers import TopKLogitsWarper as TopKLogitsWarper
+from .generation.torch_samplers import TopPLogitsWarper as TopPLogitsWarper
+from .generation.torch_samplers import TypicalLogitsWarper as TypicalLogitsWarper
+from .generation.torch_stopping import EosTokenCriteria as EosTokenCriteria
+from .generation.torch_stopping import MaxLengthCriteria as MaxLengthCriteria
+from .generation.torch_stopping import MaxTimeCriteria as MaxTimeCriteria
+from .generation.torch_stopping import StoppingCriteria as StoppingCriteria
+from .generation.torch_stopping import StoppingCriteriaList as StoppingCriteriaList
+from .generation.torch_stopping import StopStringCriteria as StopStringCriteria
 from .model_output import ModelOutput as ModelOutput
 from .models.bert.config import BertConfig as BertConfig
 from .models.bert.flax_model import FlaxBertForCausalLM as FlaxBertForCausalLM
@@ -81,6 +122,10 @@ from .models.longformer.torch_model import LongformerForTokenClassification as L
 from .models.longformer.torch_model import LongformerModel as LongformerModel
 from .models.longformer.torch_model import LongformerPreTrainedModel as LongformerPreTrainedModel
 from .models.longt5.config import LongT5Config as LongT5Config
+from .models.longt5.flax_model import FlaxLongT5EncoderModel as FlaxLongT5EncoderModel
+from .models.longt5.flax_model import FlaxLongT5ForConditionalGeneration as FlaxLongT5ForConditionalGeneration
+from .models.longt5.flax_model import FlaxLongT5Model as FlaxLongT5Model
+from .models.longt5.flax_model import FlaxLongT5PreTrainedModel as FlaxLongT5PreTrainedModel
 from .models.longt5.torch_encoder import blocked_attentions_to_dense as blocked_attentions_to_dense
 from .models.longt5.torch_model import LongT5EncoderModel as LongT5EncoderModel
 from .models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5ForConditionalGeneration
@@ -103,6 +148,8 @@ from .nn.torch.cache import Cache as Cache
 from .nn.torch.cache import DynamicCache as DynamicCache
 from .nn.torch.cache import EncoderDecoderCache as EncoderDecoderCache
 from .nn.torch.cache import StaticCache as StaticCache
+from .nn.torch.growing_cache import GrowingCache as GrowingCache
+from .pipelines.pipeline import pipeline as pipeline
 from .pipelines.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .to_long import lengthen_checkpoint as lengthen_checkpoint
 from .to_long import to_long as to_long

@@ -63,7 +63,7 @@ def require_probability(config: PretrainedConfig, *names: str) -> None:
 
 
 @dataclass_transform(kw_only_default=True)
-class _Declared:
+class Declared:
     """Collects annotated class attributes of the subclasses as settings."""
 
     #: setting -> default, over the whole inheritance line
@@ -87,7 +87,7 @@ class _Declared:
         cls.__signature__ = inspect.Signature([*parameters, extra])
 
 
-class PretrainedConfig(_Declared):
+class PretrainedConfig(Declared):
     """Settings that every family shares; the base class of all configurations.
 
     Building a model from a configuration gives random weights; weights come from `from_pretrained` of the model.
@@ -222,9 +222,7 @@ class PretrainedConfig(_Declared):
         Raises:
             ConfigError: naming the rule and the value.
         """
-        for name, expected in _field_types(typing.cast(Any, type(self))).items():
-            value = getattr(self, name)
-            require(_fits(value, expected), f"{name} must be {_type_name(expected)}", **{name: value})
+        check_types(self)
         require(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             f"problem_type must be one of {', '.join(PROBLEM_TYPES)}",
@@ -423,6 +421,17 @@ def _dtype_name(dtype: Any) -> str | None:
         return None
     name = getattr(dtype, "__name__", None) or getattr(dtype, "name", None) or str(dtype)
     return str(name).rpartition(".")[2]
+
+
+def check_types(settings: Declared) -> None:
+    """Check that every declared setting is of its annotated type.
+
+    Raises:
+        ConfigError: naming the setting, its type and the value.
+    """
+    for name, expected in _field_types(typing.cast(Any, type(settings))).items():
+        value = getattr(settings, name)
+        require(_fits(value, expected), f"{name} must be {_type_name(expected)}", **{name: value})
 
 
 @functools.cache

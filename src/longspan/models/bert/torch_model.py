@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longspan.generation.torch_mixin import GenerationMixin
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.heads import PredictionHeadTransform, fold_choices
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -63,7 +65,7 @@ class BertLMPredictionHead(nn.Module):
         self.transform = PredictionHeadTransform(
             hidden_size=config.hidden_size, activation=config.hidden_act, layer_norm_eps=config.layer_norm_eps
         )
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Linear = Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ class BertForPreTraining(_WithPredictionHead):
         return finish(output, resolve(return_dict, self.config.return_dict))
 
 
-class BertLMHeadModel(_WithPredictionHead):
+class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     Args:
@@ -265,6 +267,10 @@ class BertLMHeadModel(_WithPredictionHead):
             cross_attentions=outputs.cross_attentions,
         )
         return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def max_positions(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_position_embeddings
 
 
 class BertForMaskedLM(_WithPredictionHead):

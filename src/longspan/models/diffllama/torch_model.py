@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
+from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
@@ -63,7 +64,7 @@ class DiffLlamaTokenClassifierOutput(TokenClassifierOutput):
     differential_attentions: Tensors | None = None
 
 
-class DiffLlamaForCausalLM(DiffLlamaPreTrainedModel):
+class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
     """DiffLlama with a language modelling head.
 
     Args:

@@ -102,15 +102,34 @@ class LongT5CrossAttention(LongT5Projections):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, *, plan: DecoderPlan, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, H), (B, S, H) -> (B, T, H), and the weights (B, A, T, S) if the plan needs them."""
+        """(B, T, H), (B, S, H) -> (B, T, H), and the weights (B, A, T, S) if the plan needs them.
+
+        The targets may be several rows for each source, next to each other: they share its keys and values.
+        """
         query = self.split(self.q(hidden_states))
         key, value = self._source(encoder_hidden_states, plan.cache)
+        if query.shape[0] != key.shape[0]:
+            return self._attend_as_one(query, key, value, plan=plan, head_mask=head_mask)
         arguments: dict[str, Any] = {"mask": plan.source_mask, "dropout": self.dropout, "scale": 1.0}
         if plan.needs_weights:
             context, weights = eager_attention(query, key, value, head_mask=head_mask, **arguments)
             return self.merge(context), weights
         context = sdpa_attention(query, key, value, **arguments)
         return self.merge(context if head_mask is None else context * head_mask), None
+
+    def _attend_as_one(
+        self, query: Tensor, key: Tensor, value: Tensor, *, plan: DecoderPlan, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries (B·K, A, T, D) of K rows per source, keys and values (B, A, S, D): K rows become K·T queries."""
+        sources, targets = key.shape[0], query.shape[2]
+        query = query.unflatten(0, (sources, -1)).transpose(1, 2).flatten(2, 3)  # (B, A, K·T, D)
+        context, weights = eager_attention(
+            query, key, value, mask=plan.source_mask, head_mask=head_mask, dropout=self.dropout, scale=1.0
+        )
+        context, weights = (
+            tensor.unflatten(2, (-1, targets)).transpose(1, 2).flatten(0, 1) for tensor in (context, weights)
+        )
+        return self.merge(context), weights if plan.needs_weights else None
 
     def _source(self, encoder_hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the source; computed once and then taken from the cache."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import ConfigError
+from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.names import NAMES
 from longspan.models.longt5.torch_decoder import LongT5Decoder
@@ -20,6 +21,7 @@ from longspan.models.longt5.torch_encoder import LongT5Encoder
 from longspan.models.longt5.torch_layers import LongT5LayerNorm
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import IGNORE_INDEX, cross_entropy
 from longspan.nn.torch.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput, finish, resolve
 from longspan.ops.torch.sliding_window import DISPATCHER
@@ -238,7 +240,7 @@ class LongT5Model(LongT5PreTrainedModel):
         return finish(output, resolve(return_dict, self.config.return_dict))
 
 
-class LongT5ForConditionalGeneration(LongT5PreTrainedModel):
+class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
     """LongT5 with a projection of the decoder's states onto the vocabulary.
 
     Args:
@@ -254,12 +256,14 @@ class LongT5ForConditionalGeneration(LongT5PreTrainedModel):
         (torch.Size([]), torch.Size([1, 3, 32128]))
     """
 
+    shares_source_between_rows: ClassVar[bool] = True
+
     def __init__(self, config: LongT5Config) -> None:
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = LongT5Encoder(config, self.shared)
         self.decoder = LongT5Decoder(config, self.shared)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:

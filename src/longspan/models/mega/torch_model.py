@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from longspan.configuration import require
+from longspan.errors import InputError
+from longspan.generation.config import GenerationConfig
+from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
@@ -58,7 +61,7 @@ def _classifier_dropout(config: MegaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-class MegaForCausalLM(MegaPreTrainedModel):
+class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
     """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
 
     Args:
@@ -148,6 +151,27 @@ class MegaForCausalLM(MegaPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
         return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def max_positions(self) -> int | None:
+        """Tokens that a simple bias reaches; chunks and a rotary bias have no limit."""
+        config = self.config
+        unlimited = config.use_chunking or config.relative_positional_bias == "rotary"
+        return None if unlimited else config.bias_positions
+
+    def make_generation_cache(self, config: GenerationConfig, *, capacity: int) -> None:
+        """None: each call makes a new `MegaCache`, whose size does not depend on the tokens read if there are chunks.
+
+        Raises:
+            InputError: another cache is asked for.
+        """
+        if config.cache_implementation is not None:
+            raise InputError(
+                f"MEGA keeps a cache of its own. Received: cache_implementation={config.cache_implementation!r}"
+            )
+
+    def needs_equal_prompts(self) -> bool:
+        """True with chunks: they begin at the first token of a row."""
+        return self.config.use_chunking
 
 
 class MegaForMaskedLM(MegaPreTrainedModel):

@@ -92,6 +92,17 @@ class PreTrainedModel(nn.Module):
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         raise InputError(f"{type(self).__name__} cannot prune attention heads")
 
+    def _load_extra(self, source: Source) -> None:
+        """Read what a checkpoint holds for this class besides configuration and weights."""
+
+    def _extra_files(self) -> dict[str, bytes]:
+        """The files that this class saves besides configuration and weights, by name."""
+        return {}
+
+    def can_generate(self) -> bool:
+        """True if the model has `generate`."""
+        return False
+
     # -- construction ---------------------------------------------------------------------------------------------
 
     def post_init(self) -> None:
@@ -211,6 +222,7 @@ class PreTrainedModel(nn.Module):
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
             )
         model.tie_weights()
+        model._load_extra(source)
         model.config.dtype = str(target)
         model.eval()
         if device_map is not None:
@@ -270,7 +282,7 @@ class PreTrainedModel(nn.Module):
         save_checkpoint(
             Path(save_directory),
             self._tensors_to_save(state_dict),
-            files={CONFIG_NAME: config.to_json_string().encode()},
+            files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
 

@@ -1,0 +1,472 @@
+"""The method `generate` of PyTorch models.
+
+Axes: B prompts, S source tokens, L tokens of a prompt, R returned rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from longspan.configuration import PretrainedConfig, read_json
+from longspan.errors import InputError
+from longspan.generation import torch_outputs as outputs
+from longspan.generation.config import GENERATION_CONFIG_NAME, SAMPLING_SETTINGS, GenerationConfig
+from longspan.generation.streamers import BaseStreamer
+from longspan.generation.torch_beams import BeamSearch, beam_outputs
+from longspan.generation.torch_processors import LogitsProcessor
+from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
+from longspan.generation.torch_search import Run, search
+from longspan.generation.torch_setup import (
+    greatest_length,
+    least_length,
+    make_cache,
+    make_criteria,
+    make_processors,
+)
+from longspan.generation.torch_stepper import Stepper
+from longspan.generation.torch_stopping import StoppingCriteria
+from longspan.nn.torch.cache import Cache
+
+if TYPE_CHECKING:
+    from longspan.checkpoints.hub import Source
+
+#: inputs of models that `generate` makes itself
+_OWN_INPUTS = {"labels", "return_dict", "logits_to_keep", "cache_position"}
+#: arguments of the reference's method that have no counterpart
+_ABSENT_ARGUMENTS = (
+    "assistant_model",
+    "custom_generate",
+    "negative_prompt_attention_mask",
+    "negative_prompt_ids",
+    "synced_gpus",
+    "use_model_defaults",
+)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a caller adds to a run.
+
+    Attributes:
+        processors: Rules for scores.
+        criteria: Rules that end rows.
+        allowed: Function that names the ids that may come next.
+        streamer: Takes every token as soon as it is there.
+        tokenizer: Has `decode`, for stop strings.
+        generator: Source of random numbers; None for PyTorch's own.
+    """
+
+    processors: Sequence[LogitsProcessor]
+    criteria: Sequence[StoppingCriteria]
+    allowed: Callable[[int, Tensor], list[int]] | None
+    streamer: BaseStreamer | None
+    tokenizer: Any
+    generator: torch.Generator | None
+
+
+class GenerationMixin:
+    """Gives a model with a language modelling head the method `generate`."""
+
+    #: several rows of one prompt read one copy of the encoder's states
+    shares_source_between_rows: ClassVar[bool] = False
+    config: PretrainedConfig
+    device: torch.device
+    _generation_config: GenerationConfig | None = None
+    _stored_generation_config: dict[str, Any] | None = None
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """How this model generates unless told otherwise: its `generation_config.json`, or what its `config` says.
+
+        Raises:
+            ConfigError: the file asks for something that longspan does not do; set another one.
+        """
+        if self._generation_config is None:
+            stored = self._stored_generation_config
+            if stored is None:
+                return GenerationConfig.from_model_config(self.config)
+            self._generation_config = GenerationConfig.from_dict(stored)
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if not isinstance(value, GenerationConfig):
+            raise InputError(f"generation_config must be a GenerationConfig. Received: {type(value).__name__}")
+        self._generation_config = value
+
+    def can_generate(self) -> bool:
+        """True: the model has `generate`."""
+        return True
+
+    def _load_extra(self, source: Source) -> None:
+        path = source.find(GENERATION_CONFIG_NAME)
+        self._stored_generation_config = None if path is None else read_json(path)
+
+    def _extra_files(self) -> dict[str, bytes]:
+        if self._generation_config is None and self._stored_generation_config is None:
+            return {}
+        return {GENERATION_CONFIG_NAME: self.generation_config.to_json_string().encode("utf-8")}
+
+    # -- what families differ in ------------------------------------------------------------------------------------
+
+    def max_positions(self) -> int | None:
+        """Tokens of a row at most, or None if the model has no limit."""
+        return None
+
+    def make_generation_cache(self, config: GenerationConfig, *, capacity: int) -> Cache | None:
+        """An empty cache for `capacity` tokens; None if the model makes its own."""
+        return make_cache(config, self.config, capacity=capacity)
+
+    def needs_equal_prompts(self) -> bool:
+        """True if prompts of unequal length cannot be continued in one batch."""
+        return False
+
+    # -- generate ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: Sequence[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        tokenizer: Any = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue prompts, or write what an encoder's input asks for.
+
+        The model generates in evaluation mode and is put back into its own mode at the end, or when it is interrupted.
+
+        Args:
+            inputs: Ids of the prompts or of the encoder's input, (B, L), as a tensor, an array or lists; lists may be
+                of different lengths. `input_ids` is another name. Without any, generation begins at `bos_token_id`.
+            generation_config: Settings; those it leaves open are the model's (`model.generation_config`).
+            logits_processor: Further rules for the scores; one of a class that the settings ask for takes its place.
+            stopping_criteria: Further rules that end rows.
+            prefix_allowed_tokens_fn: Called with the number of the prompt and the ids so far (L,); returns the ids
+                that may come next.
+            streamer: Takes the prompt and then every token as soon as it is there. Not with beams.
+            tokenizer: Needed by `stop_strings`.
+            seed: Makes sampling repeat exactly; default PyTorch's own state of random numbers.
+            **kwargs: Settings of `GenerationConfig`, which win over `generation_config`, and inputs of the model's
+                `forward`: `attention_mask` (B, L), 0 at padding on either side (default: what `pad_token_id` tells),
+                `inputs_embeds` (B, L, H) instead of ids, `past_key_values` with the first tokens of the prompt,
+                `encoder_outputs`, `decoder_input_ids`, ...
+
+        Returns:
+            Ids (R, L): for a causal model the prompts, their padding moved to the left, and what follows; with
+            `return_dict_in_generate=True`, an output of `longspan.generation.torch_outputs`. Rows that ended early are
+            filled with `pad_token_id`.
+
+        Raises:
+            ConfigError: a setting breaks a rule.
+            InputError: an input breaks a rule, is not known, or leaves nothing to generate.
+        """
+        config, model_inputs = self._split(generation_config, kwargs)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        callbacks = Callbacks(
+            logits_processor or (),
+            stopping_criteria or (),
+            prefix_allowed_tokens_fn,
+            streamer,
+            tokenizer,
+            generator,
+        )
+        if streamer is not None and config.num_beams > 1:
+            raise InputError(f"a streamer cannot be used with beams. Received: num_beams={config.num_beams}")
+        with _evaluating(self), _ending(streamer):
+            cache = model_inputs.pop("past_key_values", None)
+            encoder, prompt, source = self._read_inputs(config, inputs, model_inputs)
+            if prompt.mask is not None and self.needs_equal_prompts():
+                return self._generate_by_length(config, prompt, callbacks)
+            return self._generate(config, prompt, callbacks, encoder=encoder, source=source, cache=cache)
+
+    def _split(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Tell settings from inputs of the model, and combine the settings."""
+        own = {name: kwargs.pop(name) for name in list(kwargs) if GenerationConfig.is_setting(name)}
+        known = set(inspect.signature(self.forward).parameters) - _OWN_INPUTS  # type: ignore[attr-defined]
+        unknown = {name: value for name, value in kwargs.items() if name not in known}
+        for name in _ABSENT_ARGUMENTS:
+            if unknown.get(name) is None:
+                unknown.pop(name, None)
+        if unknown:
+            raise InputError(
+                f"generate takes settings of GenerationConfig and inputs of {type(self).__name__}. "
+                f"Received as well: {', '.join(sorted(unknown))}"
+            )
+        config = self.generation_config
+        config = config.over(config) if generation_config is None else generation_config.over(config)
+        config.update(**own)
+        useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
+        if useless and not config.do_sample:
+            warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=4)
+        return config, {name: value for name, value in kwargs.items() if name in known and value is not None}
+
+    def _read_inputs(
+        self, config: GenerationConfig, inputs: Any, given: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, Prompt, Tensor | None]:
+        """The encoder's part (None without one), the prompt of the decoder, and the ids of the source."""
+        if "input_ids" in given:
+            if inputs is not None:
+                raise InputError("inputs and input_ids are two names of one argument. Received: both")
+            inputs = given.pop("input_ids")
+        if self.config.is_encoder_decoder:
+            encoder, source, batch = self._encode(config, inputs, given)
+            return encoder, self._decoder_prompt(config, given, batch), source
+        prompt = self._causal_prompt(config, inputs, given)
+        return None, prompt, prompt.ids if prompt.ids.shape[1] else None
+
+    def _causal_prompt(self, config: GenerationConfig, inputs: Any, given: dict[str, Any]) -> Prompt:
+        embeds, mask = given.pop("inputs_embeds", None), given.pop("attention_mask", None)
+        ids, own_mask = self._prompt_ids(config, inputs, embeds)
+        length = ids.shape[1] if embeds is None else embeds.shape[1]
+        if mask is not None:
+            own_mask = as_mask(mask, (ids.shape[0], length), device=self.device)
+        elif own_mask is None and embeds is None:
+            own_mask = mask_of_padding(ids, config.pad_token_id, config.eos_token_ids)
+        return align_right(Prompt(ids, own_mask, embeds, given))
+
+    def _prompt_ids(self, config: GenerationConfig, inputs: Any, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, L), or (B, 0) beside embeddings, and the mask that their lengths tell."""
+        if inputs is not None:
+            ids, mask = as_ids(inputs, pad=config.pad_token_id, device=self.device, left=True)
+            if embeds is not None and embeds.shape[:2] != ids.shape:
+                raise InputError(
+                    "inputs_embeds stand for the prompt: with ids, their lengths must agree. Received: "
+                    f"inputs_embeds of {tuple(embeds.shape)}, ids of {tuple(ids.shape)}"
+                )
+            return ids, mask
+        if embeds is not None:
+            if embeds.dim() != 3 or embeds.shape[1] == 0:
+                raise InputError(
+                    f"inputs_embeds must be (batch, tokens, width) with a token. Received: {tuple(embeds.shape)}"
+                )
+            return torch.empty(embeds.shape[0], 0, dtype=torch.long, device=self.device), None
+        if config.bos_token_id is None:
+            raise InputError("without a prompt, generation needs bos_token_id. Received: neither")
+        return torch.full((1, 1), config.bos_token_id, device=self.device), None
+
+    def _encode(
+        self, config: GenerationConfig, inputs: Any, given: dict[str, Any]
+    ) -> tuple[dict[str, Any], Tensor | None, int]:
+        """Run the encoder once; returns the decoder's inputs, the ids of the source, and B."""
+        encoded, embeds, mask = (given.pop(n, None) for n in ("encoder_outputs", "inputs_embeds", "attention_mask"))
+        if sum(value is not None for value in (inputs, embeds, encoded)) != 1:
+            raise InputError(
+                "exactly one of input_ids, inputs_embeds and encoder_outputs must be given to a model with an encoder. "
+                f"Received: {sum(v is not None for v in (inputs, embeds, encoded))} of them"
+            )
+        ids = None
+        if inputs is not None:
+            ids, own_mask = as_ids(inputs, pad=config.pad_token_id, device=self.device, left=False)
+            if mask is None and own_mask is None:
+                own_mask = mask_of_padding(ids, config.pad_token_id, config.eos_token_ids)
+            mask = own_mask if mask is None else mask
+        head_mask = given.pop("head_mask", None)
+        if encoded is None:
+            encoded = self.get_encoder()(  # type: ignore[attr-defined]
+                input_ids=ids,
+                attention_mask=mask,
+                inputs_embeds=embeds,
+                head_mask=head_mask,
+                output_attentions=config.output_attentions,
+                output_hidden_states=config.output_hidden_states,
+                return_dict=True,
+            )
+        return {"encoder_outputs": encoded, "attention_mask": mask}, ids, encoded[0].shape[0]
+
+    def _decoder_prompt(self, config: GenerationConfig, given: dict[str, Any], batch: int) -> Prompt:
+        """The start token, and what the decoder is to begin with behind it."""
+        candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
+        start = next((token for token in candidates if token is not None), None)
+        if start is None:
+            raise InputError("a decoder with an encoder needs decoder_start_token_id. Received: None")
+        mask = given.pop("decoder_attention_mask", None)
+        first = torch.full((batch, 1), start, device=self.device)
+        ids = given.pop("decoder_input_ids", None)
+        if ids is None:
+            return Prompt(first, extras=given)
+        ids, own_mask = as_ids(ids, pad=config.pad_token_id, device=self.device, left=True)
+        own_mask = own_mask if mask is None else as_mask(mask, (batch, ids.shape[1]), device=self.device)
+        if bool((ids[:, 0] != start).all()):
+            ids = torch.cat((first, ids), dim=1)
+            own_mask = None if own_mask is None else torch.cat((own_mask[:, :1] | True, own_mask), dim=1)
+        return align_right(Prompt(ids, own_mask, extras=given))
+
+    def _generate(
+        self,
+        config: GenerationConfig,
+        prompt: Prompt,
+        callbacks: Callbacks,
+        *,
+        encoder: dict[str, Any] | None,
+        source: Tensor | None,
+        cache: Any = None,
+    ) -> Any:
+        greatest = greatest_length(config, prompt=prompt.length, limit=self.max_positions())
+        least = least_length(config, prompt=prompt.length, greatest=greatest)
+        num_ids = prompt.ids.shape[1]
+        unseen = prompt.length - num_ids  # tokens of the prompt that are embeddings only
+        run = Run(
+            stepper=self._make_stepper(config, prompt, encoder, cache, capacity=greatest),
+            ids=self._make_room(config, prompt.ids, greatest - unseen),
+            length=num_ids,
+            processors=make_processors(
+                config,
+                prompt=num_ids,
+                least=least - unseen,
+                greatest=greatest - unseen,
+                source=source,
+                allowed=callbacks.allowed,
+                custom=callbacks.processors,
+            ),
+            criteria=make_criteria(config, tokenizer=callbacks.tokenizer, custom=callbacks.criteria),
+            eos=torch.tensor(config.eos_token_ids, device=self.device) if config.eos_token_ids else None,
+            pad=_pad_id(config),
+            do_sample=config.do_sample,
+            generator=callbacks.generator,
+            record=_make_record(config, self.config.is_encoder_decoder),
+            streamer=callbacks.streamer,
+        )
+        if run.streamer is not None:
+            run.streamer.put(prompt.ids.cpu())
+        return self._search(config, run, encoder)
+
+    def _make_stepper(
+        self,
+        config: GenerationConfig,
+        prompt: Prompt,
+        encoder: dict[str, Any] | None,
+        cache: Any,
+        *,
+        capacity: int,
+    ) -> Stepper:
+        if cache is None and config.use_cache:
+            cache = self.make_generation_cache(config, capacity=capacity)
+        rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+        flags = {name: True for name in ("output_attentions", "output_hidden_states") if getattr(config, name)}
+        return Stepper(
+            self,
+            prompt,
+            cache=cache,
+            rows=rows,
+            capacity=capacity,
+            use_cache=config.use_cache,
+            encoder=encoder,
+            outputs=flags,
+        )
+
+    @staticmethod
+    def _make_room(config: GenerationConfig, ids: Tensor, greatest: int) -> Tensor:
+        """Room for all ids of all rows, (rows, greatest length), with the prompts in it."""
+        rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+        room = torch.full((ids.shape[0] * rows, greatest), _pad_id(config), device=ids.device)
+        room[:, : ids.shape[1]] = ids.repeat_interleave(rows, dim=0)
+        return room
+
+    def _search(self, config: GenerationConfig, run: Run, encoder: dict[str, Any] | None) -> Any:
+        fields: dict[str, Any] = {}
+        if config.num_beams > 1:
+            beams = BeamSearch(
+                run,
+                num_beams=config.num_beams,
+                length_penalty=config.length_penalty,
+                early_stopping=config.early_stopping,
+            ).search(config.num_return_sequences)
+            sequences, num_steps = beams.sequences, beams.num_steps
+            fields = beam_outputs(beams, with_scores=config.output_scores)
+        else:
+            sequences, num_steps = search(run)
+        if not config.return_dict_in_generate:
+            return sequences.clone()
+        if encoder is not None and config.output_attentions:
+            fields["encoder_attentions"] = encoder["encoder_outputs"].attentions
+        if encoder is not None and config.output_hidden_states:
+            fields["encoder_hidden_states"] = encoder["encoder_outputs"].hidden_states
+        kind = _OUTPUTS[config.num_beams > 1, encoder is not None]
+        cache = run.stepper.cache if config.use_cache else None
+        return kind(sequences=sequences.clone(), past_key_values=cache, **fields, **run.record.fields(num_steps))
+
+    def _generate_by_length(self, config: GenerationConfig, prompt: Prompt, callbacks: Callbacks) -> Tensor:
+        """Continue prompts of each length by themselves, and bring the rows back into order."""
+        if config.return_dict_in_generate or callbacks.streamer is not None or callbacks.allowed is not None:
+            raise InputError(
+                f"{type(self).__name__} with chunks continues prompts of unequal length one length after the other: "
+                "return_dict_in_generate, a streamer and prefix_allowed_tokens_fn need prompts of one length. "
+                f"Received: lengths {sorted(set(prompt.lengths.tolist()))}"
+            )
+        width, results, order = prompt.length, [], []
+        for length in prompt.lengths.unique().tolist():
+            index = torch.nonzero(prompt.lengths == length).flatten()
+            part = prompt.rows(index).trimmed()
+            settings = config
+            if config.max_new_tokens is None and config.was_given("max_length"):
+                settings = GenerationConfig(**{**config.to_dict(), "max_new_tokens": config.max_length - width})
+            rows = self._generate(settings, part, callbacks, encoder=None, source=part.ids)
+            results.append(nn.functional.pad(rows, (width - length, 0), value=_pad_id(config)))
+            order.append(index)
+        longest = max(rows.shape[1] for rows in results)
+        filled = [nn.functional.pad(r, (0, longest - r.shape[1]), value=_pad_id(config)) for r in results]
+        by_prompt = [rows.unflatten(0, (index.shape[0], -1)) for rows, index in zip(filled, order, strict=True)]
+        return torch.cat(by_prompt)[torch.cat(order).argsort()].flatten(0, 1)
+
+
+_OUTPUTS: dict[tuple[bool, bool], Any] = {
+    (False, False): outputs.GenerateDecoderOnlyOutput,
+    (False, True): outputs.GenerateEncoderDecoderOutput,
+    (True, False): outputs.GenerateBeamDecoderOnlyOutput,
+    (True, True): outputs.GenerateBeamEncoderDecoderOutput,
+}
+
+
+def _make_record(config: GenerationConfig, has_encoder: bool) -> outputs.Record:
+    wanted = config.return_dict_in_generate
+    return outputs.Record(
+        scores=wanted and config.output_scores,
+        logits=wanted and bool(config.output_logits),
+        attentions=wanted and config.output_attentions,
+        hidden_states=wanted and config.output_hidden_states,
+        has_encoder=has_encoder,
+    )
+
+
+def _pad_id(config: GenerationConfig) -> int:
+    """What fills rows that ended: padding, else the end token; 0 where rows only end together."""
+    return config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Put the modules of a model into evaluation mode for a while."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _ending(streamer: BaseStreamer | None) -> Iterator[None]:
+    """Tell a streamer about the end, however it comes."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()

@@ -1,0 +1,382 @@
+"""What changes the scores of the next token, in PyTorch: rules for every strategy.
+
+Axes: B rows, L tokens so far, V vocabulary. A processor takes the ids so far (B, L) and scores (B, V), logits or, in
+beam search, log-probabilities, and returns new scores. Those that only shape sampling are in `torch_samplers.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from longspan.errors import InputError
+
+
+class LogitsProcessor:
+    """Changes the scores of the next token; the base class of all such rules, a caller's own included."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return new scores.
+
+        Args:
+            input_ids: Ids so far, (B, L).
+            scores: Of the next token, (B, V), float32; not to be changed in place.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement __call__")
+
+
+class LogitsProcessorList(list[LogitsProcessor]):
+    """Processors that run one after the other.
+
+    Example:
+        >>> import torch
+        >>> from longspan import LogitsProcessorList, MinLengthLogitsProcessor, SuppressTokensLogitsProcessor
+        >>> rules = LogitsProcessorList([MinLengthLogitsProcessor(4, [2]), SuppressTokensLogitsProcessor([0])])
+        >>> rules(torch.tensor([[1, 1]]), torch.zeros(1, 4))
+        tensor([[-inf, 0., -inf, 0.]])
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Apply all processors to scores (B, V), given ids (B, L)."""
+        for processor in self:
+            scores = processor(input_ids, scores)
+        return scores
+
+
+class _IdsRule(LogitsProcessor):
+    """A rule about some ids, kept where the scores are."""
+
+    def __init__(self, ids: int | Iterable[int] | Tensor) -> None:
+        if isinstance(ids, Tensor):
+            ids = ids.reshape(-1).tolist()
+        self.ids = torch.tensor([ids] if isinstance(ids, int) else list(ids), dtype=torch.long)
+
+    def _on(self, scores: Tensor) -> Tensor:
+        if self.ids.device != scores.device:
+            self.ids = self.ids.to(scores.device)
+        return self.ids
+
+    def _without(self, scores: Tensor) -> Tensor:
+        return scores.index_fill(1, self._on(scores), -math.inf)
+
+    def _only(self, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -math.inf).index_fill_(1, self._on(scores), 0.0)
+
+
+class MinLengthLogitsProcessor(_IdsRule):
+    """No end token before a row has `min_length` tokens.
+
+    Args:
+        min_length: Tokens, prompt included.
+        eos_token_id: The id, or ids, that end a row.
+    """
+
+    def __init__(self, min_length: int, eos_token_id: int | Sequence[int] | Tensor) -> None:
+        super().__init__(eos_token_id)
+        self.min_length = min_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return self._without(scores) if input_ids.shape[1] < self.min_length else scores
+
+
+class SuppressTokensLogitsProcessor(_IdsRule):
+    """Some ids are never generated.
+
+    Args:
+        suppress_tokens: The ids.
+    """
+
+    def __init__(self, suppress_tokens: Sequence[int]) -> None:
+        super().__init__(suppress_tokens)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return self._without(scores)
+
+
+class SuppressTokensAtBeginLogitsProcessor(_IdsRule):
+    """Some ids are not the first to be generated.
+
+    Args:
+        begin_suppress_tokens: The ids.
+        begin_index: Number of tokens before the first generated one.
+    """
+
+    def __init__(self, begin_suppress_tokens: Sequence[int], begin_index: int) -> None:
+        super().__init__(begin_suppress_tokens)
+        self.begin_index = begin_index
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return self._without(scores) if input_ids.shape[1] == self.begin_index else scores
+
+
+class ForcedBOSTokenLogitsProcessor(_IdsRule):
+    """The first token after a single start token is given.
+
+    Args:
+        bos_token_id: Its id.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return self._only(scores) if input_ids.shape[1] == 1 else scores
+
+
+class ForcedEOSTokenLogitsProcessor(_IdsRule):
+    """The last token of a row of the greatest length is an end token.
+
+    Args:
+        max_length: Greatest length, prompt included.
+        eos_token_id: The id, or ids, to choose from.
+    """
+
+    def __init__(self, max_length: int, eos_token_id: int | Sequence[int]) -> None:
+        super().__init__(eos_token_id)
+        self.max_length = max_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return self._only(scores) if input_ids.shape[1] == self.max_length - 1 else scores
+
+
+class ExponentialDecayLengthPenalty(_IdsRule):
+    """The score s of an end token becomes s + |s| (f^n − 1), n tokens after a given one.
+
+    Args:
+        exponential_decay_length_penalty: (tokens to generate before it begins, factor f).
+        eos_token_id: The id, or ids, that end a row.
+        input_ids_seq_length: Tokens of the prompt.
+    """
+
+    def __init__(
+        self,
+        exponential_decay_length_penalty: Sequence[float],
+        eos_token_id: int | Sequence[int],
+        input_ids_seq_length: int,
+    ) -> None:
+        super().__init__(eos_token_id)
+        start, self.factor = exponential_decay_length_penalty
+        self.start = int(start) + input_ids_seq_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        beyond = input_ids.shape[1] - self.start
+        if beyond <= 0:
+            return scores
+        ids = self._on(scores)
+        scores = scores.clone()
+        scores[:, ids] += scores[:, ids].abs() * (self.factor**beyond - 1)
+        return scores
+
+
+class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
+    """The score s of a token that is there already becomes s/p, or s·p where s is negative (Keskar et al., 2019).
+
+    Args:
+        penalty: p; above 1 discourages repetition.
+
+    Raises:
+        InputError: p is not positive.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        if not penalty > 0:
+            raise InputError(f"a repetition penalty must be positive. Received: {penalty}")
+        self.penalty = penalty
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return penalised(scores, input_ids, self.penalty)
+
+
+class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
+    """The inverse penalty for tokens of the source: above 1 encourages what the source says.
+
+    Args:
+        penalty: p.
+        encoder_input_ids: The source, (B / beams, S).
+
+    Raises:
+        InputError: p is not positive.
+    """
+
+    def __init__(self, penalty: float, encoder_input_ids: Tensor) -> None:
+        if not penalty > 0:
+            raise InputError(f"an encoder repetition penalty must be positive. Received: {penalty}")
+        self.penalty, self.encoder_input_ids = 1.0 / penalty, encoder_input_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return penalised(scores, _for_beams(self.encoder_input_ids, scores), self.penalty)
+
+
+class NoRepeatNGramLogitsProcessor(LogitsProcessor):
+    """No sequence of n tokens occurs twice in a row (Paulus et al., 2017).
+
+    Args:
+        ngram_size: n.
+
+    Raises:
+        InputError: n is not positive.
+    """
+
+    def __init__(self, ngram_size: int) -> None:
+        if ngram_size <= 0:
+            raise InputError(f"the size of n-grams must be positive. Received: {ngram_size}")
+        self.ngram_size = ngram_size
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return without_continuations(scores, input_ids, of=input_ids, size=self.ngram_size)
+
+
+class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
+    """No sequence of n tokens of the source is generated.
+
+    Args:
+        encoder_ngram_size: n.
+        encoder_input_ids: The source, (B / beams, S).
+
+    Raises:
+        InputError: n is not positive.
+    """
+
+    def __init__(self, encoder_ngram_size: int, encoder_input_ids: Tensor) -> None:
+        if encoder_ngram_size <= 0:
+            raise InputError(f"the size of n-grams must be positive. Received: {encoder_ngram_size}")
+        self.ngram_size, self.encoder_input_ids = encoder_ngram_size, encoder_input_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        source = _for_beams(self.encoder_input_ids, scores)
+        return without_continuations(scores, source, of=input_ids, size=self.ngram_size)
+
+
+class SequenceBiasLogitsProcessor(LogitsProcessor):
+    """A bias for the last id of a sequence, where the ids before it have just been generated.
+
+    Args:
+        sequence_bias: `{(ids): bias}` or `[[[ids], bias], ...]`.
+
+    Raises:
+        InputError: an id is not in the vocabulary (when the processor runs).
+    """
+
+    def __init__(self, sequence_bias: dict[tuple[int, ...], float] | Sequence[Sequence[object]]) -> None:
+        pairs = sequence_bias.items() if isinstance(sequence_bias, dict) else sequence_bias
+        self.biases: dict[tuple[int, ...], float] = {tuple(ids): float(bias) for ids, bias in pairs}  # type: ignore[arg-type,misc]
+        self._prepared: tuple[Tensor, list[tuple[Tensor, int, float]]] | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        if self._prepared is None:
+            self._prepared = self._prepare(scores)
+        everywhere, sequences = self._prepared
+        scores = scores + everywhere
+        for before, last, bias in sequences:
+            length = before.shape[0]
+            if length < input_ids.shape[1]:
+                matches = (input_ids[:, -length:] == before).all(dim=1)
+                scores[:, last] = torch.where(matches, scores[:, last] + bias, scores[:, last])
+        return scores
+
+    def _prepare(self, scores: Tensor) -> tuple[Tensor, list[tuple[Tensor, int, float]]]:
+        unknown = sorted({i for ids in self.biases for i in ids if i >= scores.shape[1]})
+        if unknown:
+            raise InputError(f"biased ids must be below the vocabulary's size, {scores.shape[1]}. Received: {unknown}")
+        everywhere = torch.zeros_like(scores[:1])
+        sequences = []
+        for ids, bias in self.biases.items():
+            if len(ids) == 1:
+                everywhere[:, ids[0]] = bias
+            else:
+                sequences.append((torch.tensor(ids[:-1], device=scores.device), ids[-1], bias))
+        return everywhere, sequences
+
+
+class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
+    """Some sequences of ids are never generated.
+
+    Args:
+        bad_words_ids: The sequences.
+        eos_token_id: The id, or ids, that end a row; they stay possible, as in the reference.
+    """
+
+    def __init__(self, bad_words_ids: Sequence[Sequence[int]], eos_token_id: int | Sequence[int] | None = None) -> None:
+        ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
+        super().__init__({tuple(ids): -math.inf for ids in bad_words_ids if list(ids) not in [[end] for end in ends]})
+
+
+class PrefixConstrainedLogitsProcessor(LogitsProcessor):
+    """A caller's function names the ids that may come next.
+
+    Args:
+        prefix_allowed_tokens_fn: Called with the number of the prompt and the ids so far (L,); returns ids.
+        num_beams: Rows of each prompt.
+    """
+
+    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int) -> None:
+        self.allowed, self.num_beams = prefix_allowed_tokens_fn, num_beams
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        mask = torch.full_like(scores, -math.inf)
+        for row, ids in enumerate(input_ids):
+            allowed = self.allowed(row // self.num_beams, ids)
+            if len(allowed) == 0:
+                raise InputError(
+                    "prefix_allowed_tokens_fn must allow at least one id. Received: none for prompt "
+                    f"{row // self.num_beams} after {ids.tolist()}"
+                )
+            mask[row, allowed] = 0.0
+        return scores + mask
+
+
+class InfNanRemoveLogitsProcessor(LogitsProcessor):
+    """NaN becomes 0, infinities become the largest numbers."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return torch.nan_to_num(scores, nan=0.0)
+
+
+class LogitNormalization(LogitsProcessor):
+    """Scores become log-probabilities."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L), (B, V) -> (B, V)."""
+        return scores.log_softmax(dim=-1)
+
+
+def penalised(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Divide the scores (B, V) of some ids (B, L) by a penalty where positive, multiply where negative."""
+    chosen = scores.gather(1, ids)
+    return scores.scatter(1, ids, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+
+
+def without_continuations(scores: Tensor, source: Tensor, *, of: Tensor, size: int) -> Tensor:
+    """Forbid what followed the last `size` − 1 ids of a row wherever they occur in its source.
+
+    Args:
+        scores: (B, V).
+        source: Where n-grams are taken from, (B, S).
+        of: The row that is continued, (B, L).
+        size: n.
+    """
+    if source.shape[1] < size or of.shape[1] + 1 < size:
+        return scores
+    grams = source.unfold(1, size, 1)  # (B, S - n + 1, n)
+    last = of[:, of.shape[1] - size + 1 :]
+    matches = (grams[:, :, :-1] == last[:, None]).all(dim=-1)
+    banned = torch.zeros_like(scores).scatter_reduce_(1, grams[:, :, -1], matches.to(scores.dtype), "amax")
+    return scores.masked_fill(banned > 0, -math.inf)
+
+
+def _for_beams(source: Tensor, scores: Tensor) -> Tensor:
+    """The source of each row: rows of one prompt follow one another."""
+    return source.repeat_interleave(scores.shape[0] // source.shape[0], dim=0)
