@@ -187,6 +187,7 @@ class FlaxPreTrainedModel:
         params: Mapping[str, Any] | None,
         dropout_rng: Array | None,
         cache: Mapping[str, Any] | None = None,
+        method: str = "__call__",
     ) -> tuple[Any, Any]:
         """Apply the module.
 
@@ -196,6 +197,7 @@ class FlaxPreTrainedModel:
             params: Parameters; None takes the model's own.
             dropout_rng: Random key of dropout.
             cache: Cache of earlier tokens.
+            method: Method of the module.
 
         Returns:
             What the module returns, and the cache filled further (None without one).
@@ -206,6 +208,7 @@ class FlaxPreTrainedModel:
             dropout_rng,
             inputs,
             settings=tuple(settings.items()),
+            method=method,
             fingerprint=self._fingerprint(),
         )
 
@@ -221,14 +224,15 @@ class FlaxPreTrainedModel:
         inputs: dict[str, Any],
         *,
         settings: tuple[tuple[str, Any], ...],
+        method: str,
         fingerprint: Any,
     ) -> tuple[Any, Any]:
         del fingerprint
-        rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
+        arguments = {**inputs, **dict(settings), "rngs": {} if dropout_rng is None else {"dropout": dropout_rng}}
         if cache is None:
-            return self.module.apply({"params": params}, **inputs, **dict(settings), rngs=rngs), None
+            return self.module.apply({"params": params}, **arguments, method=method), None
         output, changed = self.module.apply(
-            {"params": params, "cache": cache}, **inputs, **dict(settings), rngs=rngs, mutable=["cache"]
+            {"params": params, "cache": cache}, **arguments, method=method, mutable=["cache"]
         )
         return output, thaw(changed["cache"])
 
@@ -241,7 +245,7 @@ class FlaxPreTrainedModel:
 
     def _make_programs(self) -> None:
         """What follows from the module and cannot be pickled: the compiled call, and how parameters are drawn."""
-        self._compiled = jax.jit(self._apply, static_argnames=("settings", "fingerprint"))
+        self._compiled = jax.jit(self._apply, static_argnames=("settings", "method", "fingerprint"))
         self._recipes = recipes(self._init_module)
 
     # -- dtypes -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 Axes: B batch, T tokens that fit, A heads, D head size.
 
-Each attention holds `cached_key` and `cached_value` (B, T, A, D) and `cache_index`, the number of tokens written. The
-dict goes in as `past_key_values` and comes out filled further; shapes never change, so one compiled step serves every
-token.
+Each self-attention holds `cached_key` and `cached_value` (B, T, A, D) and `cache_index`, the number of tokens written.
+The dict goes in as `past_key_values` and comes out filled further; shapes never change, so one compiled step serves
+every token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from flax import linen as nn
+from jax import Array, lax
 
 from longspan.checkpoints.flax import flatten
 from longspan.errors import InputError
@@ -23,13 +24,36 @@ from longspan.nn.flax.masks import check_mask
 from longspan.nn.flax.outputs import FlaxCache
 
 _INDEX = "cache_index"
-_KEY = "cached_key"
+_KEY, _VALUE = "cached_key", "cached_value"
 
 
 def empty_cache(shapes: Mapping[str, Any]) -> FlaxCache:
     """Zeros of the given shapes and dtypes; nothing is written yet."""
     cache: FlaxCache = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(shapes))
     return cache
+
+
+def extend_cache(module: nn.Module, key: Array, value: Array) -> tuple[Array, Array]:
+    """Write new keys and values behind those of a module's cache, or make the cache if it has none.
+
+    Args:
+        module: The attention; it calls this from a compact method.
+        key: (B, T_new, A, D).
+        value: (B, T_new, A, D).
+
+    Returns:
+        All keys and values, (B, T, A, D), in the dtype of the new ones.
+    """
+    exists = module.has_variable("cache", _KEY)
+    cached_key = module.variable("cache", _KEY, jnp.zeros, key.shape, key.dtype)
+    cached_value = module.variable("cache", _VALUE, jnp.zeros, value.shape, value.dtype)
+    cache_index = module.variable("cache", _INDEX, lambda: jnp.array(0, dtype=jnp.int32))
+    if exists:
+        start = (0, cache_index.value, 0, 0)
+        cached_key.value = lax.dynamic_update_slice(cached_key.value, key.astype(cached_key.value.dtype), start)
+        cached_value.value = lax.dynamic_update_slice(cached_value.value, value.astype(cached_value.value.dtype), start)
+        cache_index.value = cache_index.value + key.shape[1]
+    return cached_key.value.astype(key.dtype), cached_value.value.astype(value.dtype)
 
 
 def tokens_and_room(cache: Mapping[str, Any] | None) -> tuple[Array | int, int | None]:

@@ -65,6 +65,45 @@ class FlaxBaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
 
 @model_output
+class FlaxBaseModelOutputWithPastAndCrossAttentions(ModelOutput):
+    """`last_hidden_state` (B, T, H) of a decoder."""
+
+    last_hidden_state: Array | None = None
+    past_key_values: FlaxCache | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+
+
+@model_output
+class FlaxSeq2SeqModelOutput(ModelOutput):
+    """`last_hidden_state` (B, T, H) of the decoder, and what the encoder gave."""
+
+    last_hidden_state: Array | None = None
+    past_key_values: FlaxCache | None = None
+    decoder_hidden_states: Arrays | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: Arrays | None = None
+    encoder_attentions: Arrays | None = None
+
+
+@model_output
+class FlaxSeq2SeqLMOutput(ModelOutput):
+    """Next-token `logits` (B, T, V), and what the encoder gave."""
+
+    logits: Array | None = None
+    past_key_values: FlaxCache | None = None
+    decoder_hidden_states: Arrays | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: Arrays | None = None
+    encoder_attentions: Arrays | None = None
+
+
+@model_output
 class FlaxCausalLMOutputWithCrossAttentions(ModelOutput):
     """Next-token `logits` (B, S, V)."""
 

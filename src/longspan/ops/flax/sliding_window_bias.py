@@ -71,16 +71,24 @@ def part_of_table(table: Array, first: Array, *, num_extra: int, positions: int)
     return lax.dynamic_slice_in_dim(table, num_extra - 1 - first, num_extra + positions - 1, axis=-1)
 
 
-def spread_part(part: Array, positions: int) -> Array:
-    """(..., G + U - 1) -> (..., U, G): row u holds the biases of the position U - 1 - u behind the first."""
-    length = part.shape[-1]
-    lead, num_extra = part.shape[:-1], length - positions + 1
-    repeated = jnp.broadcast_to(part[..., None, :], (*lead, positions + 1, length)).reshape(*lead, -1)
-    # read with a pitch one longer: row u begins u columns later
-    return repeated[..., : positions * (length + 1)].reshape(*lead, positions, length + 1)[..., :num_extra]
+def sliding_rows(values: Array, rows: int) -> Array:
+    """(..., rows + columns - 1) -> (..., rows, columns): row r holds the values from number r on."""
+    length = values.shape[-1]
+    lead, columns = values.shape[:-1], length - rows + 1
+    repeated = jnp.broadcast_to(values[..., None, :], (*lead, rows + 1, length)).reshape(*lead, -1)
+    # read with a pitch one longer, so that row r begins r values later
+    return repeated[..., : rows * (length + 1)].reshape(*lead, rows, length + 1)[..., :columns]
 
 
 def choose_rows(position: Array, positions: int) -> Array:
-    """Which row of `spread_part` each query takes: positions (..., R) -> 0 and 1, float32 (..., R, U)."""
+    """Which of the sliding rows of its part of the table each query takes, the last one at the first position.
+
+    Args:
+        position: (..., R).
+        positions: U.
+
+    Returns:
+        0 and 1, float32 (..., R, U).
+    """
     behind = position - position[..., :1]
     return (positions - 1 - behind[..., None] == jnp.arange(positions)).astype(jnp.float32)

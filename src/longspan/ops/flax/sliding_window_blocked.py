@@ -87,7 +87,7 @@ def _extra_bias(extra: ExtraKeys, blocks: int, rows: int, missing: int) -> Array
     def of_block(place: Array) -> Array:
         part = biases.part_of_table(table, place[0], num_extra=num_extra, positions=positions)
         chosen = biases.choose_rows(place, positions)
-        return _product("ru,hug->hrg", chosen, biases.spread_part(part, positions))
+        return _product("ru,hug->hrg", chosen, biases.sliding_rows(part, positions))
 
     return jax.vmap(jax.vmap(of_block, out_axes=1))(place)
 

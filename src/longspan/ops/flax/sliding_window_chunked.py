@@ -319,7 +319,7 @@ class _Block:
         tables = jnp.broadcast_to(tables, (self.plan.heads_at_once, tables.shape[-1]))
         sizes = {"num_extra": self._num_extra, "positions": self.plan.positions}
         parts = jax.vmap(partial(biases.part_of_table, **sizes))(tables, self._places()[:, 0])
-        return biases.spread_part(parts, self.plan.positions)
+        return biases.sliding_rows(parts, self.plan.positions)
 
     @property
     def _num_extra(self) -> int:
@@ -351,7 +351,7 @@ class _Block:
         """Add the gradient of the extra keys' scores, (X, R, G), to that of their biases, (H, 2G + U - 2)."""
         rows = jnp.einsum("xru,xrg->xug", self._chosen_rows(), scores_grad)
         shape = jax.ShapeDtypeStruct((rows.shape[0], self._num_extra + self.plan.positions - 1), rows.dtype)
-        (parts,) = jax.linear_transpose(partial(biases.spread_part, positions=self.plan.positions), shape)(rows)
+        (parts,) = jax.linear_transpose(partial(biases.sliding_rows, rows=self.plan.positions), shape)(rows)
         starts = self._num_extra - 1 - self._places()[:, 0]
         tables = jnp.zeros((rows.shape[0], sums.shape[-1]))
         return self.add_of_table(sums, jax.vmap(lax.dynamic_update_slice)(tables, parts, starts[:, None]))

@@ -1,0 +1,342 @@
+"""LongT5's decoder in Flax: T5's, with dense causal self-attention and cross-attention to the encoder's states.
+
+Axes: B batch, T target tokens, K target tokens that may be seen (with a cache, those that fit it), S source tokens,
+H width, A heads, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from longspan.models.longt5.config import LongT5Config
+from longspan.models.longt5.flax_layers import (
+    FlaxLongT5LayerFF,
+    FlaxLongT5LayerNorm,
+    FlaxLongT5Projections,
+    end_residual,
+    relative_bias,
+    relative_embedding,
+    wide,
+)
+from longspan.nn.flax.cache import extend_cache, tokens_and_room
+from longspan.nn.flax.layers import Dtype
+from longspan.nn.flax.masks import causal_mask, extend_mask, key_mask
+from longspan.nn.flax.outputs import FlaxBaseModelOutputWithPastAndCrossAttentions
+from longspan.ops.flax.attention import eager_attention, sdpa_attention
+from longspan.ops.flax.sliding_window_bias import sliding_rows
+
+#: where keys and values of the source come from: computed; computed and written to the cache; read from the cache
+Source = Literal["compute", "write", "read"]
+
+
+@struct.dataclass
+class DecoderPlan:
+    """What all decoder layers of one call share.
+
+    Attributes:
+        mask: True = attend, (B or 1, 1, T, K).
+        bias: Bias by relative position, (A, T, K).
+        source_mask: Source tokens that may be seen, (B, 1, 1, S); None for all.
+        source: Where keys and values of the source come from.
+        init_cache: This call shapes the cache.
+        needs_weights: Attention weights are returned.
+        deterministic: Nothing is dropped.
+    """
+
+    mask: Array
+    bias: Array
+    source_mask: Array | None
+    source: Source = struct.field(pytree_node=False)
+    init_cache: bool = struct.field(pytree_node=False)
+    needs_weights: bool = struct.field(pytree_node=False)
+    deterministic: bool = struct.field(pytree_node=False)
+
+
+class FlaxLongT5SelfAttention(FlaxLongT5Projections):
+    """Causal attention with a relative bias: Σⱼ softmax(qᵢ·kⱼ + b(j - i)) vⱼ over j ≤ i.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold b; the first layer does, and all layers use it.
+    """
+
+    has_relative_attention_bias: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        if self.has_relative_attention_bias:
+            self.relative_attention_bias = relative_embedding(self.config)
+
+    def __call__(self, hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array | None]:
+        """(B, T, H) -> (B, T, H), and the weights (B, A, T, K) if the plan needs them."""
+        query, key, value = (self.split(projection(hidden_states)) for projection in (self.q, self.k, self.v))
+        if plan.init_cache or self.has_variable("cache", "cached_key"):
+            key, value = self._extend_cache(key, value)
+        arguments = self.dropout_arguments(deterministic=plan.deterministic)
+        context, weights = eager_attention(query, key, value, mask=plan.mask, bias=plan.bias, scale=1.0, **arguments)
+        return self.merge(context), weights if plan.needs_weights else None
+
+    @nn.compact
+    def _extend_cache(self, key: Array, value: Array) -> tuple[Array, Array]:
+        return extend_cache(self, key, value)
+
+    def bias(self, length: int, num_keys: int, past: Array | int) -> Array:
+        """B of T queries behind `past` tokens and K keys, (A, T, K)."""
+        offsets = jnp.arange(length + num_keys - 1) - (length - 1) - past
+        bias = relative_bias(self.config, offsets, self.relative_attention_bias, bidirectional=False)
+        return sliding_rows(bias, length)[:, ::-1]
+
+
+class FlaxLongT5CrossAttention(FlaxLongT5Projections):
+    """Attention to the encoder's states: Σⱼ softmax(qᵢ·kⱼ) vⱼ over the source tokens j.
+
+    Attributes:
+        config: Settings of the model.
+    """
+
+    def __call__(
+        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
+    ) -> tuple[Array, Array | None]:
+        """(B, T, H), (B, S, H) -> (B, T, H), and the weights (B, A, T, S) if the plan needs them."""
+        query = self.split(self.q(hidden_states))
+        key, value = self._source(encoder_hidden_states, plan)
+        arguments: dict[str, Any] = {
+            "mask": plan.source_mask,
+            "scale": 1.0,
+            **self.dropout_arguments(deterministic=plan.deterministic),
+        }
+        if plan.needs_weights or query.shape[1] == 1:
+            context, weights = eager_attention(query, key, value, **arguments)
+        else:
+            context, weights = sdpa_attention(query, key, value, **arguments), None
+        return self.merge(context), weights if plan.needs_weights else None
+
+    @nn.compact
+    def _source(self, encoder_hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array]:
+        """Keys and values of the source, (B, S, A, D)."""
+        if plan.source == "read":
+            return self.get_variable("cache", "source_key"), self.get_variable("cache", "source_value")
+        key, value = self.split(self.k(encoder_hidden_states)), self.split(self.v(encoder_hidden_states))
+        if plan.source == "write" or plan.init_cache:
+            self.variable("cache", "source_key", jnp.zeros, key.shape, key.dtype).value = key
+            self.variable("cache", "source_value", jnp.zeros, value.shape, value.dtype).value = value
+        return key, value
+
+
+class FlaxLongT5LayerSelfAttention(nn.Module):
+    """x + dropout(self-attention(norm(x))).
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the bias.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.SelfAttention = FlaxLongT5SelfAttention(
+            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
+        )
+        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    def __call__(self, hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array | None]:
+        """(B, T, H) -> (B, T, H) and the weights."""
+        context, weights = self.SelfAttention(self.layer_norm(hidden_states), plan)
+        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+
+
+class FlaxLongT5LayerCrossAttention(nn.Module):
+    """x + dropout(cross-attention(norm(x), e)).
+
+    Attributes:
+        config: Settings of the model.
+    """
+
+    config: LongT5Config
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.EncDecAttention = FlaxLongT5CrossAttention(self.config, dtype=self.dtype)
+        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    def __call__(
+        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
+    ) -> tuple[Array, Array | None]:
+        """(B, T, H), (B, S, H) -> (B, T, H) and the weights."""
+        context, weights = self.EncDecAttention(self.layer_norm(hidden_states), encoder_hidden_states, plan)
+        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+
+
+class FlaxLongT5DecoderSublayers(nn.Module):
+    """The parts of one decoder layer, named by their index as in checkpoint keys.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the bias of all layers.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.self_attention = FlaxLongT5LayerSelfAttention(
+            self.config, self.has_relative_attention_bias, dtype=self.dtype, name="0"
+        )
+        self.cross_attention = FlaxLongT5LayerCrossAttention(self.config, dtype=self.dtype, name="1")
+        self.feed_forward = FlaxLongT5LayerFF(self.config, dtype=self.dtype, name="2")
+
+    def __call__(
+        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
+    ) -> tuple[Array, Array | None, Array | None]:
+        """(B, T, H), (B, S, H) -> (B, T, H), self-attention weights, cross-attention weights."""
+        hidden_states, weights = self.self_attention(hidden_states, plan)
+        hidden_states, cross_weights = self.cross_attention(hidden_states, encoder_hidden_states, plan)
+        return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights, cross_weights
+
+    def bias(self, *arguments: Any) -> Array:
+        """As of the self-attention."""
+        return self.self_attention.SelfAttention.bias(*arguments)
+
+
+class FlaxLongT5DecoderBlock(nn.Module):
+    """One decoder layer: self-attention, cross-attention, feed-forward.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the bias of all layers.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.layer = FlaxLongT5DecoderSublayers(self.config, self.has_relative_attention_bias, dtype=self.dtype)
+
+    def __call__(
+        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
+    ) -> tuple[Array, Array | None, Array | None]:
+        """(B, T, H), (B, S, H) -> (B, T, H), self-attention weights, cross-attention weights."""
+        return self.layer(hidden_states, encoder_hidden_states, plan)
+
+    def bias(self, *arguments: Any) -> Array:
+        """As of the self-attention."""
+        return self.layer.bias(*arguments)
+
+
+class FlaxLongT5DecoderBlocks(nn.Module):
+    """The layers, named by their index as in checkpoint keys.
+
+    Attributes:
+        config: Settings of the model.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    config: LongT5Config
+    dtype: Dtype = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        block = FlaxLongT5DecoderBlock
+        if self.gradient_checkpointing:
+            block = nn.remat(block, methods=["__call__"])
+        self.blocks = [
+            block(self.config, index == 0, dtype=self.dtype, name=str(index))
+            for index in range(self.config.num_decoder_layers or self.config.num_layers)
+        ]
+
+    def __call__(
+        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
+    ) -> tuple[list[Array], list[Array | None], list[Array | None]]:
+        """(B, T, H), (B, S, H) -> states before every layer and behind the last one, weights and cross-weights."""
+        states, attentions, cross_attentions = [hidden_states], [], []
+        for block in self.blocks:
+            hidden_states, weights, cross_weights = block(hidden_states, encoder_hidden_states, plan)
+            states.append(hidden_states)
+            attentions.append(weights)
+            cross_attentions.append(cross_weights)
+        return states, attentions, cross_attentions
+
+    def bias(self, *arguments: Any) -> Array:
+        """The bias that the first layer holds and all use."""
+        return self.blocks[0].bias(*arguments)
+
+
+class FlaxLongT5Decoder(nn.Module):
+    """The stack of decoder layers.
+
+    Attributes:
+        config: Settings of the model.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    config: LongT5Config
+    dtype: Dtype = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.block = FlaxLongT5DecoderBlocks(self.config, self.dtype, self.gradient_checkpointing)
+        self.final_layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    def __call__(
+        self,
+        inputs_embeds: Array,
+        attention_mask: Array | None,
+        encoder_hidden_states: Array,
+        encoder_attention_mask: Array | None,
+        *,
+        source: Source,
+        init_cache: bool,
+        deterministic: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> FlaxBaseModelOutputWithPastAndCrossAttentions:
+        """Decode embeddings (B, T, H); for the arguments see `FlaxLongT5PreTrainedModel.decode`.
+
+        Args:
+            source: Where keys and values of the source come from.
+            init_cache: Make a cache for as many tokens as this input has, instead of using one.
+        """
+        length = inputs_embeds.shape[1]
+        past, capacity = (0, None) if init_cache else tokens_and_room(self.variables.get("cache"))
+        num_keys = length if capacity is None else capacity
+        mask = causal_mask(past + jnp.arange(length), num_keys)
+        if attention_mask is not None:
+            mask = mask & extend_mask(key_mask(attention_mask), num_keys)
+        plan = DecoderPlan(
+            mask,
+            self.block.bias(length, num_keys, past),
+            None if encoder_attention_mask is None else key_mask(encoder_attention_mask),
+            source=source,
+            init_cache=init_cache,
+            needs_weights=output_attentions,
+            deterministic=deterministic,
+        )
+        hidden_states = self.dropout(inputs_embeds, deterministic=deterministic).astype(wide(self.dtype))
+        states, attentions, cross_attentions = self.block(hidden_states, encoder_hidden_states, plan)
+        last = self.dropout(self.final_layer_norm(states.pop()), deterministic=deterministic)
+        before = tuple(end_residual(state, self.dtype) for state in states)
+        return FlaxBaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=last,
+            hidden_states=(*before, last) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,  # type: ignore[arg-type]
+        )

@@ -1,0 +1,358 @@
+"""LongT5's encoder in Flax (Guo et al., 2022, https://arxiv.org/abs/2112.07916).
+
+Axes: B batch, S tokens, H width, A heads, D head size, L layers, R radius, G summaries, N blocks of R + 1 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from longspan.models.longt5.config import LongT5Config
+from longspan.models.longt5.flax_layers import (
+    FlaxLongT5LayerFF,
+    FlaxLongT5LayerNorm,
+    FlaxLongT5Projections,
+    end_residual,
+    relative_bias,
+    relative_embedding,
+    wide,
+)
+from longspan.models.longt5.flax_summaries import Summaries, summary_offsets
+from longspan.nn.flax.layers import Dtype
+from longspan.nn.flax.outputs import FlaxBaseModelOutput
+from longspan.ops.flax.sliding_window import (
+    ExtraKeys,
+    sliding_window_attention,
+    sliding_window_attention_weights,
+)
+
+
+@struct.dataclass
+class EncoderPlan:
+    """What all encoder layers of one call share.
+
+    Attributes:
+        real: Tokens that are not padding, boolean (B, S); None if all are.
+        bias: Bias by relative position of the window, (A, 2R + 1).
+        summaries: Blocks of transient-global attention; None for local attention.
+        summary_bias: Bias by relative position of the summaries, (A, 2G - 1).
+        needs_weights: Attention weights are returned.
+        implementation: Name of the implementation of sliding-window attention.
+        deterministic: Nothing is dropped.
+    """
+
+    real: Array | None
+    bias: Array
+    summaries: Summaries | None
+    summary_bias: Array | None
+    needs_weights: bool = struct.field(pytree_node=False)
+    implementation: str = struct.field(pytree_node=False)
+    deterministic: bool = struct.field(pytree_node=False)
+
+
+class FlaxLongT5LocalAttention(FlaxLongT5Projections):
+    """Attention to the tokens at most R away.
+
+        cᵢ = Σⱼ softmax(qᵢ·kⱼ + b(j - i)) vⱼ      over |i - j| ≤ R
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold b; the first layer does, and all layers use it.
+    """
+
+    has_relative_attention_bias: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        if self.has_relative_attention_bias:
+            self.relative_attention_bias = relative_embedding(self.config)
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
+        """Attend from (B, S, H) to themselves.
+
+        Returns:
+            (B, S, H), and the weights (B, N, A, R + 1, 3 (R + 1) + G) if the plan needs them: the tokens of the block
+            before, of the block and of the block behind, then the summaries.
+        """
+        radius = self.config.local_radius
+        arguments: dict[str, Any] = {
+            "left": radius,
+            "right": radius,
+            "scale": 1.0,
+            "mask": plan.real,
+            "bias": plan.bias,
+            "extra": self.summarise(hidden_states, plan),
+            "implementation": plan.implementation,
+            **self.dropout_arguments(deterministic=plan.deterministic),
+        }
+        states = [self.split(projection(hidden_states)) for projection in (self.q, self.k, self.v)]
+        if not plan.needs_weights:
+            return self.merge(sliding_window_attention(*states, **arguments)), None
+        context, weights = sliding_window_attention_weights(*states, rows=radius + 1, **arguments)
+        return self.merge(context), self._in_three_blocks(weights)
+
+    def biases(self, length: int) -> tuple[Array, Array | None]:
+        """For S tokens, bias by relative position of the window, (A, 2R + 1), and of the summaries, (A, 2G - 1)."""
+        offsets = np.arange(-self.config.local_radius, self.config.local_radius + 1)
+        return relative_bias(self.config, offsets, self.relative_attention_bias, bidirectional=True), None
+
+    def summarise(self, hidden_states: Array, plan: EncoderPlan) -> ExtraKeys | None:
+        """Keys that all tokens see; none in local attention."""
+        return None
+
+    def _in_three_blocks(self, weights: Array) -> Array:
+        """(B, A, N, R + 1, G + 3R + 1), summaries first -> (B, N, A, R + 1, 3 (R + 1) + G)."""
+        num_summaries = weights.shape[-1] - (3 * self.config.local_radius + 1)
+        extra, window = weights[..., :num_summaries], weights[..., num_summaries:]
+        window = jnp.pad(window, ((0, 0),) * 4 + ((1, 1),))
+        return jnp.concatenate([window, extra], axis=-1).swapaxes(1, 2)
+
+
+class FlaxLongT5TransientGlobalAttention(FlaxLongT5LocalAttention):
+    """Attention to the tokens at most R away and to a summary of every block of tokens.
+
+    The summary of a block is the normalised sum of its states, made anew in every layer; keys and values of both kinds
+    come from the same projections:
+
+        cᵢ = Σⱼ softmax(qᵢ·kⱼ + b(j - i)) vⱼ      over |i - j| ≤ R and all blocks g, with b'(g - block(i)) for a block
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold b and b'; the first layer does, and all layers use them.
+    """
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        if self.has_relative_attention_bias:
+            self.global_relative_attention_bias = relative_embedding(self.config)
+        self.global_input_layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+
+    def biases(self, length: int) -> tuple[Array, Array | None]:
+        """For S tokens, bias by relative position of the window, (A, 2R + 1), and of the summaries, (A, 2G - 1)."""
+        bias, _ = super().biases(length)
+        offsets = summary_offsets(length // self.config.global_block_size)
+        embedding = self.global_relative_attention_bias
+        return bias, relative_bias(self.config, offsets, embedding, bidirectional=True) if len(offsets) else None
+
+    def summarise(self, hidden_states: Array, plan: EncoderPlan) -> ExtraKeys | None:
+        """Keys that all tokens see: those of the summaries."""
+        if plan.summaries is None:
+            return None
+        states = self.global_input_layer_norm(plan.summaries.add_up(hidden_states))  # (B, G, H)
+        return ExtraKeys(
+            self.split(self.k(states)),
+            self.split(self.v(states)),
+            plan.summaries.filled,
+            plan.summary_bias,
+            plan.summaries.position,
+            step=self.config.global_block_size,
+        )
+
+
+class FlaxLongT5LayerLocalSelfAttention(nn.Module):
+    """x + dropout(attention(norm(x))), with local attention.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the bias.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.LocalSelfAttention = FlaxLongT5LocalAttention(
+            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
+        )
+        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    @property
+    def attention(self) -> FlaxLongT5LocalAttention:
+        """The attention, whatever its name in checkpoints."""
+        return self.LocalSelfAttention
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
+        """(B, S, H) -> (B, S, H) and the weights."""
+        context, weights = self.attention(self.layer_norm(hidden_states), plan)
+        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+
+
+class FlaxLongT5LayerTransientGlobalSelfAttention(nn.Module):
+    """x + dropout(attention(norm(x))), with transient-global attention.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the biases.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.TransientGlobalSelfAttention = FlaxLongT5TransientGlobalAttention(
+            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
+        )
+        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    @property
+    def attention(self) -> FlaxLongT5TransientGlobalAttention:
+        """The attention, whatever its name in checkpoints."""
+        return self.TransientGlobalSelfAttention
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
+        """(B, S, H) -> (B, S, H) and the weights."""
+        context, weights = self.attention(self.layer_norm(hidden_states), plan)
+        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+
+
+class FlaxLongT5EncoderSublayers(nn.Module):
+    """The parts of one encoder layer, named by their index as in checkpoint keys: attention, feed-forward.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the biases of all layers.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        is_local = self.config.encoder_attention_type == "local"
+        kind = FlaxLongT5LayerLocalSelfAttention if is_local else FlaxLongT5LayerTransientGlobalSelfAttention
+        self.self_attention = kind(self.config, self.has_relative_attention_bias, dtype=self.dtype, name="0")
+        self.feed_forward = FlaxLongT5LayerFF(self.config, dtype=self.dtype, name="1")
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
+        """(B, S, H) -> (B, S, H) and the weights."""
+        hidden_states, weights = self.self_attention(hidden_states, plan)
+        return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights
+
+    def biases(self, length: int) -> tuple[Array, Array | None]:
+        """As of the attention."""
+        return self.self_attention.attention.biases(length)
+
+
+class FlaxLongT5EncoderBlock(nn.Module):
+    """One encoder layer: attention, feed-forward.
+
+    Attributes:
+        config: Settings of the model.
+        has_relative_attention_bias: Hold the biases of all layers.
+    """
+
+    config: LongT5Config
+    has_relative_attention_bias: bool
+    dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.layer = FlaxLongT5EncoderSublayers(self.config, self.has_relative_attention_bias, dtype=self.dtype)
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
+        """(B, S, H) -> (B, S, H) and the weights."""
+        return self.layer(hidden_states, plan)
+
+    def biases(self, length: int) -> tuple[Array, Array | None]:
+        """As of the attention."""
+        return self.layer.biases(length)
+
+
+class FlaxLongT5EncoderBlocks(nn.Module):
+    """The layers, named by their index as in checkpoint keys.
+
+    Attributes:
+        config: Settings of the model.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    config: LongT5Config
+    dtype: Dtype = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        block = FlaxLongT5EncoderBlock
+        if self.gradient_checkpointing:
+            block = nn.remat(block, methods=["__call__"])
+        self.blocks = [
+            block(self.config, index == 0, dtype=self.dtype, name=str(index)) for index in range(self.config.num_layers)
+        ]
+
+    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[list[Array], list[Array | None]]:
+        """(B, S, H) -> the states before every layer and behind the last one, and the weights of every layer."""
+        states, attentions = [hidden_states], []
+        for block in self.blocks:
+            hidden_states, weights = block(hidden_states, plan)
+            states.append(hidden_states)
+            attentions.append(weights)
+        return states, attentions
+
+    def biases(self, length: int) -> tuple[Array, Array | None]:
+        """Biases that the first layer holds and all use."""
+        return self.blocks[0].biases(length)
+
+
+class FlaxLongT5Encoder(nn.Module):
+    """The stack of encoder layers.
+
+    Attributes:
+        config: Settings of the model.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    config: LongT5Config
+    dtype: Dtype = jnp.float32
+    gradient_checkpointing: bool = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        self.block = FlaxLongT5EncoderBlocks(self.config, self.dtype, self.gradient_checkpointing)
+        self.final_layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    def __call__(
+        self,
+        inputs_embeds: Array,
+        attention_mask: Array | None,
+        *,
+        implementation: str,
+        deterministic: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> FlaxBaseModelOutput:
+        """Encode embeddings (B, S, H); arguments and result as in `FlaxLongT5EncoderModel.__call__`."""
+        real = None if attention_mask is None else attention_mask != 0
+        bias, summary_bias = self.block.biases(inputs_embeds.shape[1])
+        summaries = None
+        if self.config.encoder_attention_type == "transient-global":
+            summaries = Summaries.from_mask(real, inputs_embeds.shape[:2], self.config.global_block_size)
+        plan = EncoderPlan(
+            real, bias, summaries, summary_bias,
+            needs_weights=output_attentions, implementation=implementation, deterministic=deterministic,
+        )  # fmt: skip
+        hidden_states = self.dropout(inputs_embeds, deterministic=deterministic).astype(wide(self.dtype))
+        states, attentions = self.block(hidden_states, plan)
+        last = self.dropout(self.final_layer_norm(states.pop()), deterministic=deterministic)
+        return FlaxBaseModelOutput(
+            last_hidden_state=last,
+            hidden_states=(*(end_residual(state, self.dtype) for state in states), last)
+            if output_hidden_states
+            else None,
+            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
+        )

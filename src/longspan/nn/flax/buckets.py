@@ -1,0 +1,51 @@
+"""Few lengths for programs of fixed shapes: inputs are padded up to the next of them, outputs cut back.
+
+A program of XLA serves one set of shapes. With padding to a bucket, one program serves all lengths of the bucket.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from longspan.nn.flax.checks import ArrayLike, values_visible
+
+#: lengths are a multiple of this
+SMALLEST = 64
+#: up to this many buckets lie between a power of two and the next one, so that padding adds at most an eighth
+_STEPS = 8
+
+
+def bucket(length: int) -> int:
+    """The length that `length` is padded to: a multiple of 64, or of an eighth of the power of two below it.
+
+    Example:
+        >>> [bucket(length) for length in (1, 65, 500, 4096, 4097)]
+        [64, 128, 512, 4096, 4608]
+    """
+    step = max(SMALLEST, (1 << max(length - 1, 1).bit_length() - 1) // _STEPS)
+    return -(-length // step) * step
+
+
+def pad_tokens(array: ArrayLike, length: int, *, value: int = 0) -> ArrayLike:
+    """Pad the tokens (B, S, ...) to (B, length, ...), on the host if the values are there."""
+    missing = length - array.shape[1]
+    if missing == 0:
+        return array
+    padding = ((0, 0), (0, missing), *(((0, 0),) * (array.ndim - 2)))
+    if values_visible(array):
+        return np.pad(np.asarray(array), padding, constant_values=value)
+    return jnp.pad(array, padding, constant_values=value)
+
+
+def real_tokens(attention_mask: ArrayLike | None, shape: tuple[int, int]) -> ArrayLike:
+    """The mask, or ones (B, S) in its place."""
+    return np.ones(shape, np.int32) if attention_mask is None else attention_mask
+
+
+def is_traced(*trees: Any) -> bool:
+    """True if any array of the trees is traced: the caller's program has its own fixed shapes."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(trees))
