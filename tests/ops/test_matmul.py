@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.nn.torch.linear import Linear
 from longspan.ops.torch import matmul as ops
@@ -98,3 +99,11 @@ def test_layer(calls):
     x = torch.randn(3, 20, 40)
     torch.testing.assert_close(layer(x), plain(x))
     assert len(calls) == 1
+
+
+def test_operations_are_counted_whatever_the_kernel():
+    x = torch.randn(4, 50, 64, requires_grad=True)
+    for layer in (Linear(64, 128), torch.nn.Linear(64, 128)):
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        assert counter.get_total_flops() == 3 * 2 * 200 * 64 * 128

@@ -23,6 +23,7 @@ from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
 from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.masks import expand_head_mask, extend_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
@@ -83,9 +84,9 @@ class BertSelfAttention(nn.Module):
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.key: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.value: nn.Linear = Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.layer_index = layer_index
         self.position_embedding_type = position_embedding_type
@@ -190,7 +191,7 @@ class BertSelfOutput(nn.Module):
 
     def __init__(self, config: BertConfig, *, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dense: nn.Linear = Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -245,7 +246,7 @@ class BertIntermediate(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense: nn.Linear = Linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

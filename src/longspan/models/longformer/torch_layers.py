@@ -16,6 +16,7 @@ from longspan.models.longformer.config import LongformerConfig
 from longspan.models.longformer.torch_global import GlobalPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.base import CheckpointedLayers
+from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.sliding_window import (
@@ -85,12 +86,12 @@ class LongformerSelfAttention(nn.Module):
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.query_global = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key_global = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value_global = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.key: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.value: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.query_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.key_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.value_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.radius = config.window_of(layer_index) // 2
 
@@ -215,7 +216,7 @@ class LongformerSelfOutput(nn.Module):
 
     def __init__(self, config: LongformerConfig, *, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dense: nn.Linear = Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -269,7 +270,7 @@ class LongformerIntermediate(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense: nn.Linear = Linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -353,9 +354,9 @@ class LongformerLMHead(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense: nn.Linear = Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Linear = Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.linear import Linear
 from longspan.ops import patterns
 from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.token_blocks import in_token_blocks
@@ -20,7 +21,7 @@ from longspan.ops.torch.token_blocks import in_token_blocks
 
 def linear(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     """A projection without bias that remembers the standard deviation of its initial weights."""
-    projection = nn.Linear(in_features, out_features, bias=False)
+    projection: nn.Linear = Linear(in_features, out_features, bias=False)
     projection.init_std = std  # type: ignore[assignment]
     return projection
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 #: fewest rows of a product for which setting up the kernel pays off
 _MIN_ROWS = 32
@@ -25,6 +26,15 @@ _MIN_BATCHED = 2**21
 @functools.cache
 def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _count_operations(a: torch.Size, b: torch.Size, *others: Any, **more: Any) -> int:
+    """Floating-point operations of A bᵀ, for `torch.utils.flop_counter`, which does not know the kernel."""
+    return 2 * a.numel() * b[0]
+
+
+if _has_onednn():
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)
 
 
 def _serves(*tensors: Tensor | None) -> bool:
