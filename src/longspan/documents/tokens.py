@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,14 @@ class Tokens:
         ids: (T,) int32 vocabulary indices.
         starts: (T,) int64: first character of each token; empty if offsets were not asked for.
         ends: (T,) int64: one past the last character of each token; empty likewise.
+        words: (T,) int64: word that each token is part of, as the tokenizer splits words, -1 for tokens that are
+            matched as units; empty if words were not asked for.
     """
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """First character and one past the last character of tokens `start` to `stop` (not included)."""
@@ -39,6 +42,7 @@ def tokenize(
     texts: Sequence[str],
     *,
     with_offsets: bool = True,
+    with_words: bool = False,
     segment_characters: int = SEGMENT_CHARACTERS,
 ) -> list[Tokens]:
     """Tokenize texts, each exactly once and in one batch, without special tokens, truncation or padding.
@@ -50,6 +54,7 @@ def tokenize(
         tokenizer: Tokenizer with truncation and padding switched off.
         texts: Texts of any length.
         with_offsets: Whether the tokens' characters are wanted (slower).
+        with_words: Whether the tokens' words are wanted, besides their characters.
         segment_characters: Length above which a text is cut.
 
     Returns:
@@ -65,7 +70,9 @@ def tokenize(
         segments.extend(text[start:stop] for start, stop in cuts)
     encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
     encodings = encode(segments, add_special_tokens=False)
-    parts = [_to_arrays(encoding, shift, with_offsets) for encoding, shift in zip(encodings, shifts, strict=True)]
+    parts = [
+        _to_arrays(encoding, shift, with_offsets, with_words) for encoding, shift in zip(encodings, shifts, strict=True)
+    ]
     results = []
     first = 0
     for count in counts:
@@ -91,13 +98,16 @@ def _last_cut(text: str, low: int, high: int) -> int:
     return high
 
 
-def _to_arrays(encoding: Encoding, shift: int, with_offsets: bool) -> Tokens:
+def _to_arrays(encoding: Encoding, shift: int, with_offsets: bool, with_words: bool) -> Tokens:
     ids = np.asarray(encoding.ids, np.int32)
     if not with_offsets:
         empty = np.empty(0, np.int64)
         return Tokens(ids, empty, empty)
     offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2) + shift
-    return Tokens(ids, offsets[:, 0], offsets[:, 1])
+    if not with_words:
+        return Tokens(ids, offsets[:, 0], offsets[:, 1])
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+    return Tokens(ids, offsets[:, 0], offsets[:, 1], words)
 
 
 def _join(parts: list[Tokens]) -> Tokens:
@@ -107,4 +117,14 @@ def _join(parts: list[Tokens]) -> Tokens:
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.starts for part in parts]),
         np.concatenate([part.ends for part in parts]),
+        _join_words([part.words for part in parts]),
     )
+
+
+def _join_words(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Words of the segments of a text, numbered through."""
+    joined, shift = [], 0
+    for words in parts:
+        joined.append(np.where(words >= 0, words + shift, words))
+        shift += int(words.max(initial=-1)) + 1
+    return np.concatenate(joined)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 from longspan.errors import InputError
 
 
@@ -47,3 +51,32 @@ def check_windows(capacity: int, overlap: int) -> None:
         raise InputError(
             f"overlap must be at least 0 and below the {capacity} tokens of a window. Received: overlap={overlap}"
         )
+
+
+def context_borders(windows: Sequence[tuple[int, int]]) -> list[float]:
+    """Where one window after the other has the most context.
+
+    A span of tokens from s to e (included) is best seen by the window whose centre is nearest, for there the lesser of
+    its left and right context is greatest. With windows of equal size a window that is nearest to a span holds it, if
+    any does.
+
+    Args:
+        windows: `(start, stop)` of each window, as `plan_windows` gives them.
+
+    Returns:
+        N + 1 ascending borders: window n is nearest to the spans with `borders[n] < s + e <= borders[n + 1]`.
+    """
+    centers = [start + stop - 1 for start, stop in windows]
+    between = [(left + right) / 2 for left, right in pairwise(centers)]
+    return [-math.inf, *between, math.inf]
+
+
+def owned_ranges(windows: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The tokens `(start, stop)` that each window sees with the most context; together they are all tokens, once."""
+    borders = context_borders(windows)
+    ranges = []
+    for index, (start, stop) in enumerate(windows):
+        first = start if index == 0 else math.floor(borders[index] / 2) + 1
+        last = stop if index == len(windows) - 1 else math.floor(borders[index + 1] / 2) + 1
+        ranges.append((first, last))
+    return ranges

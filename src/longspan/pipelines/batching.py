@@ -29,7 +29,12 @@ class Batch:
 
 
 def plan_batches(
-    lengths: Sequence[int], batch_tokens: int, *, fixed_shapes: bool = False, max_length: int | None = None
+    lengths: Sequence[int],
+    batch_tokens: int,
+    *,
+    fixed_shapes: bool = False,
+    max_length: int | None = None,
+    max_rows: int | None = None,
 ) -> list[Batch]:
     """Group sequences by length, longest first, so that no batch holds more than `batch_tokens` positions.
 
@@ -42,15 +47,18 @@ def plan_batches(
         fixed_shapes: Round S up to one of 16, 24, 32, 48, 64, 96, ... and B to that of a full batch, 8 or 1, so that
             few shapes occur.
         max_length: Most positions that the model takes.
+        max_rows: Most sequences of a batch; None for no limit but the budget.
 
     Returns:
         The batches; together they hold each index once.
 
     Raises:
-        InputError: `batch_tokens` is not positive.
+        InputError: `batch_tokens` or `max_rows` is not positive.
     """
     if batch_tokens < 1:
         raise InputError(f"batch_tokens must be at least 1. Received: batch_tokens={batch_tokens}")
+    if max_rows is not None and max_rows < 1:
+        raise InputError(f"batch_size must be at least 1. Received: batch_size={max_rows}")
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     batches = []
     start = 0
@@ -58,6 +66,7 @@ def plan_batches(
         longest = lengths[order[start]]
         length = round_length(longest, max_length) if fixed_shapes else longest
         num_rows = max(1, batch_tokens // max(1, length))
+        num_rows = num_rows if max_rows is None else min(num_rows, max_rows)
         indices = order[start : start + num_rows]
         start += num_rows
         if fixed_shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ from longspan.errors import InputError, missing_framework
 #: framework -> module here that holds its `EncoderBackend`
 _MODULES = {name: f"longspan.pipelines.backends.{name}" for name in ("torch", "flax", "keras")}
 _DTYPES = ("float32", "bfloat16", "float16")
+
+Inputs = Mapping[str, npt.NDArray[Any]]
 
 
 class Encoder(Protocol):
@@ -61,10 +64,56 @@ class Encoder(Protocol):
         ...
 
 
+class TaskModel(Protocol):
+    """A model with the head of a task on a device.
+
+    Attributes:
+        fixed_shapes: Whether every new shape costs a compilation, so that batches should come in few shapes.
+    """
+
+    fixed_shapes: ClassVar[bool]
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        ...
+
+    @property
+    def input_names(self) -> frozenset[str]:
+        """Names of the inputs that the model takes."""
+        ...
+
+    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch.
+
+        Args:
+            inputs: (B, S) arrays by name: `input_ids` and `attention_mask` (True at real tokens; rows without any fill
+                a batch up) always, others as `input_names` allows.
+            wanted: (B, P) tokens whose outputs are wanted; None for all.
+
+        Returns:
+            float32 arrays under the names that `longspan.tasks.TASKS` lists, `(B, ...)`.
+        """
+        ...
+
+
 def longest_input(config: Any) -> int | None:
     """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
     if config.model_type == "longformer":  # its position table begins with rows that no token has
         return int(config.max_length)
+    if config.model_type == "mega":  # chunks and rotary biases reach any length
+        is_bounded = config.relative_positional_bias == "simple" and not config.use_chunking
+        return int(config.bias_positions) if is_bounded else None
     limit: int | None = getattr(config, "max_position_embeddings", None)
     return limit
 
@@ -92,18 +141,62 @@ def load_encoder(
         InputError: there is no such framework, device or dtype.
         MissingFrameworkError: the framework is not installed.
     """
+    module = _import_backend(framework, dtype)
+    encoder: Encoder = module.EncoderBackend(
+        source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
+    )
+    return encoder
+
+
+def load_task_model(
+    framework: str,
+    model: Source | Any,
+    task: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+) -> TaskModel:
+    """Load the model of a task.
+
+    Args:
+        framework: `"torch"`, `"flax"` or `"keras"`.
+        model: Where the model is, or a model of that framework.
+        task: A key of `longspan.tasks.TASKS`.
+        device: Device in the framework's words; None chooses.
+        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
+        attn_implementation: Implementation of attention; None chooses.
+
+    Raises:
+        InputError: there is no such framework, device or dtype.
+        ConfigError: the family has no class for the task in this framework.
+        MissingFrameworkError: the framework is not installed.
+    """
+    module = _import_backend(framework, dtype)
+    task_model: TaskModel = module.TaskBackend(
+        model, task=task, device=device, dtype=dtype, attn_implementation=attn_implementation
+    )
+    return task_model
+
+
+def framework_of(model: object) -> str | None:
+    """Framework of a model of longspan; None if `model` is none."""
+    for base in type(model).__mro__:
+        parts = base.__module__.split(".")
+        if parts[:2] == ["longspan", "nn"] and parts[2] in _MODULES:
+            return parts[2]
+    return None
+
+
+def _import_backend(framework: str, dtype: str | None) -> Any:
     if framework not in _MODULES:
         raise InputError(f"framework must be one of {', '.join(_MODULES)}. Received: framework={framework!r}")
     if dtype is not None and dtype not in _DTYPES:
         raise InputError(f"dtype must be one of {', '.join(_DTYPES)}. Received: dtype={dtype!r}")
     try:
-        module = importlib.import_module(_MODULES[framework])
+        return importlib.import_module(_MODULES[framework])
     except ModuleNotFoundError as error:
         translated = missing_framework(f"framework={framework!r}", error)
         if translated is None:
             raise
         raise translated from None
-    encoder: Encoder = module.EncoderBackend(
-        source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
-    )
-    return encoder

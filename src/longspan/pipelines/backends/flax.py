@@ -1,7 +1,8 @@
-"""Batches of an encoder in JAX and Flax. XLA compiles one program a shape, so batches come in few shapes."""
+"""Batches of encoders and of models with heads in JAX and Flax. XLA compiles one program a shape, so shapes are few."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import jax
@@ -11,9 +12,11 @@ import numpy.typing as npt
 
 from longspan.auto import FlaxAutoModel
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
-from longspan.pipelines.backends import longest_input
+from longspan.models.registry import get_model_class
+from longspan.pipelines.backends import Inputs, longest_input
+from longspan.tasks import TASKS
 
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
@@ -99,6 +102,84 @@ class EncoderBackend:
             return pooled
         greatest = jnp.where(max_mask[:, :, None], states, -jnp.inf).max(axis=1, keepdims=True)
         return jnp.concatenate([pooled, greatest], axis=1)
+
+
+class TaskBackend:
+    """A model with the head of a task in Flax; see `longspan.pipelines.backends.TaskModel`.
+
+    Args:
+        model: Where the model is, or a model.
+        task: A key of `longspan.tasks.TASKS`.
+        device: As in `EncoderBackend`.
+        dtype: Type of the computation; None is float32, or that of a model that is given.
+        attn_implementation: Name of an implementation of attention; None chooses.
+
+    Attributes:
+        fixed_shapes: True: batches come in few shapes.
+        num_programs: Programs compiled so far.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    fixed_shapes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Source | Any,
+        *,
+        task: str,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+    ) -> None:
+        self._device = _device(device)
+        if isinstance(model, Source):
+            settings: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
+            model_type = PretrainedConfig.get_config_dict(model.name, **settings).get("model_type")
+            if attn_implementation is not None:
+                settings["attn_implementation"] = attn_implementation
+            model_class = get_model_class(model_type, task, "flax")
+            model = model_class.from_pretrained(model.name, dtype=jnp.dtype(dtype or "float32"), **settings)
+        self._model = model
+        self._params = jax.device_put(model.params, self._device)
+        self._outputs = tuple(TASKS[task].outputs)
+        self._has_choices = task == "multiple-choice"
+        self._program = jax.jit(self._run)
+        self.input_names = frozenset(inspect.signature(type(model).__call__).parameters)
+        self.num_programs = 0
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._model.config
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self._model.config)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
+        arrays = {name: array.astype(np.int32) for name, array in inputs.items()}
+        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self._device))
+        return {name: np.asarray(value) for name, value in outputs.items()}
+
+    def _run(self, params: Any, inputs: dict[str, jax.Array], wanted: jax.Array | None) -> dict[str, jax.Array]:
+        self.num_programs += 1  # runs when a shape is traced, not when its program runs
+        if self._has_choices:
+            inputs = {name: array[:, None] for name, array in inputs.items()}
+        outputs = self._model(**inputs, params=params)
+        results = {name: outputs[name].astype(jnp.float32) for name in self._outputs}
+        if wanted is None:
+            return results
+        rows = jnp.arange(wanted.shape[0])[:, None]
+        return {name: values[rows, wanted] for name, values in results.items()}
 
 
 def _device(name: str | None) -> jax.Device:

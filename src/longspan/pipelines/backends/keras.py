@@ -1,7 +1,9 @@
-"""Batches of an encoder in Keras 3. On TensorFlow one graph serves every shape."""
+"""Batches of encoders and of models with heads in Keras 3. On TensorFlow one graph serves every shape."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -13,12 +15,18 @@ from keras import ops
 
 from longspan.auto import TFAutoModel
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
-from longspan.pipelines.backends import longest_input
+from longspan.models.registry import get_model_class
+from longspan.pipelines.backends import Inputs, longest_input
+from longspan.tasks import TASKS
 
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
+
+#: Shape and type of each argument of a graph.
+Specs = Sequence[tuple[list[None], str]]
+_POOLING_SPECS: Specs = [([None] * 2, "int32"), ([None] * 2, "bool"), ([None] * 3, "float32"), ([None] * 2, "bool")]
 
 
 class EncoderBackend:
@@ -54,7 +62,7 @@ class EncoderBackend:
         if attn_implementation is not None:
             settings["attn_implementation"] = attn_implementation
         policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
-        with self._on_device():
+        with _on_device(self._device):
             self._model = TFAutoModel.from_pretrained(source.name, dtype=policy, **settings)
         self._programs: dict[bool, Any] = {}
 
@@ -71,8 +79,7 @@ class EncoderBackend:
     @property
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
-        on_accelerator = _accelerators() if self._device is None else not self._device.lower().startswith("cpu")
-        return _ACCELERATOR_BATCH_TOKENS if on_accelerator else _CPU_BATCH_TOKENS
+        return _batch_tokens(self._device)
 
     @property
     def num_programs(self) -> int:
@@ -90,17 +97,98 @@ class EncoderBackend:
         with_max = max_mask is not None
         if with_max not in self._programs:
             pool = partial(_pooled_states, self._model, with_max)
-            self._programs[with_max] = _make_graph(pool) if _is_tensorflow() else pool
+            self._programs[with_max] = _make_graph(pool, _POOLING_SPECS) if _is_tensorflow() else pool
         arrays = input_ids.astype(np.int32), attention_mask, weights, attention_mask if max_mask is None else max_mask
-        with self._on_device():
+        with _on_device(self._device):
             pooled = self._programs[with_max](*arrays)
         return np.asarray(ops.convert_to_numpy(pooled))
 
-    def _on_device(self) -> AbstractContextManager[Any]:
-        if self._device is None:
-            return nullcontext()
-        context: AbstractContextManager[Any] = keras.device(self._device)
-        return context
+
+class TaskBackend:
+    """A model with the head of a task in Keras; see `longspan.pipelines.backends.TaskModel`.
+
+    Args:
+        model: Where the model is, or a model.
+        task: A key of `longspan.tasks.TASKS`.
+        device: As in `EncoderBackend`.
+        dtype: Type of the computation; None is float32, or that of a model that is given.
+        attn_implementation: Name of an implementation of attention; None chooses.
+
+    Attributes:
+        fixed_shapes: False: one graph serves every shape.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    fixed_shapes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Source | Any,
+        *,
+        task: str,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+    ) -> None:
+        self._device = _check_device(device)
+        if isinstance(model, Source):
+            settings: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
+            model_type = PretrainedConfig.get_config_dict(model.name, **settings).get("model_type")
+            if attn_implementation is not None:
+                settings["attn_implementation"] = attn_implementation
+            policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
+            model_class = get_model_class(model_type, task, "keras")
+            with _on_device(self._device):
+                model = model_class.from_pretrained(model.name, dtype=policy, **settings)
+        self._model = model
+        self._outputs = tuple(TASKS[task].outputs)
+        self._has_choices = task == "multiple-choice"
+        self.input_names = frozenset(inspect.signature(model.call).parameters)
+        self._programs: dict[tuple[str, ...], Any] = {}
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._model.config
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self._model.config)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _batch_tokens(self._device)
+
+    @property
+    def num_programs(self) -> int:
+        """Graphs traced so far (TensorFlow)."""
+        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
+
+    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
+        names = tuple(inputs)
+        if names not in self._programs:
+            function = partial(_task_outputs, self._model, names, self._outputs, self._has_choices)
+            specs = [([None, None], "int32")] * len(names)
+            self._programs[names] = _make_graph(function, specs) if _is_tensorflow() else function
+        with _on_device(self._device):
+            outputs = self._programs[names](*(array.astype(np.int32) for array in inputs.values()))
+        arrays = (np.asarray(ops.convert_to_numpy(output)) for output in outputs)
+        if wanted is not None:
+            arrays = (array[np.arange(len(wanted))[:, None], wanted] for array in arrays)
+        return dict(zip(self._outputs, arrays, strict=True))
+
+
+def _task_outputs(
+    model: Any, names: tuple[str, ...], outputs: tuple[str, ...], has_choices: bool, *inputs: Any
+) -> list[Any]:
+    named = {name: array[:, None] if has_choices else array for name, array in zip(names, inputs, strict=True)}
+    results = model(named, training=False)
+    return [ops.cast(results[name], "float32") for name in outputs]
 
 
 def _pooled_states(model: Any, with_max: bool, input_ids: Any, attention_mask: Any, weights: Any, max_mask: Any) -> Any:
@@ -113,12 +201,22 @@ def _pooled_states(model: Any, with_max: bool, input_ids: Any, attention_mask: A
     return ops.concatenate([pooled, greatest], axis=1)
 
 
-def _make_graph(function: Any) -> Any:
-    """A TensorFlow graph of `function` that serves arrays of any shape."""
+def _on_device(name: str | None) -> AbstractContextManager[Any]:
+    if name is None:
+        return nullcontext()
+    context: AbstractContextManager[Any] = keras.device(name)
+    return context
+
+
+def _batch_tokens(device: str | None) -> int:
+    on_accelerator = _accelerators() if device is None else not device.lower().startswith("cpu")
+    return _ACCELERATOR_BATCH_TOKENS if on_accelerator else _CPU_BATCH_TOKENS
+
+
+def _make_graph(function: Any, specs: Specs) -> Any:
+    """A TensorFlow graph of `function` that serves arrays of any size; `specs` are their shapes and types."""
     import tensorflow as tf
 
-    rows, vectors = [None, None], [None, None, None]
-    specs = [(rows, "int32"), (rows, "bool"), (vectors, "float32"), (rows, "bool")]
     signature = [tf.TensorSpec(shape, dtype) for shape, dtype in specs]
     return tf.function(function, input_signature=signature, autograph=False)
 

@@ -1,7 +1,8 @@
-"""Batches of an encoder in PyTorch."""
+"""Batches of encoders and of models with heads in PyTorch."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from longspan.auto import AutoConfig, AutoModel
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
-from longspan.pipelines.backends import longest_input
+from longspan.models.registry import get_model_class
+from longspan.pipelines.backends import Inputs, longest_input
+from longspan.tasks import TASKS
 from longspan.to_long import to_long
 
 #: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
@@ -51,7 +54,7 @@ class EncoderBackend:
         max_length: int | None,
     ) -> None:
         self._device = _device(device)
-        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+        settings = _source_settings(source)
         limit = longest_input(AutoConfig.from_pretrained(source.name, **settings))
         if max_length is not None and limit is not None and max_length > limit:
             model = _lengthened(source, max_length, dtype)
@@ -97,6 +100,94 @@ class EncoderBackend:
             pooled = torch.cat([pooled, greatest], dim=1)
         vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
         return vectors
+
+
+class TaskBackend:
+    """A model with the head of a task in PyTorch; see `longspan.pipelines.backends.TaskModel`.
+
+    Args:
+        model: Where the model is, or a model, which is then moved to `device` if that is given, and evaluated.
+        task: A key of `longspan.tasks.TASKS`.
+        device: As in `EncoderBackend`; None leaves a model that is given where it is.
+        dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
+        attn_implementation: Name of an implementation of attention; None chooses.
+
+    Attributes:
+        fixed_shapes: False: any shape will do.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    fixed_shapes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Source | Any,
+        *,
+        task: str,
+        device: str | None,
+        dtype: str | None,
+        attn_implementation: str | None,
+    ) -> None:
+        if isinstance(model, Source):
+            settings = _source_settings(model)
+            if attn_implementation is not None:
+                settings["attn_implementation"] = attn_implementation
+            config = PretrainedConfig.get_config_dict(model.name, **_source_settings(model))
+            model_class = get_model_class(config.get("model_type"), task, "torch")
+            model = model_class.from_pretrained(model.name, **settings, dtype=dtype or "float32").to(_device(device))
+        else:
+            model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
+            model = model if device is None else model.to(_device(device))
+        self._model = model.eval()
+        self._device = next(model.parameters()).device
+        self._outputs = tuple(TASKS[task].outputs)
+        self._has_choices = task == "multiple-choice"
+        self.input_names = frozenset(inspect.signature(model.forward).parameters)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self._model.config
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self._model
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self._model.config)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    @torch.inference_mode()
+    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
+        tensors: dict[str, Any] = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+        if inputs["attention_mask"].all():
+            del tensors["attention_mask"]
+        if self._has_choices:
+            tensors = {name: tensor[:, None] for name, tensor in tensors.items()}
+        if "use_cache" in self.input_names:
+            tensors["use_cache"] = False
+        outputs = self._model(**tensors)
+        results = {}
+        for name in self._outputs:
+            values: Tensor = outputs[name]
+            if wanted is not None:
+                values = values[torch.arange(len(wanted))[:, None], torch.from_numpy(wanted)]
+            results[name] = values.float().cpu().numpy()
+        return results
+
+
+def _source_settings(source: Source) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
 
 
 def _lengthened(source: Source, max_length: int, dtype: str | None) -> Any:

@@ -1,0 +1,80 @@
+"""What the calls of a pipeline can be told, and how arguments are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self, get_args
+
+from longspan.errors import InputError
+from longspan.pipelines.text_splitter import OnLong
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of every task.
+
+    Attributes:
+        on_long: What to do with a text longer than `max_length`: `"window"` reads all of it in overlapping windows,
+            `"truncate"` reads its beginning, `"error"` raises.
+        stride: Tokens that a window shares with the one before it (as in the reference's tokenizers); default an eighth
+            of a window.
+        max_length: Most tokens of a window, special tokens included; default what model and tokenizer allow.
+        batch_tokens: Most positions of a batch, padding included; default what suits the device.
+        batch_size: Most rows of a batch; default what `batch_tokens` allows.
+        show_progress: Draw a bar with documents and tokens on the standard error stream.
+    """
+
+    on_long: OnLong = "window"
+    stride: int | None = None
+    max_length: int | None = None
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+    show_progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_long not in get_args(OnLong):
+            raise InputError(
+                f"on_long must be one of {', '.join(get_args(OnLong))}. Received: on_long={self.on_long!r}"
+            )
+
+    def updated(self, settings: Mapping[str, Any], task: str) -> Self:
+        """These options with some changed.
+
+        Args:
+            settings: Options by name; `truncation=True`, the reference's word for `on_long="truncate"`, is one too.
+            task: Name of the task, for errors.
+
+        Raises:
+            InputError: there is no such option, or its value breaks a rule.
+        """
+        settings = dict(settings)
+        if "truncation" in settings:
+            settings["on_long"] = _on_long(settings.pop("truncation"), settings.get("on_long", self.on_long))
+        known = [field.name for field in fields(self)]
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            raise InputError(
+                f"The options of {task} are {', '.join(known)}. Received: {unknown[0]}={settings[unknown[0]]!r}"
+            )
+        return replace(self, **settings)
+
+
+def _on_long(truncation: Any, otherwise: OnLong) -> OnLong:
+    if truncation in (True, "longest_first", "only_first"):
+        return "truncate"
+    if truncation in (False, None, "do_not_truncate"):
+        return otherwise
+    raise InputError(f"truncation must be True or False (see on_long for more). Received: truncation={truncation!r}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}. Received: {name}={value!r}")
+
+
+def check_at_least(name: str, value: int | None, least: int) -> None:
+    """Raise `InputError` if `value` is a number below `least`."""
+    if value is not None and value < least:
+        raise InputError(f"{name} must be at least {least}. Received: {name}={value}")

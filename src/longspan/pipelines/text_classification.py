@@ -1,0 +1,149 @@
+"""Text classification: labels of whole documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from longspan.documents.tokens import Tokens
+from longspan.errors import InputError
+from longspan.pipelines.base import Job, Pipeline, check_text
+from longspan.pipelines.frames import Row
+from longspan.pipelines.options import Options, check_at_least, check_choice
+from longspan.pipelines.scores import Floats, sigmoid, softmax
+
+WindowPooling = Literal["mean", "max", "weighted"]
+_FUNCTIONS = ("sigmoid", "softmax", "none")
+#: Stands for a `top_k` that was not given, which has its own form of output.
+_NOT_GIVEN = -1
+
+
+@dataclass(frozen=True)
+class TextClassificationOptions(Options):
+    """Options of text classification, besides those of every task.
+
+    Attributes:
+        top_k: How many labels to return, best first; None for all. Not given: the best one, without a list of its own.
+        function_to_apply: `"softmax"`, `"sigmoid"` or `"none"`; default as the model's `problem_type` and number of
+            labels ask for.
+        window_pooling: How the scores of windows become one: their `"mean"`, their `"max"`, or their mean `"weighted"`
+            by tokens.
+        return_windows: Add to each label `"windows"`, the characters `start` to `end` of each window and its score.
+    """
+
+    top_k: int | None = _NOT_GIVEN
+    function_to_apply: str | None = None
+    window_pooling: WindowPooling = "mean"
+    return_windows: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("window_pooling", self.window_pooling, get_args(WindowPooling))
+        if self.function_to_apply is not None:
+            check_choice("function_to_apply", self.function_to_apply.lower(), _FUNCTIONS)
+        if self.top_k != _NOT_GIVEN:
+            check_at_least("top_k", self.top_k, 1)
+
+
+class TextClassificationPipeline(Pipeline):
+    """Gives texts of any length labels with scores; see `Pipeline` for the arguments.
+
+    Inputs are strings, or dicts `{"text": ..., "text_pair": ...}`; a long `text` is read in windows, beside the whole
+    `text_pair`. Longformer's first token has global attention. Results are dicts `{"label": ..., "score": ...}`; with
+    `top_k` lists of them. As in the reference, one string without `top_k` gives a list of one dict.
+
+    Options: `TextClassificationOptions`.
+
+    Example:
+        >>> from longspan import pipeline
+        >>> classify = pipeline("text-classification", model="./my-longformer")  # doctest: +SKIP
+        >>> classify("A whole book ...")  # doctest: +SKIP
+        [{'label': 'POSITIVE', 'score': 0.98}]
+    """
+
+    task: ClassVar[str] = "text-classification"
+    options_class: ClassVar[type[Options]] = TextClassificationOptions
+
+    def __call__(self, inputs: Any, **settings: Any) -> Any:
+        """Classify; see `Pipeline.__call__`."""
+        result = super().__call__(inputs, **settings)
+        return [result] if isinstance(inputs, str) and "top_k" not in settings else result
+
+    def _texts(self, item: Any) -> list[str]:
+        if not isinstance(item, Mapping):
+            return [check_text(item)]
+        unknown = set(item) - {"text", "text_pair"}
+        if unknown or "text" not in item:
+            raise InputError(f"A pair of texts must have the keys text and text_pair. Received: {sorted(item)}")
+        texts = [check_text(item["text"])]
+        return [*texts, check_text(item["text_pair"], "text_pair")] if item.get("text_pair") is not None else texts
+
+    def _alignment(self, options: Options) -> dict[str, bool]:
+        return {"with_offsets": isinstance(options, TextClassificationOptions) and options.return_windows}
+
+    def _job(self, item: Any, tokens: list[Tokens], options: TextClassificationOptions) -> Job:
+        text = item if isinstance(item, str) else item["text"]
+        if len(tokens) == 1:
+            job = self._single_job(text, tokens[0], options)
+        else:
+            frame = self._frame(is_pair=True)
+            pair = tokens[1].ids
+            windows = self._windows(len(tokens[0].ids), frame.num_special + len(pair), options)
+            wrapped = [frame.wrap(tokens[0].ids[start:stop], pair) for start, stop in windows]
+            job = Job(text, tokens[0], windows, [row for row, _ in wrapped], wrapped[0][1][0])
+        job.rows = [replace(row, is_global=np.arange(len(row)) == 0) for row in job.rows]
+        return job
+
+    def _pick(self, outputs: dict[str, Floats], row: Row, job: Job, options: TextClassificationOptions) -> Floats:
+        logits = outputs["logits"]
+        name = options.function_to_apply.lower() if options.function_to_apply else _default_function(self.model.config)
+        if name == "none":
+            return logits.copy()
+        return softmax(logits) if name == "softmax" else sigmoid(logits)
+
+    def _finish(self, job: Job, picked: list[Floats], options: TextClassificationOptions) -> Any:
+        of_windows = np.stack(picked)
+        scores = pool_windows(of_windows, job.windows, options.window_pooling)
+        spans = [job.tokens.span(*window) if window[1] else (0, 0) for window in job.windows] \
+            if options.return_windows else []  # fmt: skip
+        results: list[dict[str, Any]] = []
+        for index in np.argsort(-scores, kind="stable")[: _number_of(options.top_k)].tolist():
+            result = {"label": self.model.config.id2label[index], "score": float(scores[index])}
+            if options.return_windows:
+                result["windows"] = [
+                    {"start": start, "end": end, "score": float(of_window[index])}
+                    for (start, end), of_window in zip(spans, of_windows, strict=True)
+                ]
+            results.append(result)
+        return results[0] if options.top_k == _NOT_GIVEN else results
+
+
+def pool_windows(scores: Floats, windows: list[tuple[int, int]], how: WindowPooling) -> Floats:
+    """Scores of a document from those of its windows.
+
+    Args:
+        scores: (W, N) scores of each window.
+        windows: Tokens `(start, stop)` of each window.
+        how: `"mean"`, `"max"`, or `"weighted"`: the mean weighted by tokens.
+
+    Returns:
+        (N,) scores.
+    """
+    if how == "max":
+        return np.asarray(scores.max(axis=0))
+    weights = np.array([max(1, stop - start) if how == "weighted" else 1 for start, stop in windows], np.float32)
+    return np.asarray((weights / weights.sum()) @ scores, np.float32)
+
+
+def _default_function(config: Any) -> str:
+    problem = config.problem_type
+    if problem == "regression":
+        return "none"
+    return "sigmoid" if problem == "multi_label_classification" or config.num_labels == 1 else "softmax"
+
+
+def _number_of(top_k: int | None) -> int | None:
+    return 1 if top_k == _NOT_GIVEN else top_k

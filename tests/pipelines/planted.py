@@ -1,0 +1,100 @@
+"""Long documents with something planted in them, and small models that are trained to find it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.tiny_encoder import POSITIONS, WORDS, make_plain_model, write_json
+
+import longspan
+from longspan import AutoTokenizer, BertConfig
+
+LABELS = ["O", "B-PER", "I-PER"]
+#: What is planted. Its words are several tokens each.
+NAME = "Zelda Quux"
+ANSWER = "vault seventy"
+_TASKS = {"token-classification": "BertForTokenClassification", "question-answering": "BertForQuestionAnswering",
+          "text-classification": "BertForSequenceClassification"}  # fmt: skip
+_ROWS = 16
+QUESTION = "where is the token?"
+
+
+def filler(count: int, seed: int) -> list[str]:
+    """Words without meaning, with line ends, punctuation and characters beyond ASCII among them."""
+    draw = random.Random(seed)
+    return draw.choices([*WORDS, "fog,", "bog\n", "é", "日", "  hmm.", "42"], k=count)
+
+
+def plant(words: list[str], phrase: str, place: int) -> tuple[str, int]:
+    """The text of `words` with `phrase` before word `place`, and the first character of the phrase."""
+    before = " ".join(words[:place]) + " "
+    return before + phrase + " " + " ".join(words[place:]), len(before)
+
+
+def train_finder(folder: Path, task: str, *, steps: int = 80) -> Path:
+    """A BERT of one layer and 64 positions that has learnt to find what is planted."""
+    make_plain_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    settings = {"id2label": dict(enumerate(LABELS))} if task == "token-classification" else {"num_labels": 2}
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=POSITIONS,
+        **settings,
+    )
+    torch.manual_seed(0)
+    model = getattr(longspan, _TASKS[task])(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        batch = _batch(tokenizer, task, step)
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    model.eval().save_pretrained(folder)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": POSITIONS})
+    return folder
+
+
+def _batch(tokenizer: Any, task: str, step: int) -> dict[str, torch.Tensor]:
+    """Short texts, some with the phrase, some with parts of it, some without."""
+    draw = random.Random(step)
+    phrase = ANSWER if task == "question-answering" else NAME
+    texts, spans = [], []
+    for row in range(_ROWS):
+        words = filler(draw.randint(2, 45), step * _ROWS + row)
+        text, start = plant(words, phrase, draw.randint(0, len(words))) if row % 4 else (" ".join(words), -1)
+        texts.append(text)
+        spans.append((start, start + len(phrase)))
+    questions = [QUESTION] * _ROWS if task == "question-answering" else None
+    first, second = (questions, texts) if questions else (texts, None)
+    batch = tokenizer(first, second, padding=True, truncation=True, max_length=POSITIONS, return_tensors="pt",
+                      return_offsets_mapping=True)  # fmt: skip
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")} | _labels(
+        batch, spans, task, sequence=0 if questions is None else 1
+    )
+
+
+def _labels(batch: Any, spans: list[tuple[int, int]], task: str, *, sequence: int) -> dict[str, torch.Tensor]:
+    if task == "text-classification":
+        return {"labels": torch.tensor([int(start >= 0) for start, _ in spans])}
+    labels = torch.zeros_like(batch["input_ids"])
+    for row, (start, end) in enumerate(spans):
+        offsets, of_row = batch["offset_mapping"][row].tolist(), batch.sequence_ids(row)
+        inside = [place for place, (first, last) in enumerate(offsets)
+                  if of_row[place] == sequence and 0 <= start <= first < last <= end]  # fmt: skip
+        labels[row, inside] = 2
+        labels[row, inside[:1]] = 1
+    if task == "token-classification":
+        return {"labels": labels.masked_fill(batch["attention_mask"] == 0, -100)}
+    first = [row.nonzero()[0].item() if row.any() else 0 for row in labels]
+    last = [row.nonzero()[-1].item() if row.any() else 0 for row in labels]
+    return {"start_positions": torch.tensor(first), "end_positions": torch.tensor(last)}
