@@ -14,6 +14,8 @@ _TASKS = {
     "text-classification": ("text_classification", "TextClassificationPipeline"),
     "token-classification": ("token_classification", "TokenClassificationPipeline"),
     "question-answering": ("question_answering", "QuestionAnsweringPipeline"),
+    "multiple-choice": ("multiple_choice", "MultipleChoicePipeline"),
+    "zero-shot-classification": ("zero_shot", "ZeroShotClassificationPipeline"),
     "fill-mask": ("fill_mask", "FillMaskPipeline"),
     "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
 }
@@ -23,6 +25,7 @@ _HEADS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
     "ForMaskedLM": "fill-mask",
     "Model": "feature-extraction",
 }
@@ -34,8 +37,9 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
 
     Args:
         task: `"text-classification"` (or `"sentiment-analysis"`), `"token-classification"` (or `"ner"`),
-            `"question-answering"`, `"fill-mask"` or `"feature-extraction"`; default what the model's class is for.
-        model: Directory or hub repository, or a loaded model of longspan.
+            `"question-answering"`, `"multiple-choice"`, `"fill-mask"`, `"feature-extraction"` or
+            `"zero-shot-classification"` (by embeddings); default what the model's class is for.
+        model: Directory or hub repository, or a loaded model of longspan. Only zero-shot classification has a default.
         tokenizer: A tokenizer, or where to load one from; default the model's.
         **arguments: See `longspan.pipelines.base.Pipeline` for `framework`, `device`, `dtype` and others, and the
             task's class for its options, which here hold for every call.
@@ -54,7 +58,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
         >>> tag = pipeline("ner", "./my-model", aggregation_strategy="simple", on_long="window")  # doctest: +SKIP
         >>> entities = tag(open("book.txt").read())  # doctest: +SKIP
     """
-    if model is None:
+    if model is None and task != "zero-shot-classification":
         raise InputError("model must be named: a directory, a hub repository or a loaded model. Received: model=None")
     if task is None:
         task = _task_of(model, arguments)

@@ -1,0 +1,129 @@
+"""Zero-shot classification by embeddings: labels that no model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from longspan.errors import InputError
+from longspan.pipelines.base import check_text
+from longspan.pipelines.pooling import normalize
+from longspan.pipelines.scores import softmax
+from longspan.pipelines.sentence_encoder import SentenceEncoder
+
+#: Cosines are multiplied by this before the softmax, as in the training of most sentence encoders.
+_SCALE = 20.0
+
+
+class ZeroShotClassificationPipeline:
+    """Gives texts of any length the labels whose descriptions mean most alike.
+
+    Text and labels become vectors of a `SentenceEncoder` (a long text the mean of its windows); the score of a label is
+    `softmax(20 · cosine)` over the labels, or with `multi_label` its cosine, at least 0. The reference's pipeline of
+    this name asks a model of entailment instead; arguments and results have the same form: `sequence`, and `labels`
+    with `scores`, best first.
+
+    Args:
+        model: Directory or hub repository of a sentence encoder; default the packaged all-MiniLM-L6-v2.
+        tokenizer: Must be None: a sentence encoder brings its own.
+        candidate_labels: Labels of calls that name none: a list, or words separated by commas.
+        hypothesis_template: What a label is put into before it is embedded; `{}` is its place.
+        multi_label: Score each label by itself.
+        on_long: See `SentenceEncoder.encode`.
+        **arguments: As for `SentenceEncoder`: `framework`, `device`, `dtype`, `max_length`, `batch_tokens` and others.
+
+    Raises:
+        InputError: an argument breaks a rule.
+
+    Example:
+        >>> from longspan import pipeline
+        >>> classify = pipeline("zero-shot-classification", candidate_labels=["cooking", "law"])
+        >>> classify("Simmer the onions for ten minutes.")["labels"][0]
+        'cooking'
+    """
+
+    task = "zero-shot-classification"
+
+    def __init__(
+        self,
+        model: Any = None,
+        tokenizer: Any = None,
+        *,
+        candidate_labels: str | list[str] | None = None,
+        hypothesis_template: str = "This text is about {}.",
+        multi_label: bool = False,
+        on_long: Any = "window",
+        **arguments: Any,
+    ) -> None:
+        if tokenizer is not None:
+            raise InputError(f"tokenizer must be None: a sentence encoder brings its own. Received: {tokenizer!r}")
+        self.encoder = SentenceEncoder(model, **arguments)
+        self.framework = self.encoder.framework
+        self._defaults = {
+            "candidate_labels": candidate_labels,
+            "hypothesis_template": hypothesis_template,
+            "multi_label": multi_label,
+            "on_long": on_long,
+        }
+
+    def __call__(
+        self, sequences: str | Iterable[str], candidate_labels: str | list[str] | None = None, **settings: Any
+    ) -> Any:
+        """Classify.
+
+        Args:
+            sequences: One text, a list of them, or any other iterable.
+            candidate_labels: The labels; default those of the constructor.
+            **settings: `hypothesis_template`, `multi_label`, `on_long` for this call.
+
+        Returns:
+            The result of one text; a list for a list; a generator for other iterables.
+
+        Raises:
+            InputError: an argument breaks a rule.
+        """
+        unknown = [name for name in settings if name not in self._defaults]
+        if unknown:
+            raise InputError(f"The options of {self.task} are {', '.join(self._defaults)}. Received: {unknown[0]}")
+        options = {**self._defaults, **settings}
+        labels = _read_labels(options["candidate_labels"] if candidate_labels is None else candidate_labels)
+        results = self._results([sequences] if isinstance(sequences, str) else sequences, labels, options)
+        if isinstance(sequences, str):
+            return next(results)
+        return list(results) if isinstance(sequences, list | tuple) else results
+
+    def _results(
+        self, sequences: Iterable[str], labels: list[str], options: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        template = options["hypothesis_template"]
+        if "{}" not in template:
+            raise InputError(f"hypothesis_template must hold {{}}. Received: hypothesis_template={template!r}")
+        of_labels = normalize(self.encoder.encode([template.format(label) for label in labels], normalize=True))
+        texts = [sequences] if isinstance(sequences, str) else sequences
+        kept: list[str] = []  # texts that the encoder has read ahead
+        vectors = self.encoder.encode_iter(_remember(texts, kept), normalize=True, on_long=options["on_long"])
+        for vector in vectors:
+            cosines = of_labels @ vector
+            scores = np.maximum(cosines, 0) if options["multi_label"] else softmax(np.float32(_SCALE) * cosines)
+            order = np.argsort(-scores, kind="stable")
+            yield {
+                "sequence": kept.pop(0),
+                "labels": [labels[index] for index in order],
+                "scores": [float(scores[index]) for index in order],
+            }
+
+
+def _remember(texts: Iterable[str], kept: list[str]) -> Iterator[str]:
+    for text in texts:
+        kept.append(check_text(text))
+        yield text
+
+
+def _read_labels(labels: Any) -> list[str]:
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",") if label.strip()]
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"candidate_labels must be at least one label. Received: candidate_labels={labels!r}")
+    return list(labels)

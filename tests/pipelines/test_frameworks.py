@@ -1,0 +1,86 @@
+"""The same task and weights give equal results in all three frameworks, in batches of few shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.pipelines.task_models import TEXTS, make_task_model
+
+from longspan import pipeline
+from longspan.errors import InputError
+
+LONG = " ".join(TEXTS * 8)
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "text-classification": ([*TEXTS, LONG, {"text": LONG, "text_pair": TEXTS[0]}], {"top_k": None}),
+    "token-classification": ([*TEXTS, LONG], {"aggregation_strategy": "average"}),
+    "question-answering": ([{"question": "Who wrote it?", "context": text} for text in (TEXTS[0], LONG)], {"top_k": 3}),
+    "fill-mask": (["The [MASK] program.", LONG + " [MASK] and [MASK]"], {"top_k": 3}),
+    "multiple-choice": ([{"prompt": TEXTS[0], "choices": ["Yes, she did.", "No."]},
+                         {"prompt": LONG, "choices": ["a", "b", "in London"]}], {}),
+    "feature-extraction": ([*TEXTS[:2], LONG], {}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("frameworks")
+    return {task: make_task_model(root / task, task, "wordpiece", minilm_dir) for task in CASES}
+
+
+def close(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key in theirs:
+            close(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for mine, other in zip(ours, theirs, strict=True):
+            close(mine, other)
+    elif isinstance(theirs, float):
+        assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+@pytest.mark.parametrize("task", CASES)
+def test_equal_results(folders: dict[str, Path], task: str, framework: str) -> None:
+    inputs, settings = CASES[task]
+    expected = pipeline(task, folders[task])(inputs, **settings)
+    other = pipeline(task, folders[task], framework=framework)
+    assert other.framework == framework
+    close(other(inputs, **settings), expected)
+    close(other(inputs, **settings, batch_tokens=400), expected)
+
+
+def test_few_programs_are_compiled(folders: dict[str, Path]) -> None:
+    run = pipeline("text-classification", folders["text-classification"], framework="flax")
+    texts = ["word " * count for count in range(1, 100)]
+    run(texts)
+    first = run.model.num_programs
+    assert first <= 10, "one of few lengths, and batches of 8, 1 or full ones"
+    run(texts[3:50])
+    assert run.model.num_programs <= first + 4
+
+
+@pytest.mark.parametrize("name", ["pt", "tf", "jax"])
+def test_the_references_names_of_frameworks(folders: dict[str, Path], name: str) -> None:
+    run = pipeline("text-classification", folders["text-classification"], framework=name)
+    assert run.framework == {"pt": "torch", "tf": "keras", "jax": "flax"}[name]
+
+
+def test_loaded_models(folders: dict[str, Path]) -> None:
+    from longspan import AutoTokenizer, BertForSequenceClassification
+
+    folder = folders["text-classification"]
+    model = BertForSequenceClassification.from_pretrained(folder)
+    loaded = pipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    assert loaded(TEXTS) == pipeline("sentiment-analysis", folder)(TEXTS)
+    with pytest.raises(InputError, match="tokenizer must be given with a loaded model. Received: tokenizer=None"):
+        pipeline("text-classification", model)
+    with pytest.raises(InputError, match="framework must be that of the model, 'torch'. Received: framework='flax'"):
+        pipeline("text-classification", model, folder, framework="flax")
+    with pytest.raises(InputError, match="model must be a directory, a hub repository or a model of longspan"):
+        pipeline("text-classification", object())
