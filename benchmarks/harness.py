@@ -170,14 +170,15 @@ def peak_memory(run: Callable[[], Any]) -> int:
     """Bytes by which the resident memory of this process rises at most during one run."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
-    before = _status("VmRSS")
+    before = status("VmRSS")
     result = run()
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     del result
     return max(0, peak - before)
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """A line of this process's status in bytes: VmRSS, resident memory; VmHWM, the most that it was."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
