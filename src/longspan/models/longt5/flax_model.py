@@ -15,6 +15,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.nn.initializers import normal
 
+from longspan.generation.flax_mixin import FlaxGenerationMixin
+from longspan.generation.flax_steppers import SourceStepper
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.flax_base import FlaxLongT5PreTrainedModel
 from longspan.models.longt5.flax_decoder import FlaxLongT5Decoder
@@ -258,7 +260,7 @@ class FlaxLongT5Model(FlaxLongT5PreTrainedModel):
     module_class: ClassVar[type[nn.Module]] = FlaxLongT5Module
 
 
-class FlaxLongT5ForConditionalGeneration(FlaxLongT5PreTrainedModel):
+class FlaxLongT5ForConditionalGeneration(FlaxGenerationMixin, FlaxLongT5PreTrainedModel):
     """LongT5 with a projection of the decoder's states onto the vocabulary.
 
     Calls return `FlaxSeq2SeqLMOutput`, and `decode` `FlaxCausalLMOutputWithCrossAttentions`.
@@ -282,3 +284,9 @@ class FlaxLongT5ForConditionalGeneration(FlaxLongT5PreTrainedModel):
     """
 
     module_class: ClassVar[type[nn.Module]] = FlaxLongT5ForConditionalGenerationModule
+
+    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> SourceStepper:
+        """What runs the model during `generate`."""
+        batch, source = inputs["input_ids"].shape
+        shapes = self._cache_shapes(batch, room, source)
+        return SourceStepper(self.module, params, inputs, shapes, rows, self.config.attn_implementation)

@@ -100,6 +100,17 @@ class FlaxPreTrainedModel:
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
 
+    def _load_extra(self, source: Source) -> None:
+        """Load what a class keeps beside weights and configuration."""
+
+    def _extra_files(self) -> dict[str, bytes]:
+        """Files that a class keeps beside weights and configuration, by name."""
+        return {}
+
+    def can_generate(self) -> bool:
+        """True if the model has `generate`."""
+        return False
+
     # -- parameters -----------------------------------------------------------------------------------------------
 
     @property
@@ -237,7 +248,8 @@ class FlaxPreTrainedModel:
         return output, thaw(changed["cache"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_compiled", "_recipes")}
+        programs = ("_compiled", "_compiled_generation", "_recipes")
+        return {name: value for name, value in vars(self).items() if name not in programs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -335,6 +347,7 @@ class FlaxPreTrainedModel:
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
                 dtype=None if param_dtype == "auto" else as_float_dtype(param_dtype),
             )
+        model._load_extra(source)
         if not do_init:
             return model, params
         model._is_initialized, model._params = True, params
@@ -387,7 +400,7 @@ class FlaxPreTrainedModel:
         save_checkpoint(
             Path(save_directory),
             tensors_to_save(tree, self.raw_parameters),
-            files={CONFIG_NAME: config.to_json_string().encode()},
+            files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
 

@@ -1,0 +1,326 @@
+"""The method `generate` of Flax models.
+
+Axes: B prompts, P tokens of a prompt, S source tokens, L tokens of a row, R returned rows.
+
+The encoder, the prompt and the loop over tokens are one program of XLA, a pure function of parameters, inputs and
+random key. Called outside of `jax.jit`, inputs and lengths are padded up to buckets (`longspan.nn.flax.buckets`), so
+that one program serves many lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from longspan.errors import InputError
+from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
+from longspan.generation.flax_rules import Rules, Text
+from longspan.generation.flax_search import Search
+from longspan.generation.stored import StoredGenerationConfig
+from longspan.model_output import ModelOutput
+from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens
+from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
+from longspan.nn.flax.outputs import model_output
+
+#: tokens that are generated if nothing is said about lengths
+_DEFAULT_NEW_TOKENS = 20
+#: settings that need to look at every step from outside of the program, with the value that switches each off
+_NEEDS_STEPS: dict[str, Any] = {
+    "max_time": None,
+    "stop_strings": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_scores": False,
+    "output_logits": None,
+}
+
+
+@model_output
+class FlaxGenerateOutput(ModelOutput):
+    """`sequences` (R, L), prompts included; of beam search also the final `scores` (R,)."""
+
+    sequences: Array | None = None
+    scores: Array | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of a call.
+
+    Attributes:
+        prompt: Tokens of the decoder's prompt.
+        least: Tokens of a row at least, prompt included.
+        greatest: Tokens of a row at most.
+        first: Column of the first token; padding lies before it.
+        room: Columns.
+    """
+
+    prompt: int
+    least: int
+    greatest: int
+    first: int
+    room: int
+
+
+class FlaxGenerationMixin(StoredGenerationConfig):
+    """Gives a Flax model with a language modelling head the method `generate`."""
+
+    def max_positions(self) -> int | None:
+        """Tokens of a row at most, or None if the model has no limit."""
+        return None
+
+    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
+        """What runs the model, see `longspan.generation.flax_steppers`."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it makes one step")
+
+    def generate(
+        self,
+        input_ids: Any,
+        generation_config: GenerationConfig | None = None,
+        prng_key: Array | None = None,
+        trace: bool = True,
+        params: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> FlaxGenerateOutput:
+        """Continue prompts, or write what an encoder's input asks for.
+
+        Args:
+            input_ids: Ids of the prompts or of the encoder's input, (B, P), padding on either side.
+            generation_config: Settings; those it leaves open are the model's (`model.generation_config`).
+            prng_key: Random key of sampling; default `jax.random.PRNGKey(0)`.
+            trace: False runs every operation by itself, to look into them.
+            params: Parameters; default: the model's own.
+            **kwargs: Settings of `GenerationConfig`, which win over `generation_config`; `attention_mask` (B, P), 0 at
+                padding (default: what `pad_token_id` tells); with an encoder, `decoder_input_ids` (B, T), what the
+                decoder begins with.
+
+        Returns:
+            `sequences` (R, L): for a causal model the prompts, their padding moved to the left, and what follows. Rows
+            that ended early are filled with `pad_token_id`. Inside of `jax.jit` they are as long as the greatest
+            length; elsewhere they end with the longest row.
+
+        Raises:
+            ConfigError: a setting breaks a rule.
+            InputError: an input breaks a rule, is not known, or leaves nothing to generate; or a setting needs to look
+                at every step (`max_time`, `stop_strings`, outputs of steps).
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from longspan import FlaxLongT5ForConditionalGeneration, LongT5Config
+            >>> config = LongT5Config(d_model=32, d_kv=8, num_heads=2, d_ff=64, num_layers=1)
+            >>> model = FlaxLongT5ForConditionalGeneration(config)
+            >>> model.generate(jnp.array([[100, 19, 3, 1]]), max_new_tokens=3, min_new_tokens=3).sequences.shape
+            (1, 4)
+        """
+        config, inputs = self._split(generation_config, kwargs)
+        exact = is_traced(input_ids, inputs, params, prng_key)
+        arrays, lengths = self._prepare(config, as_indices(input_ids, name="input_ids"), inputs, exact=exact)
+        search = self._make_search(config)
+        numbers = {name: getattr(lengths, name) for name in ("prompt", "least", "greatest", "first")}
+        with contextlib.nullcontext() if trace else jax.disable_jit():
+            ids, end, scores = self._generation_program(
+                self.params if params is None else params,  # type: ignore[attr-defined]
+                jax.random.PRNGKey(0) if prng_key is None else prng_key,
+                arrays,
+                {name: jnp.int32(number) for name, number in numbers.items()},
+                search=search,
+                room=lengths.room,
+                fingerprint=self._fingerprint(),  # type: ignore[attr-defined]
+            )
+        ids = ids[:, lengths.first :] if exact else ids[:, lengths.first : int(end)]
+        return FlaxGenerateOutput(sequences=ids, scores=scores if search.num_beams > 1 else None)
+
+    # -- the program ------------------------------------------------------------------------------------------------
+
+    @property
+    def _generation_program(self) -> Any:
+        """The compiled program; made when it is first used, since it cannot be pickled with the model."""
+        program = vars(self).get("_compiled_generation")
+        if program is None:
+            program = jax.jit(self._generate, static_argnames=("search", "room", "fingerprint"))
+            self._compiled_generation = program
+        return program
+
+    def _generate(
+        self,
+        params: Any,
+        key: Array,
+        arrays: dict[str, Array],
+        numbers: dict[str, Array],
+        *,
+        search: Search,
+        room: int,
+        fingerprint: Any,
+    ) -> tuple[Array, Array, Array]:
+        del fingerprint
+        stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
+        logits, cache = stepper.begin()
+        source = arrays["input_ids"] if search.rules.reads_source else None
+        prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
+        ids = jnp.pad(prompts, ((0, 0), (0, room - prompts.shape[1])), constant_values=search.pad)
+        text = Text(
+            ids=jnp.repeat(ids, search.rows, axis=0),
+            first=numbers["first"],
+            length=numbers["first"] + numbers["prompt"],
+            prompt=numbers["prompt"],
+            least=numbers["least"],
+            greatest=numbers["greatest"],
+            source=source,
+            source_mask=arrays["is_there"] if search.rules.reads_source else None,
+        )
+        return search.run(text, logits, cache, stepper.step, key)
+
+    # -- settings and inputs ----------------------------------------------------------------------------------------
+
+    def _split(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Tell settings from inputs of the model, and combine the settings."""
+        own = {name: kwargs.pop(name) for name in list(kwargs) if GenerationConfig.is_setting(name)}
+        has_encoder = self.config.is_encoder_decoder
+        known = {"attention_mask", "decoder_input_ids"} if has_encoder else {"attention_mask"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise InputError(
+                f"generate takes settings of GenerationConfig and, of inputs, {', '.join(sorted(known))}. "
+                f"Received as well: {', '.join(unknown)}"
+            )
+        config = self.generation_config
+        config = config.over(config) if generation_config is None else generation_config.over(config)
+        config.update(**own)
+        for name, off in _NEEDS_STEPS.items():
+            if getattr(config, name) not in (off, False):
+                raise InputError(
+                    f"{name} needs to look at every step, and Flax models generate in one program; use the PyTorch "
+                    f"model. Received: {name}={getattr(config, name)!r}"
+                )
+        useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
+        if useless and not config.do_sample:
+            warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=3)
+        return config, {name: value for name, value in kwargs.items() if value is not None}
+
+    def _make_search(self, config: GenerationConfig) -> Search:
+        return Search(
+            rules=Rules.from_config(config),
+            rows=config.num_beams if config.num_beams > 1 else config.num_return_sequences,
+            returned=config.num_return_sequences,
+            num_beams=config.num_beams,
+            length_penalty=config.length_penalty,
+            early_stopping=config.early_stopping,
+            pad=_pad_id(config),
+        )
+
+    def _prepare(
+        self, config: GenerationConfig, ids: Any, inputs: dict[str, Any], *, exact: bool
+    ) -> tuple[dict[str, Any], Lengths]:
+        """Arrays of the program, and its lengths."""
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise InputError(f"input_ids must have the shape (batch, tokens), with a token. Received: {ids.shape}")
+        check_ids(ids, self.config.vocab_size, name="input_ids", limit_name="vocab_size")  # type: ignore[attr-defined]
+        mask = _mask(config, ids, inputs.get("attention_mask"))
+        length = ids.shape[1]
+        pad = partial(pad_tokens, length=length if exact else bucket(length))
+        if self.config.is_encoder_decoder:
+            arrays = {"input_ids": pad(ids), "attention_mask": pad(mask), "is_there": pad(ids == ids)}
+            start = self._decoder_prompt(config, ids.shape[0], inputs.get("decoder_input_ids"))
+            lengths = self._lengths(config, start.shape[1], width=start.shape[1], exact=exact)
+            return {**arrays, "decoder_input_ids": start}, lengths
+        ids, mask = _align_right(ids, mask)
+        # reversed, what pads the end pads the beginning
+        parts = {"input_ids": ids, "attention_mask": mask, "is_there": ids == ids}
+        arrays = {name: pad(part[:, ::-1])[:, ::-1] for name, part in parts.items()}
+        return arrays, self._lengths(config, length, width=arrays["input_ids"].shape[1], exact=exact)
+
+    def _decoder_prompt(self, config: GenerationConfig, batch: int, ids: Any) -> Any:
+        """The start token, and what the decoder is to begin with behind it."""
+        candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
+        start = next((token for token in candidates if token is not None), None)
+        if start is None:
+            raise InputError("a decoder with an encoder needs decoder_start_token_id. Received: None")
+        first = np.full((batch, 1), start, np.int32)
+        if ids is None:
+            return first
+        ids = as_indices(ids, name="decoder_input_ids")
+        check_shape(ids[:, 0], (batch,), name="decoder_input_ids", axes="(batch,) of input_ids, then tokens,")
+        if values_visible(ids) and bool((np.asarray(ids)[:, 0] == start).any()):
+            return ids
+        return jnp.concatenate([first, ids], axis=1)
+
+    def _lengths(self, config: GenerationConfig, prompt: int, *, width: int, exact: bool) -> Lengths:
+        limit = self.max_positions()
+        greatest = _greatest_length(config, prompt, limit)
+        least = config.min_length if config.min_new_tokens is None else prompt + config.min_new_tokens
+        if least > greatest:
+            raise InputError(
+                "the least length must not exceed the greatest. Received: "
+                f"min_length={config.min_length}, min_new_tokens={config.min_new_tokens}, but at most {greatest} "
+                f"tokens with a prompt of {prompt}"
+            )
+        new = greatest - prompt
+        return Lengths(prompt, least, greatest, first=width - prompt, room=width + (new if exact else bucket(new)))
+
+
+def _greatest_length(config: GenerationConfig, prompt: int, limit: int | None) -> int:
+    """Tokens of a row at most, prompt included."""
+    if limit is not None and prompt >= limit:
+        raise InputError(
+            f"the prompt must be shorter than the model's {limit} positions, so that something can be generated. "
+            f"Received: {prompt} tokens"
+        )
+    if config.max_new_tokens is not None:
+        length = prompt + config.max_new_tokens
+    elif config.was_given("max_length"):
+        length = config.max_length
+        if prompt >= length:
+            raise InputError(
+                "max_length counts the prompt and must exceed it; use max_new_tokens to count new tokens only. "
+                f"Received: max_length={length}, a prompt of {prompt} tokens"
+            )
+    else:
+        length = min(prompt + _DEFAULT_NEW_TOKENS, prompt + _DEFAULT_NEW_TOKENS if limit is None else limit)
+    if limit is not None and length > limit:
+        warnings.warn(
+            f"the model has {limit} positions: after a prompt of {prompt} tokens it can generate {limit - prompt}, not "
+            f"{length - prompt}",
+            stacklevel=5,
+        )
+        length = limit
+    return length
+
+
+def _mask(config: GenerationConfig, ids: Any, given: Any) -> Any:
+    """Boolean mask of real tokens: as given, or where there is padding that does not also end rows."""
+    if given is not None:
+        check_shape(as_array(given), tuple(ids.shape), name="attention_mask", axes="(batch, tokens)")
+        mask = as_array(given) != 0
+    else:
+        pad = config.pad_token_id
+        mask = ids == ids if pad is None or pad in config.eos_token_ids else ids != pad
+    if values_visible(mask) and not np.asarray(mask).any(axis=1).all():
+        empty = np.flatnonzero(~np.asarray(mask).any(axis=1)).tolist()
+        raise InputError(f"each prompt must have a token that attention_mask keeps. Received: none in rows {empty}")
+    return mask
+
+
+def _align_right(ids: Any, mask: Any) -> tuple[Any, Any]:
+    """Shift rows with padding at the right, so that their last token is real."""
+    width = ids.shape[1]
+    xp = np if values_visible(mask) and values_visible(ids) else jnp
+    ids, mask = xp.asarray(ids), xp.asarray(mask)
+    trailing = mask[:, ::-1].argmax(axis=1)[:, None]
+    source = (xp.arange(width) - trailing) % width
+    return xp.take_along_axis(ids, source, axis=1), xp.take_along_axis(mask, source, axis=1)
+
+
+def _pad_id(config: GenerationConfig) -> int:
+    """What fills rows that ended: padding, else the end token; 0 where rows only end together."""
+    return config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)

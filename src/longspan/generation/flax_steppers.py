@@ -1,0 +1,142 @@
+"""Models at work during generation, in JAX: reading the prompts, then one token of every row at a time.
+
+Axes: B prompts, K rows of each, R = B·K rows, P tokens of a prompt, L room for ids, S source tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from longspan.nn.flax.cache import empty_cache
+
+#: leaves of a cache with one entry for each row; those of the source have one for each prompt
+_OF_ROWS = ("cached_key", "cached_value")
+
+
+@dataclass(frozen=True)
+class SourceStepper:
+    """A decoder that attends to an encoder's states; the rows of a prompt share one copy of them.
+
+    Attributes:
+        module: Has `encode` and `decode`.
+        params: Its parameters.
+        inputs: `input_ids` and `attention_mask` (B, S) of the source, `decoder_input_ids` (B, P).
+        cache: Shapes of a cache of B rows.
+        rows: K.
+        implementation: How the encoder attends.
+    """
+
+    module: nn.Module
+    params: Any
+    inputs: Mapping[str, Array]
+    cache: Any
+    rows: int
+    implementation: str
+
+    def begin(self) -> tuple[Array, Any]:
+        """Read the source and the prompts: logits (R, V) of what follows, and the cache."""
+        encoded = self.module.apply(
+            {"params": self.params},
+            self.inputs["input_ids"],
+            self.inputs["attention_mask"],
+            implementation=self.implementation,
+            method="encode",
+        )
+        states = encoded.last_hidden_state
+        logits, cache = self._decode(self.inputs["decoder_input_ids"], states, empty_cache(self.cache), "write")
+        return jnp.repeat(logits, self.rows, axis=0), _repeat_rows(cache, self.rows)
+
+    def step(self, cache: Any, tokens: Array, position: Array, origin: Array | None) -> tuple[Array, Any]:
+        """Logits (R, V) that follow the tokens (R,), and the cache."""
+        del position  # the cache counts
+        # the source is read from the cache
+        states = jnp.zeros((self.inputs["input_ids"].shape[0], 1, 1))
+        return self._decode(tokens[:, None], states, _reorder(cache, origin), "read")
+
+    def _decode(self, ids: Array, states: Array, cache: Any, source: str) -> tuple[Array, Any]:
+        output, changed = self.module.apply(
+            {"params": self.params, "cache": cache},
+            ids,
+            states,
+            self.inputs["attention_mask"],
+            source=source,
+            method="decode",
+            mutable=["cache"],
+        )
+        return output.logits[:, -1].astype(jnp.float32), {**cache, **changed["cache"]}
+
+
+@dataclass(frozen=True)
+class CausalStepper:
+    """A causal decoder. Positions count real tokens, so that padding before a prompt changes nothing.
+
+    Attributes:
+        module: Takes `attention_mask`, `position_ids` and a cache.
+        params: Its parameters.
+        inputs: `input_ids` and `attention_mask` (B, P), padding on the left.
+        cache: Shapes of a cache of B rows.
+        rows: K.
+        room: L.
+    """
+
+    module: nn.Module
+    params: Any
+    inputs: Mapping[str, Array]
+    cache: Any
+    rows: int
+    room: int
+
+    def begin(self) -> tuple[Array, Any]:
+        """Read the prompts: logits (R, V) of what follows, and the cache."""
+        mask = self.inputs["attention_mask"]
+        positions = jnp.maximum(mask.cumsum(axis=1) - 1, 0)
+        logits, cache = self._decode(self.inputs["input_ids"], positions, self._mask(), empty_cache(self.cache), "auto")
+        return jnp.repeat(logits, self.rows, axis=0), _repeat_rows(cache, self.rows)
+
+    def step(self, cache: Any, tokens: Array, position: Array, origin: Array | None) -> tuple[Array, Any]:
+        """Logits (R, V) that follow the tokens (R,), and the cache."""
+        mask = self.inputs["attention_mask"]
+        real = jnp.repeat(mask.sum(axis=1), self.rows)
+        positions = real + position - mask.shape[1]
+        mask = jnp.repeat(self._mask(), self.rows, axis=0)
+        # one query: nothing is gained by going head by head
+        return self._decode(tokens[:, None], positions[:, None], mask, _reorder(cache, origin), "eager")
+
+    def _mask(self) -> Array:
+        """(B, L): what follows a prompt is real."""
+        mask = self.inputs["attention_mask"]
+        return jnp.pad(mask, ((0, 0), (0, self.room - mask.shape[1])), constant_values=True)
+
+    def _decode(self, ids: Array, positions: Array, mask: Array, cache: Any, implementation: str) -> tuple[Array, Any]:
+        output, changed = self.module.apply(
+            {"params": self.params, "cache": cache},
+            ids,
+            mask,
+            position_ids=positions,
+            implementation=implementation,
+            mutable=["cache"],
+        )
+        return output.logits[:, -1].astype(jnp.float32), changed["cache"]
+
+
+def _repeat_rows(cache: Any, times: int) -> Any:
+    """B rows -> R rows, copies next to each other."""
+    return _on_rows(cache, lambda leaf: jnp.repeat(leaf, times, axis=0))
+
+
+def _reorder(cache: Any, origin: Array | None) -> Any:
+    """Go on with other rows, given by their index (R,)."""
+    return cache if origin is None else _on_rows(cache, lambda leaf: leaf[origin])
+
+
+def _on_rows(cache: Any, function: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(leaf) if getattr(path[-1], "key", None) in _OF_ROWS else leaf, cache
+    )
