@@ -107,6 +107,7 @@ def make_model(family: str, length: int) -> torch.nn.Module:
                 dropout_prob=0.0,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
+                nffn_activation_dropout_prob=0.0,
                 initializer_range=0.05,
                 pad_token_id=0,
             )
