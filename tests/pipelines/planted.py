@@ -13,9 +13,9 @@ import longspan
 from longspan import AutoTokenizer, BertConfig
 
 LABELS = ["O", "B-PER", "I-PER"]
-#: What is planted. Its words are several tokens each.
+#: What is planted: words of several tokens each, and words that are one token.
 NAME = "Zelda Quux"
-ANSWER = "vault seventy"
+ANSWER = "Python error"
 _TASKS = {"token-classification": "BertForTokenClassification", "question-answering": "BertForQuestionAnswering",
           "text-classification": "BertForSequenceClassification"}  # fmt: skip
 _ROWS = 16
@@ -25,7 +25,8 @@ QUESTION = "where is the token?"
 def filler(count: int, seed: int) -> list[str]:
     """Words without meaning, with line ends, punctuation and characters beyond ASCII among them."""
     draw = random.Random(seed)
-    return draw.choices([*WORDS, "fog,", "bog\n", "é", "日", "  hmm.", "42"], k=count)
+    words = [word for word in WORDS if word not in ANSWER.lower()]
+    return draw.choices([*words, "fog,", "bog\n", "é", "日", "  hmm.", "42"], k=count)
 
 
 def plant(words: list[str], phrase: str, place: int) -> tuple[str, int]:

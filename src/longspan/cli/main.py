@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longspan.cli import convert, embed, lengthen, search
+from longspan.cli import answer, choose, classify, convert, embed, fill, lengthen, search, tag
 from longspan.cli.running import run
 
 _HELP = """Long-document transformers on the command line.
@@ -37,6 +37,11 @@ app = typer.Typer(
 )
 app.command("embed", epilog=embed.EPILOG)(embed.embed)
 app.command("search", epilog=search.EPILOG)(search.search)
+app.command("classify", epilog=classify.EPILOG)(classify.classify)
+app.command("tag", epilog=tag.EPILOG)(tag.tag)
+app.command("answer", epilog=answer.EPILOG)(answer.answer)
+app.command("choose", epilog=choose.EPILOG)(choose.choose)
+app.command("fill", epilog=fill.EPILOG)(fill.fill)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 

@@ -7,8 +7,9 @@ its characters to the lines of the file it came from, so that a span of text can
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -95,12 +96,14 @@ class Document:
         lines: Map from characters to lines or pages of the file.
         unit: What `lines` counts.
         notes: Remarks for the user that cost nothing, such as a fallback encoding.
+        record: The record that the text is a field of, if it is one.
     """
 
     text: str
     lines: LineMap
     unit: Unit = "line"
     notes: tuple[str, ...] = field(default=())
+    record: Mapping[str, Any] | None = None
 
 
 def replace_surrogates(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Literal
 
 #: How a file is read.
-Kind = Literal["text", "python", "html", "pdf", "jsonl"]
+Kind = Literal["text", "python", "html", "pdf", "jsonl", "csv", "parquet"]
 
 _PROSE = "txt text md markdown mdx rst adoc asciidoc org tex bib log srt vtt po pot"
 _CODE = (
@@ -28,6 +28,9 @@ _KINDS: dict[str, Kind] = {
     "pdf": "pdf",
 }
 
+#: Files that are tables of records, if they are asked for as such.
+_TABLES: dict[str, Kind] = {"csv": "csv", "tsv": "csv", "parquet": "parquet"}
+
 #: Names without a suffix that are text in practice.
 _PLAIN_NAMES = (
     "readme license licence copying authors contributors changelog changes news notice install todo history "
@@ -36,17 +39,20 @@ _PLAIN_NAMES = (
 _TEXT_NAMES = frozenset(_PLAIN_NAMES.split())
 
 
-def kind_of(name: str) -> Kind | None:
+def kind_of(name: str, *, tables: bool = False) -> Kind | None:
     """How to read a file of this name, or None if the name does not say that it is text.
 
     A last suffix `.gz` is taken off first: `notes.txt.gz` is read as `notes.txt`.
 
     Args:
         name: Name or path of the file.
+        tables: Read csv, tsv and parquet files as tables of records; else csv and tsv are plain text.
     """
     path = PurePath(name)
     if path.suffix.lower() == ".gz":
         path = path.with_suffix("")
+    if tables and path.suffix[1:].lower() in _TABLES:
+        return _TABLES[path.suffix[1:].lower()]
     if path.suffix:
         return _KINDS.get(path.suffix[1:].lower())
     return "text" if path.name.lower() in _TEXT_NAMES else None

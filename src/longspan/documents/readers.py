@@ -8,12 +8,13 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from longspan.documents.decoding import Decoded, decode, html_encoding, python_encoding
 from longspan.documents.document import Document, LineMap, Problem, UnreadableError, replace_surrogates
 from longspan.documents.html import html_text
 from longspan.documents.pdf import pdf_text
+from longspan.documents.tables import csv_records, parquet_records
 from longspan.documents.walk import SourceFile
 
 _BLOCK_BYTES = 1 << 20
@@ -24,8 +25,9 @@ class ReadOptions:
     """How files are read.
 
     Attributes:
-        text_field: Field of a JSON-lines record that holds its text; `"a.b"` names a field of a nested object.
-        max_bytes: Largest file (and JSON line) that is read, after decompression.
+        text_field: Field of a JSON-lines record, or column of a table, that holds its text; `"a.b"` names a field of a
+            nested object.
+        max_bytes: Largest file (but for JSON lines: line) that is read, after decompression.
     """
 
     text_field: str = "text"
@@ -62,6 +64,8 @@ def read_documents(source: SourceFile, options: ReadOptions | None = None) -> It
     try:
         if source.kind == "jsonl":
             yield from _read_json_lines(source, options)
+        elif source.kind in ("csv", "parquet"):
+            yield from _read_table(source, options)
         else:
             yield _read_whole(source, _read_bytes(source, options.max_bytes))
     except UnreadableError as error:
@@ -97,22 +101,49 @@ def _read_json_lines(source: SourceFile, options: ReadOptions) -> Iterator[Docum
             if not line.strip():
                 continue
             try:
-                text = _text_of_record(line, options.text_field)
+                record = _parse_record(line)
+                text = text_of_record(record, options.text_field)
             except UnreadableError as error:
                 yield Problem(source.name, error.reason, number)
             else:
-                yield Document(replace_surrogates(text), LineMap.constant(number))
+                yield Document(replace_surrogates(text), LineMap.constant(number), record=record)
 
 
-def _text_of_record(line: bytes, text_field: str) -> str:
+def _read_table(source: SourceFile, options: ReadOptions) -> Iterator[Document | Problem]:
+    data = _read_bytes(source, options.max_bytes)
+    records = csv_records(source.path.name, data) if source.kind == "csv" else parquet_records(data)
+    for number, record in records:
+        try:
+            if isinstance(record, str):
+                raise UnreadableError(record)
+            text = text_of_record(record, options.text_field)
+        except UnreadableError as error:
+            yield Problem(source.name, error.reason, number)
+        else:
+            yield Document(replace_surrogates(text), LineMap.constant(number), record=record)
+
+
+def _parse_record(line: bytes) -> Any:
     try:
-        record = json.loads(line.decode("utf-8-sig").rstrip())
+        return json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
         raise UnreadableError(f"no valid UTF-8 (byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:
         raise UnreadableError(f"no valid JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise UnreadableError("no valid JSON: nested too deeply") from error
+
+
+def text_of_record(record: Any, text_field: str) -> str:
+    """The text of a record.
+
+    Args:
+        record: What a line of JSON or a row of a table holds.
+        text_field: Name of the field; `"a.b"` names a field of a nested object.
+
+    Raises:
+        UnreadableError: there is no such field, or it holds no string.
+    """
     value = record
     for key in text_field.split("."):
         if not isinstance(value, dict) or key not in value:

@@ -61,12 +61,14 @@ class Filters:
         exclude: Files and folders that match one of these patterns are left out.
         follow_links: Enter folders behind symbolic links (each real folder once, so loops end).
         skip: Absolute paths never entered, such as the output of the run itself.
+        tables: Take csv, tsv and parquet files, as tables of records.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     follow_links: bool = False
     skip: frozenset[str] = frozenset()
+    tables: bool = False
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
@@ -113,7 +115,7 @@ class _Walk:
         if path.is_dir():
             self._add_folder(path, prefix="")
         else:
-            self._add_file(path, kind_of(path.name) or "text")
+            self._add_file(path, kind_of(path.name, tables=self._filters.tables) or "text")
 
     def _add_folder(self, folder: Path, prefix: str) -> None:
         """Walk `folder` depth first with a stack of iterators, so that deep trees need no deep recursion."""
@@ -148,7 +150,7 @@ class _Walk:
         return _matches(self._filters.exclude, entry.name, prefix + entry.name)
 
     def _add_entry(self, entry: os.DirEntry[str], prefix: str) -> None:
-        kind = kind_of(entry.name)
+        kind = kind_of(entry.name, tables=self._filters.tables)
         if self._filters.include:
             if _matches(self._filters.include, entry.name, prefix + entry.name):
                 self._add_file(Path(entry.path), kind or "text")

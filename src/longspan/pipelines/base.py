@@ -6,11 +6,13 @@ row, and how what was kept becomes a result. Documents longer than the model tak
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,6 +29,7 @@ from longspan.pipelines.batching import Batch, pad, plan_batches
 from longspan.pipelines.frames import Frame, Row
 from longspan.pipelines.options import Options
 from longspan.pipelines.progress import Progress, progress_bar
+from longspan.pipelines.sentence_modules import add_checkpoint
 from longspan.tokenization.auto import AutoTokenizer
 
 #: Items are taken from an iterable in blocks of at most so many items.
@@ -118,6 +121,7 @@ class Pipeline(ABC):
             dtype=dtype,
             attn_implementation=attn_implementation,
         )
+        self._source: Source | None = source if isinstance(source, Source) else None
         self.tokenizer = _load_tokenizer(source, tokenizer)
         self._fast = self.tokenizer.backend_tokenizer
         self._input_names = self._choose_inputs()
@@ -155,17 +159,42 @@ class Pipeline(ABC):
         Yields:
             A result or an `InputError` for each input.
         """
+        for results in self.run_blocks(self._blocks(inputs), options=options, progress=progress):
+            yield from results
+
+    def run_blocks(
+        self, blocks: Iterable[list[Any]], *, options: Options | None = None, progress: Progress | None = None
+    ) -> Iterator[Iterator[Any]]:
+        """Like `run`, for inputs in blocks; batches hold inputs of one block, and the next is tokenized meanwhile.
+
+        Args:
+            blocks: Lists of inputs.
+            options: Options; default those of the pipeline.
+            progress: Told after each batch.
+
+        Yields:
+            For each block its results or `InputError`s.
+        """
         options = options or self.options
         progress = progress or Progress()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="longspan-tokenize") as tokenizing:
             waiting: Future[list[Job | InputError]] | None = None
-            for block in self._blocks(inputs):
+            for block in blocks:
                 prepared = tokenizing.submit(self._prepare, block, options)
                 if waiting is not None:
-                    yield from self._run_block(waiting.result(), options, progress)
+                    yield self._run_block(waiting.result(), options, progress)
                 waiting = prepared
             if waiting is not None:
-                yield from self._run_block(waiting.result(), options, progress)
+                yield self._run_block(waiting.result(), options, progress)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of everything in the checkpoint that results depend on: weights, settings, tokenizer."""
+        if self._source is None:
+            raise InputError("A fingerprint is that of a checkpoint. Received: a loaded model")
+        digest = hashlib.blake2b(digest_size=16)
+        add_checkpoint(digest, self._source, self._fast)
+        return digest.hexdigest()
 
     # What a task says
 

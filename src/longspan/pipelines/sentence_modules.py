@@ -209,13 +209,18 @@ def digest_of(modules: SentenceModules, tokenizer: Tokenizer) -> str:
         if isinstance(layer, Dense | LayerNorm):
             for value in vars(layer).values():
                 digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    add_checkpoint(digest, modules.transformer, tokenizer)
+    return digest.hexdigest()
+
+
+def add_checkpoint(digest: Any, source: Source, tokenizer: Tokenizer) -> None:
+    """Update a digest of `hashlib` with the tokenizer, the settings and the weights of a model."""
     digest.update(tokenizer.to_str().encode())
-    digest.update(modules.transformer.require(CONFIG_NAME).read_bytes())
-    for path in _weight_files(modules.transformer):
+    digest.update(source.require(CONFIG_NAME).read_bytes())
+    for path in _weight_files(source):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()
 
 
 def _weight_files(source: Source) -> list[Path]:

@@ -7,7 +7,6 @@ name shards that are whole: a later run takes these over and does the rest.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from longspan.search.lines import append_line, parse_line
 from longspan.search.passages import FileRecord, IndexFileError, Passages
 from longspan.search.shards import file_checksum, sync_folder, write_shard
 
@@ -140,7 +140,7 @@ class Journal:
             checksum = write_shard(self.shard_path(name), passages)
             parts = tuple(replace(part, slice=replace(part.slice, shard=name)) for part in step.parts)
             step = Step(parts, step.finished, step.unfinished, name, checksum)
-        self._write_line(_step_to_json(step))
+        append_line(self._path, _step_to_json(step))
         self.steps.append(step)
 
     def files(self) -> dict[str, FileParts]:
@@ -176,14 +176,8 @@ class Journal:
 
     def _begin(self) -> None:
         self._path.unlink(missing_ok=True)
-        self._write_line({"format": "longspan-journal", "version": _VERSION, **self.header})
+        append_line(self._path, {"format": "longspan-journal", "version": _VERSION, **self.header})
         sync_folder(self.folder)
-
-    def _write_line(self, values: dict[str, Any]) -> None:
-        with self._path.open("ab") as file:
-            file.write(json.dumps(values, ensure_ascii=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
     def _shard_paths(self) -> list[Path]:
         return [path for path in self.shard_folder.iterdir() if _SHARD_NAME.fullmatch(path.name)]
@@ -198,7 +192,7 @@ def _read(path: Path, shard_folder: Path | None) -> tuple[dict[str, Any], list[S
         return header, steps, num_bytes
     with path.open("rb") as file:
         for line in file:
-            values = _parse(line)
+            values = parse_line(line)
             if values is None:
                 break
             if not header:
@@ -210,15 +204,6 @@ def _read(path: Path, shard_folder: Path | None) -> tuple[dict[str, Any], list[S
                 steps.append(step)
             num_bytes += len(line)
     return header, steps, num_bytes
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a whole line, or None if the line was torn by a crash."""
-    try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _check_header(path: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class IndexWriter:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._folder / _LOCK, self.output)
+        self._lock = lock_file(self._folder / _LOCK, self.output)
         try:
             self._load()
         except BaseException:
@@ -209,7 +209,12 @@ def work_folder(output: Path) -> Path:
     return output
 
 
-def _lock(path: Path, output: Path) -> IO[bytes]:
+def lock_file(path: Path, output: Path) -> IO[bytes]:
+    """Lock `path` for the one run that may write `output`; closing the file, or the end of the process, frees it.
+
+    Raises:
+        IndexFileError: another run holds the lock.
+    """
     file = path.open("wb")
     if fcntl is not None:
         try:

@@ -1,0 +1,179 @@
+"""Options and the run that the commands of tasks share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longspan.cli.running import SOMETHING_LEFT_OUT
+
+if TYPE_CHECKING:
+    from longspan.documents.document import Problem
+    from longspan.documents.walk import SourceFile
+    from longspan.pipelines.task_run import RunReport
+
+EXIT_CODES = """
+Without --output the rows go to the standard output as JSON lines. Run the same command again to go on after an
+interruption. Exit codes: 0 done, 1 failed, 2 not understood, 3 done but something was left out, 130 interrupted.
+"""
+_FILES = "Files"
+_MODEL = "Model"
+_LONG = "Long documents"
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="PATHS",
+        help="Files and folders: txt, md, html, pdf, jsonl, csv, parquet and other text; also .gz. - is the standard "
+        "input.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="A .jsonl, .csv or .parquet file."),
+]
+TaskModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", metavar="NAME", help="Model directory or hub repository.", rich_help_panel=_MODEL),
+]
+BatchTokens = Annotated[
+    int | None, typer.Option(help="Most positions of a batch; default by device.", rich_help_panel=_MODEL)
+]
+OnLong = Annotated[
+    str, typer.Option(help="Texts longer than the model: window, truncate or error.", rich_help_panel=_LONG)
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Tokens that neighbouring windows share; default an eighth.", rich_help_panel=_LONG),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of a window; default as the model says.", rich_help_panel=_LONG),
+]
+Include = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Take only such files of folders.", rich_help_panel=_FILES)
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave out such files and folders.", rich_help_panel=_FILES)
+]
+TextField = Annotated[
+    str, typer.Option(help="Field of records (jsonl, csv, parquet) that holds the text.", rich_help_panel=_FILES)
+]
+InputFormat = Annotated[
+    str,
+    typer.Option(help="What the standard input is: txt, html, pdf, jsonl, csv or parquet.", rich_help_panel=_FILES),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped, or start over.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing that cannot be read or used.")]
+
+
+@dataclass(frozen=True)
+class TaskCall:
+    """One call of a command.
+
+    Attributes:
+        command: Name of the command.
+        paths: Files and folders.
+        output: File to write, or None for the standard output.
+        model: Arguments of the pipeline.
+        settings: Options of the task.
+        extra: What the task is told for every document.
+        files: `include`, `exclude`, `text_field` and `input_format`.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Replace an output that exists.
+        strict: Stop at the first problem.
+        quiet: Write nothing but errors and results.
+        as_json: Write the summary as JSON.
+    """
+
+    command: str
+    paths: list[Path]
+    output: Path | None
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    files: dict[str, Any]
+    resume: bool
+    overwrite: bool
+    strict: bool
+    quiet: bool
+    as_json: bool
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Do it, print what was done, and leave with exit code 3 if something was left out."""
+        from longspan.documents.readers import ReadOptions
+        from longspan.documents.walk import Filters
+        from longspan.pipelines.pipeline import pipeline
+        from longspan.pipelines.progress import progress_bar
+        from longspan.pipelines.task_rows import FILE_TASKS
+        from longspan.pipelines.task_run import RunOptions, TaskRun
+        from longspan.pipelines.task_tables import check_table_name
+
+        if self.output is not None:
+            check_table_name(self.output)
+        filters = Filters(tuple(self.files["include"] or ()), tuple(self.files["exclude"] or ()), tables=True)
+        options = RunOptions(
+            filters=filters,
+            read=ReadOptions(text_field=self.files["text_field"]),
+            extra=self.extra,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            strict=self.strict,
+        )
+        task = FILE_TASKS[self.command]
+        with ExitStack() as stack:
+            sources, problems = self._sources(stack, filters)
+            run = pipeline(task.task, **self.model, **self.settings)
+            progress = stack.enter_context(progress_bar(not self.quiet and not self.as_json))
+            work = TaskRun(task, run, options=options, progress=progress)
+            for problem in problems:
+                work.report_problem(problem)
+            if self.output is None:
+                work.stream(sources, _print_rows)
+            else:
+                work.write(sources, self.output)
+        self._summarize(work.report)
+        if work.report.problems:
+            raise typer.Exit(SOMETHING_LEFT_OUT)
+
+    def _sources(self, stack: ExitStack, filters: Any) -> tuple[list[SourceFile], list[Problem]]:
+        from longspan.documents.kinds import kind_of
+        from longspan.documents.walk import SourceFile
+        from longspan.pipelines.task_run import find_sources
+
+        if [str(path) for path in self.paths] != ["-"]:
+            return find_sources(self.paths, filters, self.output)
+        kind = kind_of(f"stdin.{self.files['input_format']}", tables=True)
+        if kind is None:
+            raise typer.BadParameter(f"{self.files['input_format']!r} is unknown", param_hint="--input-format")
+        path = Path(stack.enter_context(TemporaryDirectory(prefix="longspan-")), f"stdin.{self.files['input_format']}")
+        path.write_bytes(sys.stdin.buffer.read())
+        return [SourceFile(path, "-", kind, path.stat().st_size)], []
+
+    def _summarize(self, report: RunReport) -> None:
+        problems = [{"path": p.path, "line": p.line, "reason": p.reason} for p in report.problems]
+        if self.as_json:
+            values = {"output": None if self.output is None else str(self.output),
+                      "documents": report.num_documents, "rows": report.num_rows, "problems": problems}  # fmt: skip
+            typer.echo(json.dumps(values), err=self.output is None)
+        elif not self.quiet and self.output is not None:
+            typer.echo(f"{self.output}: {report.num_documents:,} documents, {report.num_rows:,} rows")
+            if problems:
+                typer.echo(f"{len(problems):,} left out (named above)")
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from longspan.pipelines.task_tables import json_line
+
+    for row in rows:
+        typer.echo(json_line(row))

@@ -1,0 +1,314 @@
+"""A task on files and folders, resumably: what is done is in a journal, and becomes the output at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from longspan.documents.document import Document, Problem, UnreadableError
+from longspan.documents.readers import ReadOptions, file_digest, read_documents
+from longspan.documents.walk import Filters, SourceFile, absolute_path, find_files
+from longspan.errors import InputError
+from longspan.pipelines.base import Pipeline
+from longspan.pipelines.embed_options import ProblemError
+from longspan.pipelines.options import Options
+from longspan.pipelines.progress import Progress
+from longspan.pipelines.task_rows import FileTask
+from longspan.pipelines.task_tables import check_table_name, write_table
+from longspan.search.lines import append_line, parse_line
+from longspan.search.shards import sync_folder
+from longspan.search.writer import lock_file
+
+_JOURNAL = "journal.jsonl"
+_VERSION = 1
+#: A block, the unit of work that a crash can lose, ends at so many documents or characters.
+_BLOCK_DOCUMENTS = 64
+_BLOCK_CHARACTERS = 1 << 18
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run works.
+
+    Attributes:
+        filters: Which files of folders are taken.
+        read: How files are read.
+        extra: What the task is told for every document, such as the question.
+        resume: Go on where an interrupted run stopped.
+        overwrite: Replace an output that exists.
+        strict: Stop at the first thing that cannot be read or used instead of leaving it out.
+        block_documents: Documents of a block, the unit of work that a crash can lose.
+    """
+
+    filters: Filters = field(default_factory=lambda: Filters(tables=True))
+    read: ReadOptions = field(default_factory=ReadOptions)
+    extra: dict[str, Any] = field(default_factory=dict)
+    resume: bool = True
+    overwrite: bool = False
+    strict: bool = False
+    block_documents: int = _BLOCK_DOCUMENTS
+
+
+@dataclass
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        num_documents: Documents with a result, those of earlier runs included.
+        num_rows: Rows of the output.
+        problems: What was left out.
+    """
+
+    num_documents: int = 0
+    num_rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A document or problem, and where it is: which file, which entry of it, which document of it."""
+
+    source: SourceFile
+    place: tuple[int, int]
+    record: int
+    item: Document | Problem
+
+
+class TaskRun:
+    """Runs a task on the documents of files.
+
+    Args:
+        task: What is done.
+        pipeline: What does it.
+        options: How to work.
+        settings: Options of the pipeline for this run.
+        progress: Told how far the run is.
+
+    Attributes:
+        report: What was done.
+    """
+
+    def __init__(
+        self,
+        task: FileTask,
+        pipeline: Pipeline,
+        *,
+        options: RunOptions | None = None,
+        settings: Options | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.report = RunReport()
+        self._task = task
+        self._pipeline = pipeline
+        self._options = options or RunOptions()
+        self._settings = settings or pipeline.options
+        self._progress = progress or Progress()
+
+    def write(self, sources: Sequence[SourceFile], output: Path) -> None:
+        """Run on files and write the rows to a file.
+
+        The rows appear all at once, under their name, when all is done; what is done so far is beside it meanwhile.
+
+        Args:
+            sources: The files.
+            output: A `.jsonl`, `.csv` or `.parquet` file.
+
+        Raises:
+            InputError: the output has another ending, exists, or is being written by another run; or what an
+                interrupted run left is of other inputs or settings.
+            ProblemError: something cannot be used, and `strict` is set.
+        """
+        check_table_name(output)
+        folder = work_folder(output)
+        if output.exists() and not self._options.overwrite and not (folder / _JOURNAL).exists():
+            if folder.exists():  # a run was killed after it had finished the output
+                _remove(folder)
+                return
+            raise InputError(f"The output must not exist yet (or give --overwrite). Received: {output}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_file(folder / "lock", output):
+            journal = folder / _JOURNAL
+            readable, digests = self._digests(sources)
+            begin = self._begin(journal, digests)
+            for rows, problems, entry in self._blocks(readable, begin):
+                step = {"rows": rows, "problems": [vars(problem) for problem in problems], "place": list(entry.place)}
+                append_line(journal, step | {"documents": self.report.num_documents})
+            columns = self._task.columns
+            self.report.num_rows = write_table(output, folder / "finished.partial", columns, lambda: _rows_of(journal))
+            journal.unlink()
+        _remove(folder)
+        sync_folder(output.parent)
+
+    def stream(self, sources: Sequence[SourceFile], emit: Callable[[Rows], None]) -> None:
+        """Run on files and hand the rows on as they come.
+
+        Args:
+            sources: The files.
+            emit: Takes the rows of each block.
+        """
+        for rows, _, _ in self._blocks(sources, (0, 0)):
+            emit(rows)
+            self.report.num_rows += len(rows)
+
+    def _digests(self, sources: Sequence[SourceFile]) -> tuple[list[SourceFile], list[list[str]]]:
+        """Files that can be read, and their names and digests."""
+        readable, digests = [], []
+        for source in sources:
+            try:
+                digests.append([source.name, file_digest(source)])
+            except UnreadableError as error:
+                self.report_problem(Problem(source.name, error.reason))
+            else:
+                readable.append(source)
+        return readable, digests
+
+    def _begin(self, journal: Path, digests: list[list[str]]) -> tuple[int, int]:
+        """Place to begin at, `(file, entry)`: that after the last step of a journal of the same run, else the start."""
+        header = {"format": "longspan-task", "version": _VERSION, "inputs": digests, "settings": self._identity()}
+        if not self._options.resume:
+            journal.unlink(missing_ok=True)
+        if not journal.exists():
+            append_line(journal, header)
+            sync_folder(journal.parent)
+            return 0, 0
+        steps, num_bytes = _whole_lines(journal)
+        if steps and steps[0] != header:
+            raise InputError(
+                "An interrupted run goes on with the same inputs and settings (or starts over with --no-resume). "
+                f"Received: others than those of {journal.parent}"
+            )
+        os.truncate(journal, num_bytes)
+        if not steps:
+            append_line(journal, header)
+        place = (0, 0)
+        for step in steps[1:]:
+            place = (step["place"][0], step["place"][1])
+            self.report.num_documents = step["documents"]
+            for problem in step["problems"]:
+                self.report_problem(Problem(**problem))
+        return place
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that results depend on, besides the inputs."""
+        options = {name: value for name, value in vars(self._settings).items() if name != "show_progress"}
+        values = {"task": self._task.task, "model": self._pipeline.fingerprint, "framework": self._pipeline.framework,
+                  "options": options, "extra": self._options.extra, "text_field": self._options.read.text_field,
+                  "block": self._options.block_documents}  # fmt: skip
+        parsed: dict[str, Any] = _as_json(values)
+        return parsed
+
+    def _blocks(
+        self, sources: Sequence[SourceFile], begin: tuple[int, int]
+    ) -> Iterator[tuple[Rows, list[Problem], _Entry]]:
+        """Rows and problems of each block, and its last entry."""
+        waiting: deque[list[_Entry]] = deque()
+
+        def items() -> Iterator[list[Any]]:
+            for block in self._entries(sources, begin):
+                waiting.append(block)
+                documents = [entry.item for entry in block if isinstance(entry.item, Document)]
+                yield [self._task.item(document, self._options.extra) for document in documents]
+
+        self._progress.start(None, None)
+        for results in self._pipeline.run_blocks(items(), options=self._settings, progress=self._progress):
+            block = waiting.popleft()
+            rows: Rows = []
+            problems: list[Problem] = []
+            for entry in block:
+                result = next(results) if isinstance(entry.item, Document) else entry.item
+                if isinstance(result, InputError):
+                    line = int(entry.item.lines.numbers[0]) if entry.item.record is not None else None  # type: ignore[union-attr]
+                    result = Problem(entry.source.name, str(result), line)
+                if isinstance(result, Problem):
+                    problems.append(result)
+                    self.report_problem(result)
+                else:
+                    self.report.num_documents += 1
+                    rows += self._task.table(entry.item, entry.source.name, entry.record, result)  # type: ignore[arg-type]
+            yield rows, problems, block[-1]
+
+    def _entries(self, sources: Sequence[SourceFile], begin: tuple[int, int]) -> Iterator[list[_Entry]]:
+        """Documents and problems from `begin` on, in blocks that depend on what comes after `begin` only."""
+        block: list[_Entry] = []
+        num_characters = 0
+        for number, source in enumerate(sources):
+            if number < begin[0]:
+                continue
+            record = 0
+            for index, item in enumerate(read_documents(source, self._options.read)):
+                found = _refuse_empty(item, source)
+                entry = _Entry(source, (number, index + 1), record, found)
+                record += isinstance(item, Document)
+                if (number, index) < begin:
+                    continue
+                block.append(entry)
+                num_characters += len(item.text) if isinstance(item, Document) else 0
+                if len(block) >= self._options.block_documents or num_characters >= _BLOCK_CHARACTERS:
+                    yield block
+                    block, num_characters = [], 0
+        if block:
+            yield block
+
+    def report_problem(self, problem: Problem) -> None:
+        """Note that something is left out; with `strict` raise `ProblemError`."""
+        if self._options.strict:
+            raise ProblemError(f"With --strict everything must be usable. Received: {problem}")
+        self.report.problems.append(problem)
+        self._progress.report(problem)
+
+
+def find_sources(
+    paths: Sequence[Path], filters: Filters, output: Path | None
+) -> tuple[list[SourceFile], list[Problem]]:
+    """The files to read, and what cannot be read; the output itself is never read."""
+    own = set() if output is None else {absolute_path(output), absolute_path(work_folder(output))}
+    found = find_files(paths, replace(filters, skip=filters.skip | own))
+    return found.files, found.problems
+
+
+def _refuse_empty(item: Document | Problem, source: SourceFile) -> Document | Problem:
+    if isinstance(item, Problem) or item.text.strip():
+        return item
+    return Problem(source.name, "no text", int(item.lines.numbers[0]) if item.record is not None else None)
+
+
+def work_folder(output: Path) -> Path:
+    """Where the work on `output` goes."""
+    return output.with_name(f".{output.name}.work")
+
+
+def _remove(folder: Path) -> None:
+    for name in ("lock", "finished.partial"):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _whole_lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that no crash has torn, and their bytes."""
+    lines, num_bytes = [], 0
+    with journal.open("rb") as file:
+        for line in file:
+            values = parse_line(line)
+            if values is None:
+                break
+            lines.append(values)
+            num_bytes += len(line)
+    return lines, num_bytes
+
+
+def _rows_of(journal: Path) -> Iterator[dict[str, Any]]:
+    with journal.open("rb") as file:
+        for line in file:
+            yield from (parse_line(line) or {}).get("rows", ())
+
+
+def _as_json(values: Any) -> Any:
+    """`values` as they are after a journey through JSON."""
+    return json.loads(json.dumps(values))
