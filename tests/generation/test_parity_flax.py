@@ -46,11 +46,18 @@ BERT = {
 #: name -> settings; together every rule that is not about sampling
 SETTINGS = {
     "greedy": {"max_new_tokens": 12},
-    "lengths": {"max_length": 17, "min_new_tokens": 4, "forced_eos_token_id": 7, "suppress_tokens": [9, 3]},
-    "repetition": {"max_new_tokens": 12, "repetition_penalty": 1.6, "no_repeat_ngram_size": 2},
-    "source": {"max_new_tokens": 10, "encoder_repetition_penalty": 0.6, "encoder_no_repeat_ngram_size": 2},
+    "repetition": {
+        "max_length": 17,
+        "min_new_tokens": 4,
+        "forced_eos_token_id": 7,
+        "suppress_tokens": [9, 3],
+        "repetition_penalty": 1.6,
+        "no_repeat_ngram_size": 2,
+    },
     "words": {
         "max_new_tokens": 10,
+        "encoder_repetition_penalty": 0.6,
+        "encoder_no_repeat_ngram_size": 2,
         "bad_words_ids": [[5], [7, 8]],
         "sequence_bias": [[[4], 1.5], [[6, 2], -3.0]],
         "begin_suppress_tokens": [12, 30],
@@ -58,11 +65,11 @@ SETTINGS = {
         "remove_invalid_values": True,
         "renormalize_logits": True,
     },
-    "beams": {"max_new_tokens": 9, "num_beams": 3},
+    "beams": {"max_new_tokens": 9, "num_beams": 3, "num_return_sequences": 2, "min_new_tokens": 3},
     "early": {"max_new_tokens": 14, "num_beams": 4, "early_stopping": True, "length_penalty": 2.0},
-    "never": {"max_new_tokens": 9, "num_beams": 3, "early_stopping": "never", "num_return_sequences": 2},
-    "beam rules": {"max_new_tokens": 8, "num_beams": 2, "repetition_penalty": 1.4, "min_new_tokens": 3},
+    "never": {"max_new_tokens": 9, "num_beams": 2, "early_stopping": "never", "repetition_penalty": 1.4},
 }
+CASES = [("longt5", name) for name in SETTINGS] + [("bert", name) for name in ("greedy", "words", "beams")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,8 +112,7 @@ def prompts(length=11, rows=3):
     return rng.integers(12, VOCABULARY, (rows, length)), mask
 
 
-@pytest.mark.parametrize("kind", ["longt5", "bert"])
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_tokens_equal_pytorch(pairs, kind, name):
     ours, theirs = pairs[kind]
     ids, mask = prompts()
@@ -125,19 +131,19 @@ def test_tokens_equal_pytorch(pairs, kind, name):
         assert "scores" not in output
 
 
-@pytest.mark.parametrize("kind", ["longt5", "bert"])
-@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(("kind", "num_beams"), [("longt5", 1), ("longt5", 3), ("bert", 1)])
 def test_rows_that_end_early_are_filled(pairs, kind, num_beams):
     """With end tokens that rows reach at different lengths."""
     ours, theirs = pairs[kind]
     ids, mask = prompts()
     settings = {"num_beams": num_beams, "max_new_tokens": 12, "repetition_penalty": 1.8}  # rows differ
     start = 1 if kind == "longt5" else ids.shape[1]
-    free = np.asarray(ours.generate(ids, attention_mask=mask, **settings).sequences)[:, start:]
+    inputs = {"inputs": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    free = theirs.generate(**inputs, **settings)[:, start:]
     ends = [int(free[0, 3]), int(free[1, 6])]
     settings |= {"eos_token_id": ends, "pad_token_id": 0}
     sequences = np.asarray(ours.generate(ids, attention_mask=mask, **settings).sequences)
-    expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), **settings)
+    expected = theirs.generate(**inputs, **settings)
     np.testing.assert_array_equal(sequences, expected)
     lengths = (~np.isin(sequences[:, start:], ends)).cumprod(axis=1).sum(axis=1) + 1
     assert len(set(lengths.tolist())) > 1
@@ -288,6 +294,15 @@ class TestSettings:
             ours.generate(np.full((1, 40), 20))
         with pytest.warns(UserWarning, match="the model has 40 positions"):
             assert ours.generate(np.full((1, 37), 20), max_new_tokens=9).sequences.shape[1] <= 40
+
+    def test_what_cannot_generate(self, pairs):
+        with pytest.warns(UserWarning, match="attends in both directions"):
+            model = longspan.FlaxBertForCausalLM(longspan.BertConfig(**{**BERT, "is_decoder": False}))
+        with pytest.raises(InputError, match="generate needs a decoder: config.is_decoder=True"):
+            model.generate(np.full((1, 3), 20))
+        assert not longspan.FlaxBertModel(model.config, _do_init=False).can_generate()
+        with pytest.raises(InputError, match="generation_config must be a GenerationConfig. Received: dict"):
+            pairs["bert"][0].generation_config = {"num_beams": 2}
 
     def test_sampling_settings_without_sampling_warn(self, longt5):
         with pytest.warns(UserWarning, match="top_p have no effect without do_sample=True"):

@@ -281,6 +281,22 @@ class TestPrograms:
 
         assert_close(jax.jit(jax.vmap(states))(IDS), model.encode(IDS).last_hidden_state)
 
+    def test_values_that_are_there_inside_of_jit(self, model):
+        """Checks of values, and padding to buckets, must not be traced."""
+        ids, labels = jnp.asarray(IDS), jnp.asarray(TARGETS)
+
+        @jax.jit
+        def loss(params):
+            output = model(ids, jnp.ones_like(ids), labels, params=params)
+            return cross_entropy(output.logits, labels) + model.encode(ids).last_hidden_state.sum()
+
+        @jax.jit
+        def sequences(unused):
+            return model.generate(ids, max_new_tokens=3).sequences + unused
+
+        assert jnp.isfinite(loss(model.params))
+        assert sequences(0).shape == (2, 4)
+
     def test_eight_devices(self):
         script = Path(__file__).with_name("longt5_flax_devices.py")
         done = subprocess.run(

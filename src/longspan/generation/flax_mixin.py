@@ -136,7 +136,8 @@ class FlaxGenerationMixin(StoredGenerationConfig):
                 room=lengths.room,
                 fingerprint=self._fingerprint(),  # type: ignore[attr-defined]
             )
-        ids = ids[:, lengths.first :] if exact else ids[:, lengths.first : int(end)]
+        stop = lengths.first + lengths.greatest if is_traced(end) else int(end)
+        ids = ids[:, lengths.first : stop]
         return FlaxGenerateOutput(sequences=ids, scores=scores if search.num_beams > 1 else None)
 
     # -- the program ------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         """Arrays of the program, and its lengths."""
         if ids.ndim != 2 or ids.shape[1] == 0:
             raise InputError(f"input_ids must have the shape (batch, tokens), with a token. Received: {ids.shape}")
-        check_ids(ids, self.config.vocab_size, name="input_ids", limit_name="vocab_size")  # type: ignore[attr-defined]
+        check_ids(ids, self.config.vocab_size, name="input_ids", limit_name="vocab_size")
         mask = _mask(config, ids, inputs.get("attention_mask"))
         length = ids.shape[1]
         pad = partial(pad_tokens, length=length if exact else bucket(length))

@@ -19,6 +19,20 @@ from jax import Array
 from longspan.generation.config import GenerationConfig
 
 Ids = tuple[int, ...]
+#: settings that None switches off, with the number that does so
+_OFF: dict[str, float] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+}
 
 
 @struct.dataclass
@@ -72,17 +86,17 @@ class Rules:
 
     eos: Ids
     do_sample: bool
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    epsilon_cutoff: float | None
-    eta_cutoff: float | None
-    repetition_penalty: float | None
-    encoder_repetition_penalty: float | None
-    no_repeat_ngram_size: int | None
-    encoder_no_repeat_ngram_size: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    epsilon_cutoff: float
+    eta_cutoff: float
+    repetition_penalty: float
+    encoder_repetition_penalty: float
+    no_repeat_ngram_size: int
+    encoder_no_repeat_ngram_size: int
     renormalize_logits: bool
     remove_invalid_values: bool
     forced_bos_token_id: int | None
@@ -114,12 +128,14 @@ class Rules:
             "keep": 1 if config.num_beams == 1 else max(2, len(eos) + 1),
         }
         plain = {field.name: getattr(config, field.name) for field in fields(cls) if field.name not in special}
+        for name, off in _OFF.items():
+            plain[name] = off if plain[name] is None else plain[name]
         return cls(**plain, **special)
 
     @property
     def reads_source(self) -> bool:
         """A rule looks at the ids of the source."""
-        return self.encoder_repetition_penalty not in (None, 1.0) or bool(self.encoder_no_repeat_ngram_size)
+        return self.encoder_repetition_penalty != 1.0 or bool(self.encoder_no_repeat_ngram_size)
 
     def __call__(self, text: Text, scores: Array) -> Array:
         """New scores (R, V), in the order of the reference."""
@@ -143,14 +159,14 @@ class Rules:
         if source is not None and source_mask is not None:
             times = rows // source.shape[0]
             source, source_mask = jnp.repeat(source, times, axis=0), jnp.repeat(source_mask, times, axis=0)
-        if self.encoder_repetition_penalty not in (None, 1.0):
+        if self.encoder_repetition_penalty != 1.0:
             assert source is not None
             assert source_mask is not None
             seen = _present(source, source_mask, scores.shape[1])
-            scores = _penalised(scores, seen, 1.0 / self.encoder_repetition_penalty)  # type: ignore[operator]
-        if self.repetition_penalty not in (None, 1.0):
+            scores = _penalised(scores, seen, 1.0 / self.encoder_repetition_penalty)
+        if self.repetition_penalty != 1.0:
             seen = _present(text.ids, text.is_there, scores.shape[1])
-            scores = _penalised(scores, seen, self.repetition_penalty)  # type: ignore[arg-type]
+            scores = _penalised(scores, seen, self.repetition_penalty)
         if self.no_repeat_ngram_size:
             scores = _without_continuations(scores, text, text.ids, text.is_there, self.no_repeat_ngram_size)
         if self.encoder_no_repeat_ngram_size:
@@ -179,15 +195,15 @@ class Rules:
     def _sampling(self) -> list[Callable[[Array], Array]]:
         """The rules that shape sampling."""
         rules: list[Callable[[Array], Array]] = []
-        if self.temperature not in (None, 1.0):
+        if self.temperature != 1.0:
             rules.append(lambda scores: scores / self.temperature)
         if self.top_k:
             rules.append(self._keep_top_k)
-        if self.top_p is not None and self.top_p < 1.0:
+        if self.top_p < 1.0:
             rules.append(self._keep_top_p)
-        if self.min_p is not None:
+        if self.min_p > 0.0:
             rules.append(self._keep_min_p)
-        if self.typical_p is not None and self.typical_p < 1.0:
+        if self.typical_p < 1.0:
             rules.append(self._keep_typical)
         if self.epsilon_cutoff:
             rules.append(lambda scores: self._drop(scores, jax.nn.softmax(scores) < self.epsilon_cutoff))
@@ -202,14 +218,14 @@ class Rules:
 
     def _keep_top_k(self, scores: Array) -> Array:
         """The k likeliest ids (Fan et al., 2018)."""
-        number = min(max(self.top_k or 1, self.keep), scores.shape[1])
+        number = min(max(self.top_k, self.keep), scores.shape[1])
         return jnp.where(scores < jax.lax.top_k(scores, number)[0][:, -1:], -jnp.inf, scores)
 
     def _keep_top_p(self, scores: Array) -> Array:
         """The likeliest ids that together reach a probability (Holtzman et al., 2019)."""
         order = jnp.argsort(scores, axis=-1)
         ascending = jnp.take_along_axis(scores, order, axis=-1)
-        unlikely = jax.nn.softmax(ascending, axis=-1).cumsum(axis=-1) <= 1.0 - (self.top_p or 1.0)
+        unlikely = jax.nn.softmax(ascending, axis=-1).cumsum(axis=-1) <= 1.0 - self.top_p
         unlikely = unlikely.at[:, -self.keep :].set(False)
         return _mask_in_order(scores, order, unlikely)
 
@@ -232,7 +248,7 @@ class Rules:
 
     def _keep_eta(self, scores: Array) -> Array:
         """Ids of at least the probability min(ε, √ε · exp(-entropy)) (Hewitt et al., 2022)."""
-        epsilon = self.eta_cutoff or 0.0
+        epsilon = self.eta_cutoff
         logarithms = jax.nn.log_softmax(scores, axis=-1)
         probabilities = jnp.exp(logarithms)
         smallest = float(jnp.finfo(scores.dtype).min)

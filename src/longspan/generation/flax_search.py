@@ -8,7 +8,7 @@ Every function here is pure. The cache has a fixed size, and the loop's state is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def _search(
             tokens = scores.argmax(axis=-1)
         tokens = jnp.where(ended, search.pad, tokens).astype(text.ids.dtype)
         ids = lax.dynamic_update_slice_in_dim(text.ids, tokens[:, None], text.length, axis=1)
-        return text.replace(ids=ids, length=text.length + 1), ended | search.is_end(tokens)
+        return replace(text, ids=ids, length=text.length + 1), ended | search.is_end(tokens)
 
     def goes_on(state: tuple[Text, Array, Any]) -> Array:
         text, ended, _ = state
@@ -178,7 +178,7 @@ def _beam_search(
     def advance(state: _State) -> _State:
         newest = lax.dynamic_slice_in_dim(state.running.ids, state.length - 1, 1, axis=2).reshape(-1)
         logits, cache = step(state.cache, newest, state.length - 1, state.origin)
-        return beams(state.replace(cache=cache), logits)
+        return beams(replace(state, cache=cache), logits)
 
     state = lax.while_loop(lambda state: ~state.over, advance, beams(state, logits))
     best = jax.tree_util.tree_map(lambda array: array[:, : search.returned], state.finished)
@@ -214,8 +214,9 @@ class _BeamStep:
         ends = self.search.is_end(newest) | at_end
         finished, is_finished = self._finish(state, candidates, ends, length)
         going = lax.top_k(candidates.scores + ends * _OUT, self.search.num_beams)[1]
-        running = candidates.replace(scores=candidates.scores + ends * _OUT).take(going)
-        state = state.replace(
+        running = replace(candidates, scores=candidates.scores + ends * _OUT).take(going)
+        state = replace(
+            state,
             running=running,
             finished=finished,
             is_finished=is_finished,
@@ -227,7 +228,7 @@ class _BeamStep:
     def _continue(self, state: _State, logits: Array) -> tuple[Beams, Array]:
         """The best continuations (B, C), or draws from all, and the row that each continues (B, C)."""
         batch, number, room = state.running.ids.shape
-        text = self.text.replace(ids=state.running.ids.reshape(-1, room), length=state.length)
+        text = replace(self.text, ids=state.running.ids.reshape(-1, room), length=state.length)
         logarithms = self.search.rules(text, jax.nn.log_softmax(logits, axis=-1))
         vocabulary = logarithms.shape[-1]
         totals = logarithms.reshape(batch, number, vocabulary) + state.running.scores[:, :, None]
@@ -255,7 +256,7 @@ class _BeamStep:
             scores = scores + state.is_finished.all(axis=1, keepdims=True) * _OUT
         scores = scores + ~state.can_improve[:, None] * _OUT + ~eligible * _OUT
         both = jax.tree_util.tree_map(
-            lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, candidates.replace(scores=scores)
+            lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, replace(candidates, scores=scores)
         )
         best = lax.top_k(both.scores, self.search.num_beams)[1]
         exist = jnp.concatenate([state.is_finished, eligible], axis=1)
@@ -272,4 +273,4 @@ class _BeamStep:
         over = ~can_improve.any() | at_end
         if self.search.early_stopping is True:
             over = over | state.is_finished.all()
-        return state.replace(can_improve=can_improve, over=over)
+        return replace(state, can_improve=can_improve, over=over)

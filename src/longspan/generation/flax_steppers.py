@@ -42,7 +42,7 @@ class SourceStepper:
 
     def begin(self) -> tuple[Array, Any]:
         """Read the source and the prompts: logits (R, V) of what follows, and the cache."""
-        encoded = self.module.apply(
+        encoded: Any = self.module.apply(
             {"params": self.params},
             self.inputs["input_ids"],
             self.inputs["attention_mask"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from longspan.configuration import PretrainedConfig, read_json
+from longspan.configuration import read_json
 from longspan.errors import InputError
 from longspan.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class StoredGenerationConfig:
     """Gives a model the attribute `generation_config`, which is loaded and saved with it."""
 
-    config: PretrainedConfig
+    config: Any
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None
 

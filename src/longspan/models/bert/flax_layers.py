@@ -11,12 +11,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.nn.initializers import normal
 
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_attention import AttentionPlan
 from longspan.nn.flax.activations import get_activation
+from longspan.nn.flax.cache import extend_cache
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.packing import Packing
@@ -144,18 +145,7 @@ class FlaxBertSelfAttention(nn.Module):
     @nn.compact
     def _extend_cache(self, key: Array, value: Array) -> tuple[Array, Array]:
         """Write new keys and values (B, S, A, D) behind those of the cache; returns all of them, (B, T, A, D)."""
-        exists = self.has_variable("cache", "cached_key")
-        cached_key = self.variable("cache", "cached_key", jnp.zeros, key.shape, key.dtype)
-        cached_value = self.variable("cache", "cached_value", jnp.zeros, value.shape, value.dtype)
-        cache_index = self.variable("cache", "cache_index", lambda: jnp.array(0, dtype=jnp.int32))
-        if exists:
-            start = (0, cache_index.value, 0, 0)
-            cached_key.value = lax.dynamic_update_slice(cached_key.value, key.astype(cached_key.value.dtype), start)
-            cached_value.value = lax.dynamic_update_slice(
-                cached_value.value, value.astype(cached_value.value.dtype), start
-            )
-            cache_index.value = cache_index.value + key.shape[1]
-        return cached_key.value.astype(self.dtype), cached_value.value.astype(self.dtype)
+        return extend_cache(self, key, value)
 
     def _relative_bias(self, query: Array, key: Array, positions: Array) -> Array | None:
         """Scores of the distances, already scaled, (B, A, S, T), or None for absolute positions."""

@@ -240,7 +240,7 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         exact = settings["output_attentions"] or is_traced(target, states, source_mask, params, dropout_rng, cache)
         if cache is not None:
             settings["source"] = self._check_cache(cache, target_mask, states, new=length)
-            room, masked = _source_room(cache), True
+            room, masked = _source_room(cache) or states.shape[1], True
         else:
             room, masked = (states.shape[1], False) if exact else (bucket(states.shape[1]), True)
         inputs: dict[str, Any] = {"decoder_input_ids": target, "decoder_attention_mask": target_mask}

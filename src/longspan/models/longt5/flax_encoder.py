@@ -338,10 +338,11 @@ class FlaxLongT5Encoder(nn.Module):
     ) -> FlaxBaseModelOutput:
         """Encode embeddings (B, S, H); arguments and result as in `FlaxLongT5EncoderModel.__call__`."""
         real = None if attention_mask is None else attention_mask != 0
-        bias, summary_bias = self.block.biases(inputs_embeds.shape[1])
+        batch, length, _ = inputs_embeds.shape
+        bias, summary_bias = self.block.biases(length)
         summaries = None
         if self.config.encoder_attention_type == "transient-global":
-            summaries = Summaries.from_mask(real, inputs_embeds.shape[:2], self.config.global_block_size)
+            summaries = Summaries.from_mask(real, (batch, length), self.config.global_block_size)
         plan = EncoderPlan(
             real, bias, summaries, summary_bias,
             needs_weights=output_attentions, implementation=implementation, deterministic=deterministic,

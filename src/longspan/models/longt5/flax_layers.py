@@ -8,6 +8,8 @@ float32: their values outgrow float16.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -144,7 +146,7 @@ class FlaxLongT5Projections(nn.Module):
         """(B, S, A, D) -> (B, S, H)."""
         return self.o(context.reshape(*context.shape[:-2], -1))
 
-    def dropout_arguments(self, *, deterministic: bool) -> dict[str, float | Array | None]:
+    def dropout_arguments(self, *, deterministic: bool) -> dict[str, Any]:
         """Dropout of the weights in the present mode, and its random key."""
         rate = 0.0 if deterministic else self.config.dropout_rate
         return {"dropout": rate, "dropout_rng": self.make_rng("dropout") if rate > 0.0 else None}

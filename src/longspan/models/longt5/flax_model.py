@@ -101,7 +101,7 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
         super().setup()
         self.decoder = FlaxLongT5Decoder(self.config, self.dtype, self.gradient_checkpointing)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         input_ids: Array,
         attention_mask: Array | None = None,
@@ -113,6 +113,8 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
     ) -> Any:
         """Encode and decode; arguments of `encode` and `decode`."""
         encoded = self.encode(input_ids, attention_mask, implementation=implementation, **flags)
+        assert decoder_input_ids is not None
+        assert encoded.last_hidden_state is not None
         decoded = self.decode(
             decoder_input_ids, encoded.last_hidden_state, attention_mask, decoder_attention_mask, **flags
         )

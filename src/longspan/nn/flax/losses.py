@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from longspan.configuration import PretrainedConfig
@@ -36,12 +37,13 @@ def cross_entropy(logits: Array, labels: ArrayLike, *, name: str = "labels") -> 
     check_shape(labels, tuple(logits.shape[:-1]), name=name, axes="of the scores without their last axis")
     num_classes = logits.shape[-1]
     if values_visible(labels):
-        wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))
+        host = np.asarray(labels)  # inside of jit, operations of JAX are traced even on values that are there
+        wrong = (host != IGNORE_INDEX) & ((host < 0) | (host >= num_classes))
         if wrong.any():
             place = tuple(int(axis[0]) for axis in wrong.nonzero())
             raise InputError(
                 f"{name} must lie in [0, {num_classes}) or be {IGNORE_INDEX} (ignored). "
-                f"Received: {labels[place].item()} at position {place}"
+                f"Received: {host[place].item()} at position {place}"
             )
     return _mean_cross_entropy(logits, jnp.asarray(labels), ignored=IGNORE_INDEX)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +46,17 @@ class _Plan:
 
 @struct.dataclass
 class _Operands:
-    """The arrays of one call, head first. Those from `key_bias` on have no gradient.
+    """The arrays of one call, head first. Masks, positions and the random key have no gradient.
 
     Attributes:
         query: (BH, NR, D).
         key: (BH, NR + C - R, D), with padding around.
         value: (BH, NR + C - R, E).
         band: (H or 1, R, C).
+        key_bias: Mask of the keys as a bias, (B, NR + C - R).
         extra_key: (BH, G, D) or None, and likewise all that concern extra keys.
         extra_value: (BH, G, E).
         table: Padded biases of the extra keys, (H, 2G + U - 2).
-        key_bias: (B, NR + C - R).
         extra_bias: Mask of the extra keys as a bias, (B, G).
         position: (B, NR).
         dropout_rng: Random key.
@@ -66,13 +66,13 @@ class _Operands:
     key: Array
     value: Array
     band: Array
-    extra_key: Array | None
-    extra_value: Array | None
-    table: Array | None
     key_bias: Array
-    extra_bias: Array | None
-    position: Array | None
-    dropout_rng: Array | None
+    extra_key: Array | None = None
+    extra_value: Array | None = None
+    table: Array | None = None
+    extra_bias: Array | None = None
+    position: Array | None = None
+    dropout_rng: Array | None = None
 
 
 def chunked_attention(
@@ -97,22 +97,30 @@ def chunked_attention(
     around = (left, right + missing)
     positions = 0 if extra is None else biases.num_positions(rows, extra.step, extra.key.shape[1])
     plan = _Plan(batch, heads, blocks, rows, scale, dropout, positions, _heads_at_once(batch, heads))
-    has_table = extra is not None and extra.bias is not None
     operands = _Operands(
         query=_heads_first(query, (0, missing)),
         key=_heads_first(key, around),
         value=_heads_first(value, around),
         band=biases.band_bias(bias, rows=rows, left=left, right=right),
-        extra_key=None if extra is None else _heads_first(extra.key, (0, 0)),
-        extra_value=None if extra is None else _heads_first(extra.value, (0, 0)),
-        table=biases.pad_table(extra.bias, positions) if has_table else None,
         key_bias=biases.key_bias(mask, batch=batch, length=length, padding=around),
-        extra_bias=None if extra is None or extra.mask is None else jnp.where(extra.mask, 0.0, biases.MASKED),
-        position=jnp.pad(jnp.maximum(extra.position, 0), ((0, 0), (0, missing)), mode="edge") if has_table else None,
         dropout_rng=dropout_rng if dropout > 0.0 else None,
+        **({} if extra is None else _extra_operands(extra, positions, missing)),
     )
     output = _attend(plan, operands).reshape(batch, heads, blocks * rows, -1)[:, :, :length]
     return output.swapaxes(1, 2).astype(value.dtype), None
+
+
+def _extra_operands(extra: ExtraKeys, positions: int, missing: int) -> dict[str, Array]:
+    """The fields of `_Operands` that concern extra keys."""
+    fields = {"extra_key": _heads_first(extra.key, (0, 0)), "extra_value": _heads_first(extra.value, (0, 0))}
+    if extra.mask is not None:
+        fields["extra_bias"] = jnp.where(extra.mask, 0.0, biases.MASKED)
+    if extra.bias is not None:
+        assert extra.position is not None
+        fields["table"] = biases.pad_table(extra.bias, positions)
+        place = jnp.maximum(extra.position, 0)
+        fields["position"] = jnp.pad(place, ((0, 0), (0, missing)), mode="edge")
+    return fields
 
 
 def _heads_at_once(batch: int, heads: int) -> int:
@@ -193,9 +201,9 @@ def _backward(plan: _Plan, saved: tuple[_Operands, Array, Array], gradient: Arra
 
     sums, query_grad = lax.scan(accumulate, sums, jnp.arange(plan.steps))
     sums["query"] = _join(plan, query_grad)
-    empty = dict.fromkeys(operands.__dataclass_fields__)
-    cast = {name: value.astype(getattr(operands, name).dtype) for name, value in sums.items()}
-    return (_Operands(**{**empty, **cast}),)
+    cast: dict[str, Any] = dict.fromkeys(operands.__dataclass_fields__)  # None stands for no gradient
+    cast |= {name: value.astype(getattr(operands, name).dtype) for name, value in sums.items()}
+    return (_Operands(**cast),)
 
 
 _attend.defvjp(_forward_saving, _backward)
@@ -222,9 +230,18 @@ class _Block:
         self.step = step
         self.query = self.of_queries(operands.query)
         self.key, self.value = self._of_span(operands.key), self._of_span(operands.value)
-        self.extra_key = self.extra_value = None
-        if operands.extra_key is not None:
-            self.extra_key, self.extra_value = self._of_heads(operands.extra_key), self._of_heads(operands.extra_value)
+
+    @property
+    def extra_key(self) -> Array:
+        """(X, G, D)."""
+        assert self.operands.extra_key is not None
+        return self._of_heads(self.operands.extra_key)
+
+    @property
+    def extra_value(self) -> Array:
+        """(X, G, E)."""
+        assert self.operands.extra_value is not None
+        return self._of_heads(self.operands.extra_value)
 
     # -- taking parts of arrays -----------------------------------------------------------------------------------
 
@@ -266,7 +283,7 @@ class _Block:
         hidden = self._of_batch(operands.key_bias)
         start = self.number * plan.rows
         window = window + lax.dynamic_slice_in_dim(hidden, start, window.shape[-1], axis=1)[:, None]
-        if self.extra_key is None:
+        if operands.extra_key is None:
             return window, None
         extra = self._multiply(self.query, self.extra_key)
         if operands.table is not None:
@@ -317,14 +334,14 @@ class _Block:
         """(H, 2G + U - 2) -> (X, U, G)."""
         tables = self._of_table(table)
         tables = jnp.broadcast_to(tables, (self.plan.heads_at_once, tables.shape[-1]))
-        sizes = {"num_extra": self._num_extra, "positions": self.plan.positions}
-        parts = jax.vmap(partial(biases.part_of_table, **sizes))(tables, self._places()[:, 0])
+        part_of_table = partial(biases.part_of_table, num_extra=self._num_extra, positions=self.plan.positions)
+        parts = jax.vmap(part_of_table)(tables, self._places()[:, 0])
         return biases.sliding_rows(parts, self.plan.positions)
 
     @property
     def _num_extra(self) -> int:
-        assert self.extra_key is not None
-        return self.extra_key.shape[1]
+        assert self.operands.extra_key is not None
+        return self.operands.extra_key.shape[1]
 
     # -- adding to sums ---------------------------------------------------------------------------------------------
 
