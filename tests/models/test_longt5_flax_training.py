@@ -14,7 +14,7 @@ import pytest
 import longspan
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_flax_longt5.py"
-ARGUMENTS = "--rows 8 --length 96 --span 16 --width 16 --layers 1 --every 15 --rate 0.01".split()  # noqa: SIM905
+ARGUMENTS = "--rows 8 --length 64 --span 16 --width 16 --layers 1 --every 15 --rate 0.01".split()  # noqa: SIM905
 #: an uninterrupted run, and one of two parts; in one process, since most of the time goes into imports
 SCRIPT = """
 import importlib.util, json, sys
