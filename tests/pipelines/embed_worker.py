@@ -23,7 +23,6 @@ from longspan.cli.running import run
 from longspan.pipelines.backends import torch as _backend  # noqa: F401 - imported before the fork
 from longspan.search import parquet
 
-
 #: Exit codes of a finished run; in that of 3 something was left out.
 DONE = (0, 3)
 

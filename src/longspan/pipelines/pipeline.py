@@ -17,6 +17,9 @@ _TASKS = {
     "multiple-choice": ("multiple_choice", "MultipleChoicePipeline"),
     "zero-shot-classification": ("zero_shot", "ZeroShotClassificationPipeline"),
     "fill-mask": ("fill_mask", "FillMaskPipeline"),
+    "text-generation": ("generation", "TextGenerationPipeline"),
+    "text2text-generation": ("generation", "Text2TextGenerationPipeline"),
+    "summarization": ("generation", "SummarizationPipeline"),
     "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
 }
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
@@ -27,6 +30,8 @@ _HEADS = {
     "ForQuestionAnswering": "question-answering",
     "ForMultipleChoice": "multiple-choice",
     "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+    "ForConditionalGeneration": "text2text-generation",
     "Model": "feature-extraction",
 }
 _SOURCE = ("revision", "cache_dir", "local_files_only", "token")
@@ -37,8 +42,9 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
 
     Args:
         task: `"text-classification"` (or `"sentiment-analysis"`), `"token-classification"` (or `"ner"`),
-            `"question-answering"`, `"multiple-choice"`, `"fill-mask"`, `"feature-extraction"` or
-            `"zero-shot-classification"` (by embeddings); default what the model's class is for.
+            `"question-answering"`, `"multiple-choice"`, `"fill-mask"`, `"feature-extraction"`,
+            `"zero-shot-classification"` (by embeddings), `"text-generation"`, `"text2text-generation"` or
+            `"summarization"`; default what the model's class is for.
         model: Directory or hub repository, or a loaded model of longspan. Only zero-shot classification has a default.
         tokenizer: A tokenizer, or where to load one from; default the model's.
         **arguments: See `longspan.pipelines.base.Pipeline` for `framework`, `device`, `dtype` and others, and the
