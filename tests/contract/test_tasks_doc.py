@@ -41,9 +41,10 @@ def test_python(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
-    [block] = re.findall(r"^```console\n(.*?)^```", TEXT, flags=re.M | re.S)
-    for line in block.splitlines():
+    blocks = re.findall(r"^```console\n(.*?)^```", TEXT, flags=re.M | re.S)
+    for line in "".join(blocks).splitlines():
         assert run(app, shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert ANSWER in capsys.readouterr().out
     assert NAME in (folder / "entities.csv").read_text()
     assert (folder / "labels.parquet").exists()
+    assert "<!doctype html>" in (folder / "page.html").read_text()

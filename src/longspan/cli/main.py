@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longspan.cli import answer, choose, classify, convert, embed, fill, lengthen, search, tag
+from longspan.cli import answer, choose, classify, convert, embed, explain, fill, lengthen, search, tag
 from longspan.cli.running import run
 
 _HELP = """Long-document transformers on the command line.
@@ -42,6 +42,7 @@ app.command("tag", epilog=tag.EPILOG)(tag.tag)
 app.command("answer", epilog=answer.EPILOG)(answer.answer)
 app.command("choose", epilog=choose.EPILOG)(choose.choose)
 app.command("fill", epilog=fill.EPILOG)(fill.fill)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 

@@ -364,6 +364,19 @@ class Pipeline(ABC):
             inputs["global_attention_mask"] = pad([mask.astype(np.int32) for mask in masks], batch.shape, 0)
         return inputs
 
+    def prepare(self, item: Any, options: Options) -> Job:
+        """The work on one input: its tokens, with characters, and the rows that the model reads.
+
+        Raises:
+            InputError: the input breaks a rule.
+        """
+        texts = [replace_surrogates(text) for text in self._texts(item)]
+        return _checked(self._job(item, tokenize(self._fast, texts), options))
+
+    def stack_row(self, row: Row) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the model for one row, (1, S) each."""
+        return self._stack([row], Batch(np.zeros(1, np.int64), (1, len(row))))
+
     def updated(self, **settings: Any) -> Self:
         """Change options for all calls to come.
 

@@ -38,8 +38,8 @@ class GenerationPipeline:
         cache_dir: Hub cache to use.
         local_files_only: Never reach for the network.
         token: Access token of the hub.
-        **settings: Options of the task and settings of `model.generate` (`max_new_tokens`, 256 by default, `num_beams`, 4
-            by default for text to text, `do_sample`, `seed` and others), which hold for each call that does not say otherwise.
+        **settings: Options of the task and settings of `model.generate` (`max_new_tokens`, by default 256, `num_beams`,
+            for text to text by default 4, `do_sample`, `seed` and others), which hold unless a call says otherwise.
 
     Raises:
         InputError: an argument breaks a rule.

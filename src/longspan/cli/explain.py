@@ -1,0 +1,57 @@
+"""`longspan explain`: what a model looks at in a document, as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longspan.cli.options import Device, Dtype, Quiet
+from longspan.cli.task_options import MaxLength, Overwrite, TaskModelName
+
+EPILOG = """[bold]Examples[/bold]
+
+  longspan explain letter.txt --model ./my-longformer --output letter.html
+
+  longspan explain contract.pdf -m ./my-qa --question "When does it end?" -o contract.html
+"""
+
+
+def explain(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A document: txt, md, html, pdf and other text.")],
+    model: TaskModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="PAGE", help="The .html file to write.")],
+    task: Annotated[str | None, typer.Option(help="The task; default what the model is for.")] = None,
+    question: Annotated[str | None, typer.Option("--question", "-Q", help="Question, for question answering.")] = None,
+    max_length: MaxLength = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page that shows what a model looks at in a document, token by token.
+
+    Tokens are shaded by the attention that they receive, by the attention of the first token, or by gradient times
+    input, for each layer and head. The page needs no other file and no network. PyTorch only.
+    """
+    from longspan.documents.document import Problem
+    from longspan.documents.readers import read_documents
+    from longspan.documents.walk import find_files
+    from longspan.errors import InputError
+    from longspan.pipelines.explain import explain as look
+    from longspan.pipelines.explain_page import write_page
+    from longspan.pipelines.pipeline import pipeline
+
+    if output.exists() and not overwrite:
+        raise InputError(f"The output must not exist yet (or give --overwrite). Received: {output}")
+    found = find_files([path])
+    document = next(read_documents(found.files[0]), None) if found.files else found.problems[0]
+    if document is None or isinstance(document, Problem):
+        raise InputError(f"A document must be readable. Received: {document or path}")
+    run = pipeline(task, model, device=device, dtype=dtype, max_length=max_length)
+    item: Any = document.text if question is None else {"question": question, "context": document.text}
+    explanation = look(run, item)
+    write_page(explanation, output)
+    if not quiet:
+        typer.echo(f"{output}: {len(explanation.starts):,} tokens, {explanation.num_windows:,} windows")
