@@ -14,7 +14,7 @@ SETTINGS = {
     "greedy": {"max_new_tokens": 25},
     "greedy without a cache": {"max_new_tokens": 12, "use_cache": False},
     "sampling": {"do_sample": True, "max_new_tokens": 20},
-    "sampled rows": {"do_sample": True, "max_new_tokens": 9, "top_p": 0.8, "num_return_sequences": 3, "temperature": 0.7},
+    "sampled rows": {"do_sample": True, "max_new_tokens": 9, "top_p": 0.8, "num_return_sequences": 3},
     "beams": {"num_beams": 4, "max_new_tokens": 20},
     "short beams": {"num_beams": 4, "max_new_tokens": 20, "early_stopping": True, "length_penalty": -1.0},
     "long beams": {"num_beams": 3, "max_new_tokens": 20, "early_stopping": "never", "length_penalty": 1.7},

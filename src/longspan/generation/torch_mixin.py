@@ -117,6 +117,9 @@ class GenerationMixin:
 
     # -- what families differ in ------------------------------------------------------------------------------------
 
+    def check_can_generate(self) -> None:
+        """Raise `InputError` if the configuration makes the model something else than a decoder."""
+
     def max_positions(self) -> int | None:
         """Tokens of a row at most, or None if the model has no limit."""
         return None
@@ -174,6 +177,7 @@ class GenerationMixin:
             ConfigError: a setting breaks a rule.
             InputError: an input breaks a rule, is not known, or leaves nothing to generate.
         """
+        self.check_can_generate()
         config, model_inputs = self._split(generation_config, kwargs)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         callbacks = Callbacks(
@@ -189,6 +193,9 @@ class GenerationMixin:
         with _evaluating(self), _ending(streamer):
             cache = model_inputs.pop("past_key_values", None)
             encoder, prompt, source = self._read_inputs(config, inputs, model_inputs)
+            if cache is not None and not prompt.ends_real:
+                raise InputError("with past_key_values, padding must stand at the left. Received: padding at the right")
+            prompt = align_right(prompt)
             if prompt.mask is not None and self.needs_equal_prompts():
                 return self._generate_by_length(config, prompt, callbacks)
             return self._generate(config, prompt, callbacks, encoder=encoder, source=source, cache=cache)
@@ -238,7 +245,7 @@ class GenerationMixin:
             own_mask = as_mask(mask, (ids.shape[0], length), device=self.device)
         elif own_mask is None and embeds is None:
             own_mask = mask_of_padding(ids, config.pad_token_id, config.eos_token_ids)
-        return align_right(Prompt(ids, own_mask, embeds, given))
+        return Prompt(ids, own_mask, embeds, given)
 
     def _prompt_ids(self, config: GenerationConfig, inputs: Any, embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Ids (B, L), or (B, 0) beside embeddings, and the mask that their lengths tell."""
@@ -305,7 +312,7 @@ class GenerationMixin:
         if bool((ids[:, 0] != start).all()):
             ids = torch.cat((first, ids), dim=1)
             own_mask = None if own_mask is None else torch.cat((own_mask[:, :1] | True, own_mask), dim=1)
-        return align_right(Prompt(ids, own_mask, extras=given))
+        return Prompt(ids, own_mask, extras=given)
 
     def _generate(
         self,

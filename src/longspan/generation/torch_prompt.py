@@ -18,7 +18,7 @@ from longspan.nn.torch.checks import check_shape
 
 @dataclass(frozen=True)
 class Prompt:
-    """Rows to continue; the last token of every row is real.
+    """Rows to continue.
 
     Attributes:
         ids: (B, L); (B, 0) where only embeddings were given.
@@ -43,6 +43,11 @@ class Prompt:
         if self.mask is None:
             return torch.full((self.ids.shape[0],), self.length, device=self.ids.device)
         return self.mask.sum(dim=1)
+
+    @property
+    def ends_real(self) -> bool:
+        """True if the last token of every row is real."""
+        return self.mask is None or bool(self.mask[:, -1].all())
 
     def rows(self, index: Tensor) -> Prompt:
         """The rows at an index (R,) of the batch."""
@@ -105,8 +110,9 @@ def as_ids(ids: Any, *, pad: int | None, device: torch.device, left: bool) -> tu
         InputError: the shape is wrong, or a prompt is empty.
     """
     rows = [_row(row) for row in ids] if isinstance(ids, list | tuple) and ids and _nested(ids[0]) else None
-    if rows is not None and len({len(row) for row in rows}) > 1:
+    if rows is not None:
         _check_not_empty(min(len(row) for row in rows))
+    if rows is not None and len({len(row) for row in rows}) > 1:
         return _pad(rows, 0 if pad is None else pad, device=device, left=left)
     tensor = torch.as_tensor(rows if rows is not None else ids, device=device)
     if tensor.dim() != 2 or tensor.is_floating_point():
@@ -169,7 +175,7 @@ def mask_of_padding(ids: Tensor, pad: int | None, eos: Sequence[int]) -> Tensor 
 
 def align_right(prompt: Prompt) -> Prompt:
     """Shift rows with padding at the right, so that their last token is real."""
-    if prompt.mask is None or bool(prompt.mask[:, -1].all()):
+    if prompt.mask is None or prompt.ends_real:
         return prompt
     width = prompt.mask.shape[1]
     trailing = prompt.mask.flip(1).long().argmax(dim=1, keepdim=True)

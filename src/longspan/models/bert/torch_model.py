@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longspan.errors import InputError
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
@@ -267,6 +268,11 @@ class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
             cross_attentions=outputs.cross_attentions,
         )
         return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def check_can_generate(self) -> None:
+        """Raise `InputError` unless `config.is_decoder`: otherwise a token sees those behind it."""
+        if not self.config.is_decoder:
+            raise InputError("generate needs a decoder: config.is_decoder=True. Received: is_decoder=False")
 
     def max_positions(self) -> int:
         """Tokens that have a position embedding."""
