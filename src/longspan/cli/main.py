@@ -45,6 +45,8 @@ app.command("fill", epilog=fill.EPILOG)(fill.fill)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
+app.command("generate", epilog=generate.GENERATE_EPILOG)(generate.generate)
+app.command("summarize", epilog=generate.SUMMARIZE_EPILOG)(generate.summarize)
 
 
 def _print_version(wanted: bool) -> None:
