@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longspan.cli import answer, choose, classify, convert, embed, explain, fill, lengthen, search, tag
+from longspan.cli import answer, choose, classify, convert, embed, explain, fill, generate, info, lengthen, search, tag
 from longspan.cli.running import run
 
 _HELP = """Long-document transformers on the command line.
@@ -44,6 +44,8 @@ app.command("choose", epilog=choose.EPILOG)(choose.choose)
 app.command("fill", epilog=fill.EPILOG)(fill.fill)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
+app.command("info", epilog=info.INFO_EPILOG)(info.info)
+app.command("verify", epilog=info.VERIFY_EPILOG)(info.verify)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 app.command("generate", epilog=generate.GENERATE_EPILOG)(generate.generate)
 app.command("summarize", epilog=generate.SUMMARIZE_EPILOG)(generate.summarize)
