@@ -131,3 +131,41 @@ def _describe(first: Any, second: Any, differences: Mapping[str, float]) -> str:
             f"Received: {compared}"
         )
     return f"equal, {compared}"
+
+
+def compare_frameworks(directory: Path) -> dict[str, dict[str, float] | str]:
+    """Load a checkpoint in each installed framework and compare the outputs of one random input.
+
+    Args:
+        directory: The checkpoint.
+
+    Returns:
+        For each framework after the first that can run it, the largest difference of each output from the first's,
+        relative to its largest value; for the first itself differences of 0; a reason where a framework cannot run it.
+
+    Raises:
+        CheckpointError: a framework does not load it.
+    """
+    config = read_json(directory / CONFIG_NAME)
+    results: dict[str, dict[str, float] | str] = {}
+    expected: Arrays | None = None
+    for framework, before in (("torch", ""), ("flax", "Flax"), ("keras", "TF")):
+        if importlib.util.find_spec(framework) is None:
+            results[framework] = "not installed"
+            continue
+        model_class = _find_class(config, before)
+        if model_class is None:
+            results[framework] = f"no class for model_type={config.get('model_type')!r}"
+            continue
+        inputs = _make_inputs(config, model_class)
+        received = _run(model_class, directory, inputs)
+        expected = received if expected is None else expected
+        results[framework] = _differences(expected, received)
+    return results
+
+
+def are_equal(results: Mapping[str, dict[str, float] | str]) -> bool:
+    """True if all differences that `compare_frameworks` found are those of rounding."""
+    listed = [found for found in results.values() if isinstance(found, dict)]
+    values = [value for found in listed for value in found.values()]
+    return bool(values) and all(value <= _TOLERANCE for value in values)
