@@ -143,6 +143,10 @@ class Pipeline(ABC):
         options = self.options.updated(settings, self.task)
         if self._is_single(inputs):
             return next(self._results([inputs], options))
+        if not isinstance(inputs, Iterable):
+            raise InputError(
+                f"inputs must be one input of {self.task} or an iterable of them. Received: {type(inputs).__name__}"
+            )
         results = self._results(inputs, options)
         return list(results) if isinstance(inputs, list | tuple) else results
 
@@ -335,7 +339,7 @@ class Pipeline(ABC):
         lengths = [len(row) for _, row in work]
         batches = plan_batches(
             lengths,
-            options.batch_tokens or self.model.batch_tokens,
+            self.model.batch_tokens if options.batch_tokens is None else options.batch_tokens,
             fixed_shapes=self.model.fixed_shapes,
             max_length=self.model.max_positions,
             max_rows=1 if self._pad_token_id is None else options.batch_size,
