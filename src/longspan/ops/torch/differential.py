@@ -134,6 +134,8 @@ def differential_attention(
     _check(query, key, value, position, key_mask, segment_ids)
     chosen = choose_implementation(implementation, Request.of(query, key, value, lam, output_weights=output_weights))
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if chosen == "chunked" and position is None and segment_ids is None and _is_one_token(query, key, value, dropout):
+        return DifferentialAttention(one_query_attention(query, key, value, lam, key_mask=key_mask, scale=scale))
     if chosen == "chunked":
         output = chunked_attention(
             query,
@@ -157,6 +159,44 @@ def differential_attention(
     if chosen == "sdpa":
         return DifferentialAttention(sdpa_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout))
     return eager_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout)
+
+
+def _is_one_token(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+    """True for the step of a generation: one query, and no gradient to come."""
+    if torch.compiler.is_compiling() or query.shape[2] != 1 or dropout > 0.0 or query.device.type != "cpu":
+        return False
+    return not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
+
+
+def one_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, lam: Tensor, *, key_mask: Tensor | None, scale: float
+) -> Tensor:
+    """Differential attention of the last token, in few calls: while generating, they cost more than their work.
+
+    Args:
+        query: (B, A, 1, D).
+        key: (B, K, T, D).
+        value: (B, K, T, D).
+        lam: λ, a 0-d float32 tensor.
+        key_mask: (B, T), True = attend; None for all.
+        scale: Factor of the scores.
+
+    Returns:
+        (B, 1, A/2, 2D).
+    """
+    batch, num_maps, _, width = query.shape
+    shape = (batch, key.shape[1], num_maps // key.shape[1], width)
+    scores = torch.matmul((query * scale).view(shape), key.transpose(-1, -2))  # (B, K, A/K, T)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    if key_mask is not None:
+        weights = weights * key_mask.any(dim=1)[:, None, None, None]
+    first, second = weights.view(batch, 2, num_maps // 2, -1).unbind(1)
+    difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
+    both = torch.cat((difference, difference), dim=1).view(batch, key.shape[1], shape[2], -1)
+    context = torch.matmul(both, value).view(batch, 2, num_maps // 2, width)
+    return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)
 
 
 def visible_keys(

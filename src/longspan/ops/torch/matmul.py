@@ -135,9 +135,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., N).
     """
     width = x.shape[-1]
-    if width < _MIN_WIDTH or weight.shape[0] < _MIN_WIDTH or not _serves(x, weight, bias):
+    # a traced graph must not depend on sizes
+    if not torch.compiler.is_compiling() and x.numel() < _MIN_ROWS * width:
         return F.linear(x, weight, bias)
-    if x.numel() < _MIN_ROWS * width:
+    if width < _MIN_WIDTH or weight.shape[0] < _MIN_WIDTH or not _serves(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         result: Tensor = _Linear.apply(x, weight, bias)

@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 #: entries that the inference path takes at a time: 1 MiB of float32, which stays in the cache of a core
 BLOCK_ENTRIES = 2**18
+#: entries up to which the number of calls counts and not their memory, as when one token is generated
+_FEW_ENTRIES = 2**14
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Weight · x / √(mean(x²) + eps) over the last axis, computed in float32.
 
-    Without gradients on a CPU it goes block by block: PyTorch's own spends most of its time on temporaries.
+    Without gradients on a CPU it goes block by block where there are many entries: PyTorch's own spends most of
+    its time on temporaries.
 
     Args:
         x: (..., H).
@@ -24,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         (..., H) in the dtype of `x`.
     """
     tracks = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if tracks or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if tracks or x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _FEW_ENTRIES:
         return F.rms_norm(x, weight.shape, weight, eps)
     width = x.shape[-1]
     flat = x.reshape(-1, width)

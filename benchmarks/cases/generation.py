@@ -1,0 +1,183 @@
+"""`generate` in PyTorch against the reference's, on equal weights; MEGA against itself at two lengths."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+from benchmarks.harness import Work, case
+
+DECODER = {
+    "vocab_size": 32000,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+}
+SMALL_DECODER = {
+    "vocab_size": 8000,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+LONGT5 = {
+    "vocab_size": 32128,
+    "d_model": 768,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 12,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+}
+
+
+def pair(name: str, config: str, settings: dict[str, Any], dtype: str) -> tuple[Any, Any]:
+    """The reference and ours on equal random weights; nothing ends a row."""
+    import torch
+    import transformers
+
+    import longspan
+
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    settings = {**settings, "eos_token_id": None, "pad_token_id": 0}
+    peer = getattr(transformers, name)(getattr(transformers, config)(**settings)).to(kind).eval()
+    ours = getattr(longspan, name)(getattr(longspan, config)(**settings)).to(kind).eval()
+    ours.load_state_dict(peer.state_dict(), strict=False)
+    ours.tie_weights()
+    return peer, ours
+
+
+def generation(models: tuple[Any, Any], *, batch: int, prompt: int, new: int, exact: bool, **settings: Any) -> Work:
+    """Continue random prompts by a fixed number of tokens; the difference is the share of unequal ids."""
+    import torch
+
+    ids = torch.randint(3, 8000, (batch, prompt), generator=torch.Generator().manual_seed(1))
+
+    def run(model: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, **settings)
+
+    peer, ours = models
+    return Work(
+        peer=lambda: run(peer),
+        ours=lambda: run(ours),
+        difference=lambda a, b: float((a != b).float().mean()),
+        # in bfloat16 the two round apart, and random models soon go separate ways
+        tolerance=0.0 if exact else 1.0,
+        after=lambda p, o: {"peer_tokens_per_s": batch * new / p, "tokens_per_s": batch * new / o},
+    )
+
+
+def decoder(settings: dict[str, Any], dtype: str, batch: int, new: int) -> Work:
+    """A DiffLlama."""
+    models = pair("DiffLlamaForCausalLM", "DiffLlamaConfig", settings, dtype)
+    return generation(models, batch=batch, prompt=64, new=new, exact=dtype == "float32")
+
+
+def longt5(dtype: str, num_beams: int) -> Work:
+    """A LongT5 that reads 4,096 tokens and writes 128."""
+    models = pair("LongT5ForConditionalGeneration", "LongT5Config", LONGT5, dtype)
+    return generation(models, batch=1, prompt=4096, new=128, exact=dtype == "float32", num_beams=num_beams)
+
+
+ABOUT = "DiffLlama 4 layers 1024 wide, generate"
+ABOUT_SMALL = "DiffLlama 4 layers 256 wide, generate"
+ABOUT_LONGT5 = "LongT5 2+2 layers 768 wide, 4096 tokens in, 128 out"
+
+
+@case("generation/diffllama-b1/float32", f"{ABOUT}, batch 1", at_least=1.5, rounds=3)
+def diffllama_one() -> Work:
+    return decoder(DECODER, "float32", 1, 32)
+
+
+@case("generation/diffllama-b8/float32", f"{ABOUT}, batch 8", at_least=1.5, rounds=3)
+def diffllama_eight() -> Work:
+    return decoder(DECODER, "float32", 8, 32)
+
+
+@case("generation/diffllama-b1/bfloat16", f"{ABOUT}, batch 1", at_least=2.0, rounds=3)
+def diffllama_one_half() -> Work:
+    return decoder(DECODER, "bfloat16", 1, 32)
+
+
+@case("generation/diffllama-b8/bfloat16", f"{ABOUT}, batch 8", at_least=2.0, rounds=3)
+def diffllama_eight_half() -> Work:
+    return decoder(DECODER, "bfloat16", 8, 32)
+
+
+@case("generation/diffllama-small/float32", f"{ABOUT_SMALL}, batch 1", at_least=2.5, rounds=5)
+def diffllama_small() -> Work:
+    return decoder(SMALL_DECODER, "float32", 1, 100)
+
+
+@case("generation/longt5/float32", f"{ABOUT_LONGT5}, greedy", at_least=1.5, rounds=3)
+def longt5_greedy() -> Work:
+    return longt5("float32", 1)
+
+
+@case("generation/longt5-beams/float32", f"{ABOUT_LONGT5}, 4 beams", at_least=1.5, rounds=3)
+def longt5_beams() -> Work:
+    return longt5("float32", 4)
+
+
+@case("generation/longt5/bfloat16", f"{ABOUT_LONGT5}, greedy", at_least=2.0, rounds=3)
+def longt5_greedy_half() -> Work:
+    return longt5("bfloat16", 1)
+
+
+@case("generation/longt5-beams/bfloat16", f"{ABOUT_LONGT5}, 4 beams", at_least=2.0, rounds=3)
+def longt5_beams_half() -> Work:
+    return longt5("bfloat16", 4)
+
+
+@case(
+    "generation/mega-flat/float32",
+    "MEGA 2 layers, seconds per 256 tokens: after 1k, and after 64k",
+    at_least=0.8,
+    rounds=1,
+)
+def mega_flat() -> Work:
+    import torch
+
+    import longspan
+
+    torch.manual_seed(0)
+    settings = {
+        "is_decoder": True,
+        "bidirectional": False,
+        "use_chunking": True,
+        "chunk_size": 128,
+        "eos_token_id": None,
+    }
+    model = longspan.MegaForCausalLM(longspan.MegaConfig(vocab_size=2000, num_hidden_layers=2, **settings)).eval()
+    seconds: dict[int, float] = {}
+
+    class Clock(longspan.BaseStreamer):
+        count = 0
+
+        def put(self, value: Any) -> None:
+            self.count += 1
+            if self.count in (768, 1024, 65_280, 65_536):
+                seconds[self.count] = time.perf_counter()
+
+        def end(self) -> None:
+            pass
+
+    model.generate([[5, 6, 7]], max_new_tokens=65_540, streamer=Clock())
+    early, late = seconds[1024] - seconds[768], seconds[65_536] - seconds[65_280]
+    extra = {"tokens_per_s_at_1k": 256 / early, "tokens_per_s_at_64k": 256 / late}
+    return Work(
+        peer=lambda: time.sleep(early),
+        ours=lambda: time.sleep(late),
+        difference=lambda a, b: 0.0,
+        tolerance=0.0,
+        extra=extra,
+    )
