@@ -18,7 +18,7 @@ from jax.nn.initializers import constant, normal
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, Dtype, Embedding
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, spread
 from longspan.nn.flax.parameters import parameter
 from longspan.ops import patterns
 
@@ -45,7 +45,8 @@ class FlaxLongT5LayerNorm(nn.Module):
         weight = parameter(self, "weight", constant(self.config.initializer_factor), shape, jnp.float32)
         states = hidden_states.astype(jnp.float32)
         variance = jnp.square(states).mean(axis=-1, keepdims=True)
-        return (weight * (states * lax.rsqrt(variance + self.config.layer_norm_epsilon))).astype(self.dtype)
+        normalised = states * lax.rsqrt(variance + self.config.layer_norm_epsilon)
+        return (normalised * spread(weight.astype(jnp.float32), normalised)).astype(self.dtype)
 
 
 class FlaxLongT5DenseActDense(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.nn.initializers import normal
 
 from longspan.generation.flax_mixin import FlaxGenerationMixin
@@ -22,7 +22,7 @@ from longspan.models.longt5.flax_base import FlaxLongT5PreTrainedModel
 from longspan.models.longt5.flax_decoder import FlaxLongT5Decoder
 from longspan.models.longt5.flax_encoder import FlaxLongT5Encoder
 from longspan.models.longt5.flax_layers import linear
-from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.layers import Dtype, Embedding, matmul
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutput,
     FlaxCausalLMOutputWithCrossAttentions,
@@ -190,9 +190,7 @@ class FlaxLongT5ForConditionalGenerationModule(FlaxLongT5Module):
             return self.lm_head(hidden_states)
         # the embeddings are large, as T5's first layers expect them
         states = hidden_states * self.config.d_model**-0.5
-        contract_width = (((2,), (1,)), ((), ()))
-        embeddings = self.shared.embedding.astype(self.dtype)
-        logits = lax.dot_general(states, embeddings, contract_width, preferred_element_type=jnp.float32)
+        logits = matmul(states, self.shared.embedding.astype(self.dtype).T)
         return logits.astype(self.dtype)
 
 

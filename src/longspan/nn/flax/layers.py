@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,30 @@ from jax.nn.initializers import ones, zeros
 from longspan.nn.flax.parameters import Initializer, parameter
 
 Dtype = Any
+
+
+def matmul(inputs: Array, kernel: Array) -> Array:
+    """(..., in), (in, out) -> (..., out), summed and returned in float32.
+
+    All axes but the last become one: XLA computes the gradient of the kernel three times as fast on a CPU when it
+    contracts one axis and not two (measured for 4096 × 768 × 2048: 34 against 101 ms).
+    """
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    product = lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return product.reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
+def spread(weights: Array, states: Array) -> Array:
+    """Repeat weights (H,) for every token of states (..., H), in the shape of the states.
+
+    It is broadcasting, written as a product with a column of ones: then the gradient of the weights is a product too.
+    As a sum over tokens, XLA computes it a dozen times slower on a CPU (measured for a norm of 4096 × 768: 74 against
+    6 ms).
+    """
+    column = jnp.ones((math.prod(states.shape[:-1]), 1), weights.dtype)
+    contract_one = (((1,), (0,)), ((), ()))
+    product = lax.dot_general(column, weights[None], contract_one, precision=lax.Precision.HIGHEST)
+    return product.reshape(states.shape)
 
 
 class Dense(nn.Module):
@@ -40,12 +65,10 @@ class Dense(nn.Module):
         """(..., in) -> (..., out)."""
         shape = (inputs.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape, self.param_dtype)
-        contract_last = (((inputs.ndim - 1,), (0,)), ((), ()))
-        outputs = lax.dot_general(
-            inputs.astype(self.dtype), kernel.astype(self.dtype), contract_last, preferred_element_type=jnp.float32
-        )
+        outputs = matmul(inputs.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            outputs = outputs + parameter(self, "bias", zeros, (self.features,), self.param_dtype)
+            bias = parameter(self, "bias", zeros, (self.features,), self.param_dtype)
+            outputs = outputs + spread(bias.astype(jnp.float32), outputs)
         return outputs.astype(self.dtype)
 
 
@@ -99,9 +122,10 @@ class LayerNorm(nn.Module):
     def __call__(self, inputs: Array) -> Array:
         """(..., H) -> (..., H)."""
         shape = (inputs.shape[-1],)
-        scale = parameter(self, "scale", ones, shape, self.param_dtype)
-        bias = parameter(self, "bias", zeros, shape, self.param_dtype)
+        scale = parameter(self, "scale", ones, shape, self.param_dtype).astype(jnp.float32)
+        bias = parameter(self, "bias", zeros, shape, self.param_dtype).astype(jnp.float32)
         centred = inputs.astype(jnp.float32)
         centred = centred - centred.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        return (centred * lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+        normalised = centred * lax.rsqrt(variance + self.eps)
+        return (normalised * spread(scale, normalised) + spread(bias, normalised)).astype(self.dtype)
