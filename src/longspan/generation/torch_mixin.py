@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from longspan.configuration import PretrainedConfig, read_json
+from longspan.configuration import read_json
 from longspan.errors import InputError
 from longspan.generation import torch_outputs as outputs
 from longspan.generation.config import GENERATION_CONFIG_NAME, SAMPLING_SETTINGS, GenerationConfig
@@ -77,7 +77,7 @@ class GenerationMixin:
 
     #: several rows of one prompt read one copy of the encoder's states
     shares_source_between_rows: ClassVar[bool] = False
-    config: PretrainedConfig
+    config: Any
     device: torch.device
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None

@@ -269,7 +269,7 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
 
     def __init__(self, sequence_bias: dict[tuple[int, ...], float] | Sequence[Sequence[object]]) -> None:
         pairs = sequence_bias.items() if isinstance(sequence_bias, dict) else sequence_bias
-        self.biases: dict[tuple[int, ...], float] = {tuple(ids): float(bias) for ids, bias in pairs}  # type: ignore[arg-type,misc]
+        self.biases: dict[tuple[int, ...], float] = {tuple(ids): float(bias) for ids, bias in pairs}  # type: ignore[arg-type]
         self._prepared: tuple[Tensor, list[tuple[Tensor, int, float]]] | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

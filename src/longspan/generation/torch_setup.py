@@ -146,7 +146,7 @@ def _repetition_rules(config: GenerationConfig, source: Tensor | None) -> list[L
         penalty = config.encoder_repetition_penalty
         rules.append(processors.EncoderRepetitionPenaltyLogitsProcessor(penalty, source))  # type: ignore[arg-type]
     if config.repetition_penalty not in (None, 1.0):
-        rules.append(processors.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))  # type: ignore[arg-type]
+        rules.append(processors.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.no_repeat_ngram_size:
         rules.append(processors.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
     if config.encoder_no_repeat_ngram_size:
@@ -160,7 +160,7 @@ def sampling_rules(config: GenerationConfig) -> list[LogitsProcessor]:
     keep = 1 if config.num_beams == 1 else max(2, len(config.eos_token_ids) + 1)
     rules: list[LogitsProcessor] = []
     if config.temperature not in (None, 1.0):
-        rules.append(samplers.TemperatureLogitsWarper(config.temperature))  # type: ignore[arg-type]
+        rules.append(samplers.TemperatureLogitsWarper(config.temperature))
     if config.top_k:
         rules.append(samplers.TopKLogitsWarper(config.top_k, keep))
     if config.top_p is not None and config.top_p < 1.0:
