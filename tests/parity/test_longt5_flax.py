@@ -233,7 +233,7 @@ def reference(pair, tmp_path_factory):
 def test_outputs_equal_the_references_flax_class(pair, reference):
     """The reference's own code, with the argument of `jnp.clip` that today's JAX no longer knows put back.
 
-    Its transient-global attention in Flax disagrees with its own in PyTorch, so it is no measure.
+    Local attention only: with transient-global its Flax class differs from our PyTorch-equal one, and why is not known.
     """
     ours, _, _ = pair("LongT5ForConditionalGeneration", "local")
     inputs = dict(np.load(reference / "inputs.npz"))
