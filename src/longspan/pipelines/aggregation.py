@@ -121,7 +121,8 @@ class Aggregator:
         if self._marks_words:
             goes_on = self._lengths[tokens.ids] != tokens.ends - tokens.starts
         else:
-            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+            read = text[: int(tokens.ends.max()) + 1]
+            codes = np.frombuffer(read.encode("utf-32-le", "surrogatepass"), "<u4")
             blank = np.append(codes == _SPACE, False)
             starts = tokens.starts
             goes_on = (starts > 0) & ~blank[np.maximum(starts - 1, 0)] & ~blank[starts]

@@ -26,14 +26,20 @@ from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
 from longspan.pipelines.backends import framework_of, load_task_model
 from longspan.pipelines.batching import Batch, pad, plan_batches
+from longspan.pipelines.beginnings import tokenize_beginnings
 from longspan.pipelines.frames import Frame, Row
 from longspan.pipelines.options import Options
 from longspan.pipelines.progress import Progress, progress_bar
 from longspan.pipelines.sentence_modules import add_checkpoint
 from longspan.tokenization.auto import AutoTokenizer
 
-#: Items are taken from an iterable in blocks of at most so many items.
+#: Items are taken from an iterable in blocks of at most so many items,
 _BLOCK_ITEMS = 4096
+#: and at least so many characters. A token of English has four to five.
+_LEAST_BLOCK_CHARACTERS = 1 << 15
+_CHARACTERS_PER_TOKEN = 4
+#: A block makes about so many batches, enough to find sequences of like length for each.
+_BLOCK_BATCHES = 64
 _NO_LIMIT = 1 << 30
 _FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 
@@ -91,7 +97,7 @@ class Pipeline(ABC):
     #: Name of the task, a key of `longspan.tasks.TASKS`.
     task: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
-    #: Items are taken from an iterable in blocks of at most so many characters.
+    #: Items are taken from an iterable in blocks of at most so many characters, whatever the budget of a batch.
     block_characters: ClassVar[int] = 1 << 21
 
     def __init__(
@@ -163,7 +169,8 @@ class Pipeline(ABC):
         Yields:
             A result or an `InputError` for each input.
         """
-        for results in self.run_blocks(self._blocks(inputs), options=options, progress=progress):
+        blocks = self._blocks(inputs, options or self.options)
+        for results in self.run_blocks(blocks, options=options, progress=progress):
             yield from results
 
     def run_blocks(
@@ -178,9 +185,13 @@ class Pipeline(ABC):
 
         Yields:
             For each block its results or `InputError`s.
+
+        Raises:
+            InputError: an option breaks a rule.
         """
         options = options or self.options
         progress = progress or Progress()
+        self.window_length(options)  # raises now, not for each input
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="longspan-tokenize") as tokenizing:
             waiting: Future[list[Job | InputError]] | None = None
             for block in blocks:
@@ -290,13 +301,20 @@ class Pipeline(ABC):
                     raise result
                 yield result
 
-    def _blocks(self, items: Iterable[Any]) -> Iterator[list[Any]]:
+    def _batch_tokens(self, options: Options) -> int:
+        """Most positions of a batch."""
+        return self.model.batch_tokens if options.batch_tokens is None else options.batch_tokens
+
+    def _blocks(self, items: Iterable[Any], options: Options) -> Iterator[list[Any]]:
+        """Inputs in blocks, of which two are in memory at a time: their size follows the budget of a batch."""
+        wanted = _BLOCK_BATCHES * _CHARACTERS_PER_TOKEN * self._batch_tokens(options)
+        most = min(max(wanted, _LEAST_BLOCK_CHARACTERS), self.block_characters)
         block: list[Any] = []
         num_characters = 0
         for item in items:
             block.append(item)
             num_characters += _size(item)
-            if len(block) >= _BLOCK_ITEMS or num_characters >= self.block_characters:
+            if len(block) >= _BLOCK_ITEMS or num_characters >= most:
                 yield block
                 block, num_characters = [], 0
         if block:
@@ -311,7 +329,7 @@ class Pipeline(ABC):
             except InputError as error:
                 texts.append(error)
         flat = [text for of_item in texts if not isinstance(of_item, InputError) for text in of_item]
-        tokens = iter(tokenize(self._fast, flat, **self._alignment(options)))
+        tokens = iter(self._tokenize(flat, options))
         jobs: list[Job | InputError] = []
         for item, of_item in zip(items, texts, strict=True):
             if isinstance(of_item, InputError):
@@ -323,6 +341,12 @@ class Pipeline(ABC):
             except InputError as error:
                 jobs.append(error)
         return jobs
+
+    def _tokenize(self, texts: list[str], options: Options) -> list[Tokens]:
+        """Tokens of texts; with truncation at least those that are read."""
+        if options.on_long != "truncate":
+            return tokenize(self._fast, texts, **self._alignment(options))
+        return tokenize_beginnings(self._fast, texts, self.window_length(options), **self._alignment(options))
 
     def _run_block(self, jobs: list[Job | InputError], options: Options, progress: Progress) -> Iterator[Any]:
         work = [(job, row) for job in jobs if isinstance(job, Job) for row in job.rows]
@@ -339,7 +363,7 @@ class Pipeline(ABC):
         lengths = [len(row) for _, row in work]
         batches = plan_batches(
             lengths,
-            self.model.batch_tokens if options.batch_tokens is None else options.batch_tokens,
+            self._batch_tokens(options),
             fixed_shapes=self.model.fixed_shapes,
             max_length=self.model.max_positions,
             max_rows=1 if self._pad_token_id is None else options.batch_size,

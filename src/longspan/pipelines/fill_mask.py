@@ -77,7 +77,7 @@ class FillMaskPipeline(Pipeline):
     def _job(self, item: str, tokens: list[Tokens], options: FillMaskOptions) -> Job:
         document = tokens[0]
         masks = np.flatnonzero(document.ids == self.tokenizer.mask_token_id)
-        if not len(masks):
+        if not len(masks) and self.tokenizer.mask_token not in item:
             raise InputError(
                 f"A text must hold the mask token {self.tokenizer.mask_token}. Received: a text without it"
             )

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
+from longspan.pipelines.beginnings import tokenize_beginnings
 
 OnLong = Literal["window", "truncate", "error"]
 Ids = npt.NDArray[np.int32]
@@ -90,7 +91,7 @@ class TextSplitter:
             InputError: a text is too long and `on_long` is `"error"`.
         """
         prompted = [self.prompt + text for text in texts] if self.prompt else texts
-        tokens = tokenize(self._tokenizer, prompted, with_offsets=with_characters or bool(self.prompt))
+        tokens = self._tokenize(prompted, with_offsets=with_characters or bool(self.prompt))
         pieces = []
         for index, of_text in enumerate(tokens):
             num_prompt = int((of_text.ends <= len(self.prompt)).sum()) if self.prompt else 0
@@ -103,6 +104,11 @@ class TextSplitter:
                 )
             pieces.append(list(self._pieces(of_text, num_prompt, with_characters)))
         return pieces
+
+    def _tokenize(self, texts: Sequence[str], *, with_offsets: bool) -> list[Tokens]:
+        if self.on_long == "truncate":
+            return tokenize_beginnings(self._tokenizer, texts, self.max_length, with_offsets=with_offsets)
+        return tokenize(self._tokenizer, texts, with_offsets=with_offsets)
 
     def _capacity(self, num_prompt: int) -> int:
         return self.max_length - len(self._before) - len(self._after) - num_prompt
