@@ -1,8 +1,9 @@
-"""Runs the reference's own Flax classes: `flax_reference.py DIRECTORY`.
+"""Runs the reference's own Flax classes: `flax_reference.py DIRECTORY...`.
 
-Every folder of the directory is named like a Flax class and holds a checkpoint and `inputs.npz`. The class loads the
-checkpoint, writes what it makes of the inputs to `outputs.npz`, and saves itself into `msgpack/`. A process of its own
-does this, because the test processes keep the reference from importing JAX.
+Every folder of a directory is named like a Flax class and holds a checkpoint and `inputs.npz`. The class loads the
+checkpoint, writes what it makes of the inputs to `outputs.npz`, and saves itself into `msgpack/`. If the class rounds
+down, what it makes of the inputs without errors of rounding before goes to `exact.npz`. A process of its own does this,
+because the test processes keep the reference from importing JAX.
 """
 
 import os
@@ -26,18 +27,44 @@ jnp.clip = lambda array, min=None, max=None, a_min=None, a_max=None: _clip(
 )
 
 
-def run(directory: Path) -> None:
-    model = getattr(transformers, directory.name).from_pretrained(directory)
-    inputs = dict(np.load(directory / "inputs.npz"))
-    outputs = jax.jit(lambda inputs: dict(model(**inputs, output_attentions=True, output_hidden_states=True)))(inputs)
+_floor = jnp.floor
+floors = []
+
+
+def floor_and_count(array):
+    """The floor, and a note that somebody took it."""
+    floors.append(array.shape)
+    return _floor(array)
+
+
+def exact_floor(array):
+    """The floor of numbers that rounding has left a little below the whole number that they stand for."""
+    return _floor(array + 1e-3)
+
+
+def outputs(model, inputs: dict) -> dict:
+    """All arrays that the model returns."""
+    result = jax.jit(lambda inputs: dict(model(**inputs, output_attentions=True, output_hidden_states=True)))(inputs)
     arrays = {}
-    for name, value in outputs.items():
+    for name, value in result.items():
         parts = value if isinstance(value, tuple) else [value]
         arrays |= {f"{name}.{index}": np.asarray(part) for index, part in enumerate(parts)}
-    np.savez(directory / "outputs.npz", **arrays)
+    return arrays
+
+
+def run(directory: Path) -> None:
+    model = getattr(transformers, directory.name).from_pretrained(directory)
     model.save_pretrained(directory / "msgpack")
+    inputs = dict(np.load(directory / "inputs.npz"))
+    jnp.floor = floor_and_count
+    np.savez(directory / "outputs.npz", **outputs(model, inputs))
+    if floors:
+        jnp.floor = exact_floor
+        np.savez(directory / "exact.npz", **outputs(model, inputs))
+    floors.clear()
 
 
 if __name__ == "__main__":
-    for folder in sorted(Path(sys.argv[1]).iterdir()):
-        run(folder)
+    for root in sys.argv[1:]:
+        for folder in sorted(Path(root).iterdir()):
+            run(folder)
