@@ -3,7 +3,7 @@
 Each model learns for a few minutes on two cores; the figure is bits per byte on files that it has not seen. The 5-gram
 model (interpolated, Witten-Bell smoothing) counts the same training files in full.
 
-    python examples/byte_lm.py [--families mega diffllama] [--steps 1250] [--output results.json]
+    python examples/byte_lm.py [--families mega diffllama] [--steps 1800] [--output results.json]
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def main() -> None:
     """Count, train, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", default=["mega", "diffllama"], choices=["mega", "diffllama"])
-    parser.add_argument("--steps", type=int, default=1250, help="steps of the optimiser")
-    parser.add_argument("--batch", type=int, default=8, help="windows of a step")
+    parser.add_argument("--steps", type=int, default=1800, help="steps of the optimiser")
+    parser.add_argument("--batch", type=int, default=4, help="windows of a step")
     parser.add_argument("--length", type=int, default=512, help="bytes of a window")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--bytes", type=int, default=4_000_000, help="most bytes of training text")
