@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from longspan.errors import InputError
+from longspan.generation.torch_lean import StepRequest, TokenOutput, TokenStep
 from longspan.generation.torch_prompt import PER_TOKEN, Prompt, repeat_rows
 from longspan.nn.torch.cache import Cache, EncoderDecoderCache
+from longspan.nn.torch.growing_cache import GrowingCache
 
 
 class Stepper:
@@ -43,7 +45,7 @@ class Stepper:
         outputs: dict[str, bool],
     ) -> None:
         self.model, self.prompt, self.cache = model, prompt, cache
-        self.rows, self.use_cache = rows, use_cache
+        self.rows, self.use_cache, self.capacity = rows, use_cache, capacity
         self.prefix = "" if encoder is None else "decoder_"
         self.names = set(inspect.signature(model.forward).parameters)
         self.batch, self.length = prompt.ids.shape[0], prompt.length
@@ -54,6 +56,8 @@ class Stepper:
         self.tokens: dict[str, Tensor] = self._per_token()
         self.mask = self._make_mask(capacity)
         self.seen_ids, self.seen_embeds = prompt.ids, prompt.embeds  # only without a cache
+        self.may_be_lean = use_cache and not outputs and not prompt.extras
+        self.lean: TokenStep | None = None
 
     def _per_token(self) -> dict[str, Tensor]:
         """Inputs with one value per token, (B, L): those given, and positions that skip padding."""
@@ -92,15 +96,35 @@ class Stepper:
         return past
 
     def step(self, tokens: Tensor) -> Any:
-        """Read the next token of each row, (R,)."""
+        """Read the next token of each row, (R,); returns an output with logits (R, 1, V)."""
+        if self.may_be_lean:
+            self.lean, self.may_be_lean = self._make_lean(tokens.shape[0]), False
         self.length += 1
         for name, values in self.tokens.items():
             last = values[:, -1:]
             following = last + 1 if name == "position_ids" else last
             self.tokens[name] = following if self.use_cache else torch.cat((values, following), dim=1)
+        if self.lean is not None:
+            logits = self.lean(tokens, past=self.length - 1, position_ids=self.tokens.get("position_ids"))
+            return TokenOutput(logits[:, None])
         if not self.use_cache:
             return self._call(self._all_tokens(tokens[:, None]) | self.tokens, self.length, 0)
         return self._call({f"{self.prefix}input_ids": tokens[:, None], **self.tokens}, 1, self.length - 1)
+
+    def _make_lean(self, rows: int) -> TokenStep | None:
+        """The model's own way to read one token of each row, if it has one for this run."""
+        if self.cache is None:
+            return None
+        request = StepRequest(
+            cache=self.cache,
+            rows=rows,
+            capacity=self.capacity,
+            num_tokens=self.capacity - 1 - self.length,
+            mask=self.mask,
+            source_mask=self.constants.get("attention_mask"),
+        )
+        step: TokenStep | None = self.model.make_token_step(request)
+        return step
 
     def _all_tokens(self, token: Tensor) -> dict[str, Tensor]:
         if self.seen_embeds is not None:
@@ -157,7 +181,11 @@ class Stepper:
         if not self.use_cache:
             self.seen_ids = self.seen_ids[rows]
             self.seen_embeds = None if self.seen_embeds is None else self.seen_embeds[rows]
-        elif isinstance(self.cache, EncoderDecoderCache):  # rows of a prompt share its source
-            self.cache.self_attention_cache.reorder_cache(rows)
-        elif self.cache is not None:
-            self.cache.reorder_cache(rows)
+        if not self.use_cache or self.cache is None:
+            return
+        # rows of a prompt share its source, and what the prompt says
+        own = self.cache.self_attention_cache if isinstance(self.cache, EncoderDecoderCache) else self.cache
+        if isinstance(own, GrowingCache):
+            own.reorder_cache(rows, start=self.prompt.length)
+        else:
+            own.reorder_cache(rows)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
+from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
+from longspan.models.diffllama.torch_step import DiffLlamaStep
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
@@ -96,6 +98,10 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def make_token_step(self, request: StepRequest) -> TokenStep | None:
+        """A leaner way to read one token of each row, for plain modules and a cache that grows."""
+        return DiffLlamaStep.make(self, request) if type(self) is DiffLlamaForCausalLM else None
 
     def forward(
         self,

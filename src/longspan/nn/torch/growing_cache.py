@@ -55,11 +55,31 @@ class GrowingCache(DynamicCache):
         self._values[layer_index] = self._value_buffers[layer_index][:, :, :length]
         return self._keys[layer_index], self._values[layer_index]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows `beam_idx` (B,) of the batch in that order, as beam search needs."""
+    def extend(self, layer_index: int) -> tuple[Tensor, Tensor]:
+        """Make room for one more token in a layer that has some; the caller writes it.
+
+        Returns:
+            Keys and values with the new token as the last, whose values are arbitrary, each (B, H, S + 1, D).
+        """
+        length = self._keys[layer_index].shape[2] + 1
+        if length > self._key_buffers[layer_index].shape[2]:
+            self._move(layer_index, self._keys[layer_index], self._values[layer_index])
+        key = self._key_buffers[layer_index].narrow(2, 0, length)
+        value = self._value_buffers[layer_index].narrow(2, 0, length)
+        self._keys[layer_index], self._values[layer_index] = key, value
+        return key, value
+
+    def reorder_cache(self, beam_idx: Tensor, start: int = 0) -> None:
+        """Take the rows `beam_idx` (B,) of the batch in that order, as beam search needs.
+
+        Args:
+            beam_idx: Index of each row.
+            start: Tokens before this one are equal in rows that change places, and stay.
+        """
         if self._keys and beam_idx.shape[0] == self._keys[0].shape[0]:
             for tensor in (*self._keys, *self._values):
-                tensor.copy_(tensor.index_select(0, beam_idx))
+                tail = tensor[:, :, start:]
+                tail.copy_(tail.index_select(0, beam_idx))
         else:
             self.batch_select_indices(beam_idx)
 
@@ -79,7 +99,8 @@ class GrowingCache(DynamicCache):
         """Give a layer buffers with room, which begin with the tensors (B, H, S, D)."""
         length = key.shape[2]
         size = length + max(length // 2, _ROOM)
-        size = size if self.capacity is None else max(min(size, self.capacity), length)
+        if self.capacity is not None and length < self.capacity:
+            size = min(size, self.capacity)
         for tensor, buffers in ((key, self._key_buffers), (value, self._value_buffers)):
             buffer = tensor.new_empty(*tensor.shape[:2], size, tensor.shape[3])
             buffer[:, :, :length] = tensor

@@ -185,17 +185,21 @@ def one_query_attention(
         (B, 1, A/2, 2D).
     """
     batch, num_maps, _, width = query.shape
-    shape = (batch, key.shape[1], num_maps // key.shape[1], width)
-    scores = torch.matmul((query * scale).view(shape), key.transpose(-1, -2))  # (B, K, A/K, T)
+    num_kv, num_keys = key.shape[1:3]
+    group = num_maps // num_kv
+    query, key, value = query.reshape(-1, group, width), key.flatten(0, 1), value.flatten(0, 1)  # B·K first
+    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, num_maps, num_keys)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    scores = scores.to(wide) * scale
     if key_mask is not None:
-        scores = scores.masked_fill(~key_mask[:, None, None, :], torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        scores = scores.masked_fill(~key_mask[:, None], torch.finfo(wide).min)
+    weights = scores.softmax(dim=-1)
     if key_mask is not None:
-        weights = weights * key_mask.any(dim=1)[:, None, None, None]
-    first, second = weights.view(batch, 2, num_maps // 2, -1).unbind(1)
+        weights = weights * key_mask.any(dim=1)[:, None, None]
+    first, second = weights.view(batch, 2, num_maps // 2, num_keys).unbind(1)
     difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
-    both = torch.cat((difference, difference), dim=1).view(batch, key.shape[1], shape[2], -1)
-    context = torch.matmul(both, value).view(batch, 2, num_maps // 2, width)
+    both = torch.cat((difference, difference), dim=1).view(-1, group, num_keys)
+    context = torch.bmm(both, value).view(batch, 2, num_maps // 2, width)
     return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)
 
 

@@ -21,10 +21,13 @@ _MIN_ROWS = 32
 _MIN_WIDTH = 32
 #: fewest multiplications of one product of a batch: the usual kernel starts all of them at once
 _MIN_BATCHED = 2**21
+#: entries of a weight from which on oneDNN reads it faster for a few rows as well
+_LARGE_WEIGHT = 2**18
 
 
 @functools.cache
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """True if this PyTorch holds oneDNN."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -33,13 +36,13 @@ def _count_operations(a: torch.Size, b: torch.Size, *others: Any, **more: Any) -
     return 2 * a.numel() * b[0]
 
 
-if _has_onednn():
+if has_onednn():
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)
 
 
 def _serves(*tensors: Tensor | None) -> bool:
     """True if oneDNN can take these operands: plain float32 tensors in the memory of a CPU, outside of any tracing."""
-    if torch.compiler.is_compiling() or not _has_onednn() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or not has_onednn() or torch.is_autocast_enabled("cpu"):
         return False
     return all(
         tensor is None
@@ -74,29 +77,30 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _onednn(a, b.t()) if worth_it and _serves(a, b) else torch.mm(a, b)
 
 
-def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """A b for every pair of a batch, with a gradient.
+def batched_matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """A b for every pair of a batch, with a gradient unless `out` is given.
 
     Args:
         a: (R, M, K); fastest with its rows in one piece.
         b: (R, K, N), in either layout.
+        out: Where to write the result, (R, M, N): fresh memory costs as much as a small product.
 
     Returns:
         (R, M, N).
     """
     if not _serves(a, b):  # first: a traced graph must not depend on sizes
-        return torch.bmm(a, b)
+        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
     rows, summands, columns = a.shape[1], a.shape[2], b.shape[2]
     if min(rows, summands, columns) < _MIN_WIDTH or rows * summands * columns < _MIN_BATCHED:
-        return torch.bmm(a, b)
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
+    if out is None and torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         result: Tensor = _BatchedMatmul.apply(a, b)
         return result
-    return _batched_onednn(a, b)
+    return _batched_onednn(a, b, out)
 
 
-def _batched_onednn(a: Tensor, b: Tensor) -> Tensor:
-    output = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+def _batched_onednn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    output = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
     for row, (left, right) in enumerate(zip(a, b.transpose(1, 2), strict=True)):
         output[row] = _onednn(left, right)
     return output
@@ -135,12 +139,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (..., N).
     """
     width = x.shape[-1]
+    tracks = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     # a traced graph must not depend on sizes
-    if not torch.compiler.is_compiling() and x.numel() < _MIN_ROWS * width:
+    is_small = not torch.compiler.is_compiling() and x.numel() < _MIN_ROWS * width
+    if is_small and (tracks or weight.numel() < _LARGE_WEIGHT):
         return F.linear(x, weight, bias)
     if width < _MIN_WIDTH or weight.shape[0] < _MIN_WIDTH or not _serves(x, weight, bias):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+    if tracks:
         result: Tensor = _Linear.apply(x, weight, bias)
         return result
     return _onednn(x, weight, bias)
