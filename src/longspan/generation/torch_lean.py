@@ -71,27 +71,25 @@ class StepRequest:
         return self.num_tokens >= least and size <= _MOST_PACKED_BYTES and can_pack(weights[0])
 
 
-def is_plain(model: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """True if calling `model` does what its classes say, in one dtype.
+def is_plain(modules: Iterable[nn.Module], kinds: Iterable[type[nn.Module]]) -> bool:
+    """True if calling these modules does what their classes say, in one dtype.
 
     Args:
-        model: The model.
-        kinds: The only classes that its modules may have.
+        modules: All modules that a token meets.
+        kinds: The only classes that they may have.
 
     Returns:
         False if a module is of another class or was wrapped, compiled or given a hook, if autocasting is on, or if the
         weights are not all float32 or all bfloat16.
     """
-    parameters = list(model.parameters())
-    kind = parameters[0].dtype
-    if kind not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled(parameters[0].device.type):
+    modules, allowed = list(modules), set(kinds)
+    if _module._has_any_global_hook() or any(type(m) not in allowed or _is_changed(m) for m in modules):
         return False
-    if any(p.dtype != kind or type(p) is not nn.Parameter or p.device != parameters[0].device for p in parameters):
+    parameters = [p for module in modules for p in module.parameters(recurse=False)]
+    kind, device = parameters[0].dtype, parameters[0].device
+    if kind not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled(device.type):
         return False
-    if _module._has_any_global_hook():
-        return False
-    allowed = set(kinds)
-    return all(type(module) in allowed and not _is_changed(module) for module in model.modules())
+    return all(type(p) is nn.Parameter and p.dtype == kind and p.device == device for p in parameters)
 
 
 def _is_changed(module: nn.Module) -> bool:

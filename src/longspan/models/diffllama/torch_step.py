@@ -70,7 +70,7 @@ class DiffLlamaStep:
         cache = request.cache
         if not isinstance(cache, GrowingCache) or model.config.attn_implementation not in ("auto", "chunked"):
             return None
-        return cls(model, cache, request) if is_plain(model, (type(model), *_PARTS)) else None
+        return cls(model, cache, request) if is_plain(model.modules(), (type(model), *_PARTS)) else None
 
     def __call__(self, tokens: Tensor, *, past: int, position_ids: Tensor | None) -> Tensor:
         """Ids (R,) behind `past` tokens, at positions (R, 1), or at `past` if None -> logits (R, V)."""

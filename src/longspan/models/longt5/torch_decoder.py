@@ -138,6 +138,8 @@ class LongT5CrossAttention(LongT5Projections):
             return key, value
         key, value = self.split(self.k(encoder_hidden_states)), self.split(self.v(encoder_hidden_states))
         if isinstance(cache, EncoderDecoderCache):
+            if not torch.is_grad_enabled():  # every token will read them
+                key, value = key.contiguous(), value.contiguous()
             return cache.update_cross(key, value, self.layer_index)
         return key, value
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import ConfigError
+from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.names import NAMES
 from longspan.models.longt5.torch_decoder import LongT5Decoder
 from longspan.models.longt5.torch_encoder import LongT5Encoder
 from longspan.models.longt5.torch_layers import LongT5LayerNorm
+from longspan.models.longt5.torch_step import LongT5Step
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.linear import Linear
@@ -273,6 +275,10 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
         self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def make_token_step(self, request: StepRequest) -> TokenStep | None:
+        """A leaner way to read one token of each row, for plain modules and a cache that grows."""
+        return LongT5Step.make(self, request) if type(self) is LongT5ForConditionalGeneration else None
 
     def forward(
         self,

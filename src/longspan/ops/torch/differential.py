@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.torch.differential_chunked import chunked_attention
+from longspan.ops.torch.few_rows import WIDENED_KEYS
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,11 @@ def one_query_attention(
     batch, num_maps, _, width = query.shape
     num_kv, num_keys = key.shape[1:3]
     group = num_maps // num_kv
+    kind, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
     query, key, value = query.reshape(-1, group, width), key.flatten(0, 1), value.flatten(0, 1)  # B·K first
-    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, num_maps, num_keys)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    scores = scores.to(wide) * scale
+    if num_keys <= WIDENED_KEYS:
+        query, key, value = query.to(wide), key.to(wide), value.to(wide)
+    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, num_maps, num_keys).to(wide) * scale
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[:, None], torch.finfo(wide).min)
     weights = scores.softmax(dim=-1)
@@ -199,7 +201,7 @@ def one_query_attention(
     first, second = weights.view(batch, 2, num_maps // 2, num_keys).unbind(1)
     difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
     both = torch.cat((difference, difference), dim=1).view(-1, group, num_keys)
-    context = torch.bmm(both, value).view(batch, 2, num_maps // 2, width)
+    context = torch.bmm(both, value).to(kind).view(batch, 2, num_maps // 2, width)
     return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)
 
 

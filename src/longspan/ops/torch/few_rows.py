@@ -14,6 +14,10 @@ from torch import Tensor
 
 from longspan.ops.torch.matmul import has_onednn, linear
 
+#: keys up to which attention of one half-precision query is faster in float32: CPUs compile their kernels for each
+#: number of keys, and widening is cheap
+WIDENED_KEYS = 1024
+
 
 def can_pack(weight: Tensor) -> bool:
     """True if oneDNN can lay out such weights: float32, or bfloat16 where the CPU computes with it."""
@@ -73,3 +77,35 @@ class FewRowsNorm:
         """(..., H) -> (..., H) in the dtype of x."""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         return (x / torch.hypot(norm, self.least)).mul_(self.weight).to(x.dtype)
+
+
+def one_query_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Q Kᵀ in float32 for a few queries and many keys.
+
+    Args:
+        query: (N, M, D).
+        key: (N, T, D), fastest in one piece.
+
+    Returns:
+        (N, M, T).
+    """
+    if key.dtype != torch.float32 and key.shape[1] <= WIDENED_KEYS:
+        query, key = query.float(), key.float()
+    if query.shape[1] > 1:  # as (K Qᵀ)ᵀ the keys are read once
+        return torch.bmm(key, query.transpose(1, 2)).transpose(1, 2).float()
+    return torch.bmm(query, key.transpose(1, 2)).float()
+
+
+def one_query_values(weights: Tensor, value: Tensor) -> Tensor:
+    """W V in the dtype of V.
+
+    Args:
+        weights: (N, M, T) in float32.
+        value: (N, T, D).
+
+    Returns:
+        (N, M, D).
+    """
+    if value.dtype != torch.float32 and value.shape[1] <= WIDENED_KEYS:
+        return torch.bmm(weights, value.float()).to(value.dtype)
+    return torch.bmm(weights.to(value.dtype), value)

@@ -1,0 +1,81 @@
+"""Products, norms and attention of few rows against their definitions in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tolerances import assert_close
+
+from longspan.ops.torch import matmul
+from longspan.ops.torch.few_rows import (
+    WIDENED_KEYS,
+    FewRowsLinear,
+    FewRowsNorm,
+    can_pack,
+    one_query_scores,
+    one_query_values,
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_joined_layers(packed, biased, rows):
+    weights = [random(7, 33, seed=1), random(520, 33, seed=2), random(16, 33, seed=3)]
+    biases = [random(w.shape[0], seed=4) for w in weights] if biased else None
+    x = random(rows, 33, seed=5)
+    layers = FewRowsLinear(weights, biases, packed=packed, rows=rows)
+    assert (layers.packed is not None) == packed
+    expected = x.double() @ torch.cat(weights).double().t()
+    if biases is not None:
+        expected = expected + torch.cat(biases).double()
+    assert_close(layers(x), expected.float(), "float32", "product")
+
+
+def test_what_can_be_packed():
+    assert can_pack(random(4, 4))
+    assert not can_pack(random(4, 4).double())
+    assert not can_pack(random(4, 4).half())
+    assert not can_pack(random(4, 4).to("meta"))
+    assert can_pack(random(4, 4).bfloat16()) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norm(dtype, eps):
+    x, weight = random(3, 5, 40).to(getattr(torch, dtype)), random(40, seed=1).to(getattr(torch, dtype))
+    x[0, 0] = 0
+    wide = x.double()
+    expected = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight.double()
+    result = FewRowsNorm(weight, eps)(x)
+    assert result.dtype == x.dtype
+    assert_close(result.float(), expected.float(), dtype, "norm")
+
+
+@pytest.mark.parametrize("num_keys", [5, WIDENED_KEYS + 3])
+@pytest.mark.parametrize("num_queries", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_and_values(dtype, num_queries, num_keys):
+    kind = getattr(torch, dtype)
+    query, key = random(6, num_queries, 8).to(kind), random(6, num_keys, 8, seed=1).to(kind)
+    scores = one_query_scores(query, key)
+    assert scores.dtype == torch.float32
+    assert_close(scores, (query.double() @ key.double().transpose(1, 2)).float(), dtype, "scores")
+    weights = random(6, num_queries, num_keys, seed=2).softmax(dim=-1)
+    context = one_query_values(weights, key)
+    assert context.dtype == kind
+    assert_close(context.float(), (weights.double() @ key.double()).float(), dtype, "context")
+
+
+@pytest.mark.parametrize("tracks", [True, False])
+def test_few_rows_of_a_large_weight(tracks, monkeypatch):
+    """oneDNN serves them where no gradient is wanted."""
+    calls = []
+    monkeypatch.setattr(matmul, "_onednn", lambda *args, original=matmul._onednn: calls.append(1) or original(*args))
+    x, weight = random(2, 512), random(520, 512, seed=1).requires_grad_(tracks)
+    assert_close(matmul.linear(x, weight), (x.double() @ weight.detach().double().t()).float(), "float32", "product")
+    assert len(calls) == (0 if tracks else 1)
