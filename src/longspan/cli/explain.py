@@ -32,8 +32,9 @@ def explain(
 ) -> None:
     """Write one HTML page that shows what a model looks at in a document, token by token.
 
-    Tokens are shaded by the attention that they receive, by the attention of the first token, or by gradient times
-    input, for each layer and head. The page needs no other file and no network. PyTorch only.
+    Tokens are shaded by the attention that they receive, by that of the first token (of the last in causal models) or
+    of a token that is clicked, or by gradient times input; for each layer and head. MEGA shows its gated attention,
+    DiffLlama its differences of maps. The page needs no other file and no network. PyTorch only.
     """
     from longspan.documents.document import Problem
     from longspan.documents.readers import read_documents
@@ -49,9 +50,9 @@ def explain(
     document = next(read_documents(found.files[0]), None) if found.files else found.problems[0]
     if document is None or isinstance(document, Problem):
         raise InputError(f"A document must be readable. Received: {document or path}")
-    run = pipeline(task, model, device=device, dtype=dtype, max_length=max_length)
+    run = pipeline(task, model, device=device, dtype=dtype)
     item: Any = document.text if question is None else {"question": question, "context": document.text}
-    explanation = look(run, item)
+    explanation = look(run, item, max_length=max_length)
     write_page(explanation, output)
     if not quiet:
         typer.echo(f"{output}: {len(explanation.starts):,} tokens, {explanation.num_windows:,} windows")

@@ -1,10 +1,11 @@
-"""What a model looks at in a document: attention that tokens receive, and gradient times input. PyTorch.
+"""What a model looks at in a document: attention that tokens receive and give, and gradient times input. PyTorch.
 
-Axes: L layers, A heads, S tokens of a row, G global tokens, W window, T tokens of the document, H hidden size.
+Axes: L layers, A heads, S tokens of a row, T tokens of the document, N links of a token, H hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from longspan.documents.windows import owned_ranges
+from longspan.documents.document import replace_surrogates
+from longspan.documents.tokens import tokenize
+from longspan.documents.windows import check_windows, owned_ranges, plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.base import Job, Pipeline
-from longspan.pipelines.frames import Row
+from longspan.pipelines.backends import longest_input
+from longspan.pipelines.base import Job, Pipeline, check_text
+from longspan.pipelines.explain_maps import NOTES, Piece, layer_maps, received, sent, strongest
+from longspan.pipelines.frames import Frame
+from longspan.pipelines.generation import GenerationPipeline
 
 Floats = npt.NDArray[np.float32]
+
+#: Links that an explanation keeps, about: of each token, in each layer and head, those to the tokens it looks at most.
+_LINKS = 1_500_000
+_MOST_LINKS = 8
+_NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,31 +41,54 @@ class Explanation:
         starts: (T,) first character of each token.
         ends: (T,) one past its last character.
         received: (L, A, T) mean attention that each token receives from all tokens of its window.
-        from_first: (L, A, T) attention of the window's first token to each.
+        from_anchor: (L, A, T) attention of the window's first token to each; of the last one if the model is causal.
+        anchor: `"first"` or `"last"`.
+        linked: (L, A, T, N) tokens that each token looks at most.
+        links: (L, A, T, N) how strongly; 0 where there is none.
         gradient: (T,) sum over H of gradient times input embedding, of the score that the model is surest of.
         model: Name of the model's class.
         task: The task.
         num_windows: Windows that the document was read in.
+        note: What the maps of this family show.
     """
 
     text: str
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
     received: Floats
-    from_first: Floats
+    from_anchor: Floats
+    anchor: str
+    linked: npt.NDArray[np.int64]
+    links: Floats
     gradient: Floats
     model: str
     task: str
     num_windows: int
+    note: str
 
 
-def explain(pipeline: Pipeline, item: Any, **settings: Any) -> Explanation:
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A model with what it is to read: the inputs of each row, and the score of its output."""
+
+    model: Any
+    task: str
+    job: Job
+    inputs: Callable[[Any], dict[str, Tensor]]
+    score: Callable[[Any], Tensor]
+
+
+def explain(pipeline: Any, item: Any, **settings: Any) -> Explanation:
     """Look at a document through a model.
+
+    Gradient times input is taken of the score that the model is surest of: of its best label at each place, of the best
+    start and end of an answer, of the next tokens that a language model expects, of the first token that an encoder and
+    decoder would write, or, without a head, of the squared length of its states.
 
     Args:
         pipeline: The task with its model, in PyTorch.
         item: An input of the pipeline; of a pair, the document is explained.
-        **settings: Options of the pipeline for this call.
+        **settings: Options of the pipeline for this call; tasks that write know `max_length` and `stride` here.
 
     Returns:
         The explanation. Of a document longer than the model each token is seen in the window that shows it with the
@@ -63,45 +97,129 @@ def explain(pipeline: Pipeline, item: Any, **settings: Any) -> Explanation:
     Raises:
         InputError: the pipeline runs in another framework, gives no attention, or the input breaks a rule.
     """
+    if not isinstance(pipeline, Pipeline | GenerationPipeline) or pipeline.task == "multiple-choice":
+        name = getattr(pipeline, "task", type(pipeline).__name__)
+        raise InputError(f"explain needs a task that reads one document with one model. Received: {name}")
     if pipeline.framework != "torch":
         raise InputError(f"explain needs framework='torch'. Received: framework={pipeline.framework!r}")
-    options = pipeline.options.updated(settings, pipeline.task)
-    job = pipeline.prepare(item, options)
-    maps = [_look(pipeline, row) for row in job.rows]
-    parts = []
-    for index, ((start, _), (first, last)) in enumerate(zip(job.windows, owned_ranges(job.windows), strict=True)):
-        own = slice(job.lead + first - start, job.lead + last - start)
-        parts.append([values[..., own] for values in maps[index]])
-    received, from_first, gradient = (np.concatenate(of_kind, axis=-1) for of_kind in zip(*parts, strict=True))
-    starts, ends = _characters(job)
-    name = type(pipeline.model.model).__name__  # type: ignore[attr-defined]
-    return Explanation(job.text, starts, ends, received, from_first, gradient, name, pipeline.task, len(job.rows))
+    if isinstance(pipeline, GenerationPipeline):
+        return _explain(_read_to_write(pipeline, item, **settings))
+    return _explain(_read(pipeline, item, settings))
 
 
-def _characters(job: Job) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    shown = job.windows[-1][1]
-    return job.tokens.starts[:shown], job.tokens.ends[:shown]
-
-
-def _look(pipeline: Pipeline, row: Row) -> tuple[Floats, Floats, Floats]:
-    """Received attention (L, A, S), attention of the first token (L, A, S), gradient times input (S,)."""
+def _read(pipeline: Pipeline, item: Any, settings: dict[str, Any]) -> _Reading:
     model = pipeline.model.model  # type: ignore[attr-defined]
     device = next(model.parameters()).device
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in pipeline.stack_row(row).items()}
-    ids = inputs.pop("input_ids")
-    embeds = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+
+    def inputs(row: Any) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(array).to(device) for name, array in pipeline.stack_row(row).items()}
+
+    job = pipeline.prepare(item, pipeline.options.updated(settings, pipeline.task))
+    return _Reading(model, pipeline.task, job, inputs, _surest)
+
+
+def _read_to_write(
+    pipeline: GenerationPipeline, item: Any, *, max_length: int | None = None, stride: int | None = None
+) -> _Reading:
+    """The same for tasks that write: what they read is explained, in windows that do not depend on what is written."""
+    model: Any = pipeline.model
+    fast = pipeline.tokenizer.backend_tokenizer
+    frame = Frame(fast)
+    limit = min(longest_input(model.config) or _NO_LIMIT, int(pipeline.tokenizer.model_max_length))
+    if max_length is not None and not 1 <= max_length <= limit:
+        raise InputError(f"max_length must lie in [1, {limit}]. Received: max_length={max_length}")
+    text = replace_surrogates(check_text(item))
+    [tokens] = tokenize(fast, [text])
+    if not len(tokens.ids):
+        raise InputError("A text must have at least one token. Received: a text without any")
+    capacity = (max_length or limit) - frame.num_special
+    overlap = capacity // 8 if stride is None else stride
+    check_windows(capacity, overlap)
+    windows = (
+        [(0, len(tokens.ids))] if len(tokens.ids) <= capacity else plan_windows(len(tokens.ids), capacity, overlap)
+    )
+    wrapped = [frame.wrap(tokens.ids[start:stop]) for start, stop in windows]
+    job = Job(text, tokens, windows, [row for row, _ in wrapped], wrapped[0][1][0])
+    is_seq2seq = model.config.is_encoder_decoder
+
+    def inputs(row: Any) -> dict[str, Tensor]:
+        given = {"input_ids": torch.from_numpy(row.ids)[None].to(model.device)}
+        if is_seq2seq:
+            given["decoder_input_ids"] = torch.full((1, 1), model.config.decoder_start_token_id, device=model.device)
+        return given
+
+    return _Reading(model, pipeline.task, job, inputs, _surest)
+
+
+def _explain(reading: _Reading) -> Explanation:
+    job, config = reading.job, reading.model.config
+    is_causal = config.model_type == "diffllama" or bool(getattr(config, "is_decoder", False))
+    parts = []
+    for row, window, own in zip(job.rows, job.windows, owned_ranges(job.windows), strict=True):
+        parts.append(_look(reading, row, window, own, is_causal))
+    joined = [np.concatenate(of_kind, axis=axis) for of_kind, axis in zip(zip(*parts, strict=True), _AXES, strict=True)]
+    shown = job.windows[-1][1]
+    return Explanation(
+        text=job.text,
+        starts=job.tokens.starts[:shown],
+        ends=job.tokens.ends[:shown],
+        received=joined[0],
+        from_anchor=joined[1],
+        anchor="last" if is_causal else "first",
+        linked=joined[2],
+        links=joined[3],
+        gradient=joined[4],
+        model=type(reading.model).__name__,
+        task=reading.task,
+        num_windows=len(job.rows),
+        note=NOTES.get(config.model_type, ""),
+    )
+
+
+#: Axes of the tokens in what `_look` returns.
+_AXES = (-1, -1, -2, -2, -1)
+
+
+def _look(
+    reading: _Reading, row: Any, window: tuple[int, int], own: tuple[int, int], is_causal: bool
+) -> tuple[npt.NDArray[Any], ...]:
+    """Received, of the anchor, linked, links and gradient of the tokens `own` of the document, seen in `window`."""
+    inputs = reading.inputs(row)
+    lead, length = reading.job.lead, len(row)
+    begin, end = lead, lead + window[1] - window[0]
+    mine = slice(lead + own[0] - window[0], lead + own[1] - window[0])
+    layers = _maps(reading.model, inputs, length)
+    num_heads = layers[0][0].weights.shape[0]
+    count = min(_MOST_LINKS, max(1, _LINKS // (len(layers) * num_heads * len(reading.job.tokens.ids))))
+    anchor = end - 1 if is_causal else 0
+    shown = [
+        (received(pieces, length)[:, mine], sent(pieces, anchor, length)[:, mine],
+         *(found[:, mine] for found in strongest(pieces, length, begin, end, count)))
+        for pieces in layers
+    ]  # fmt: skip
+    of_tokens, of_anchor, linked, links = (torch.stack(kind).numpy() for kind in zip(*shown, strict=True))
+    gradient = _gradient(reading, inputs)[mine]
+    return of_tokens, of_anchor, np.clip(linked - lead, 0, end - begin - 1) + window[0], links, gradient
+
+
+@torch.no_grad()
+def _maps(model: Any, inputs: dict[str, Tensor], length: int) -> list[list[Piece]]:
+    signed = model.config.model_type == "diffllama"
+    asked = {"output_differential_attentions": True} if signed else {"output_attentions": True}
+    layers = layer_maps(model(**inputs, **asked), length, inputs.get("global_attention_mask"), model.config)
+    if not layers:
+        raise InputError(f"explain needs a model that returns attention. Received: {type(model).__name__}")
+    return layers
+
+
+def _gradient(reading: _Reading, inputs: dict[str, Tensor]) -> Floats:
+    """Gradient times input of the score, (S,)."""
+    others = {name: values for name, values in inputs.items() if name != "input_ids"}
+    embeds = reading.model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_(True)
     with torch.enable_grad():
-        output = model(inputs_embeds=embeds, **inputs, output_attentions=True)
-        if output.get("attentions") is None:
-            raise InputError(f"explain needs a model that returns attention. Received: {type(model).__name__}")
-        (gradient,) = torch.autograd.grad(_surest(output), embeds)
-    length = ids.shape[1]
-    is_global = inputs.get("global_attention_mask")
-    maps = [
-        _layer(output, layer, length, is_global, model.config.model_type) for layer in range(len(output["attentions"]))
-    ]
-    received, first = (torch.stack(of_kind).float().cpu().numpy() for of_kind in zip(*maps, strict=True))
-    return received, first, (gradient * embeds).sum(dim=-1)[0].detach().float().cpu().numpy()
+        (gradient,) = torch.autograd.grad(reading.score(reading.model(inputs_embeds=embeds, **others)), embeds)
+    product: Floats = (gradient * embeds).sum(dim=-1)[0].detach().float().cpu().numpy()
+    return product
 
 
 def _surest(output: Any) -> Tensor:
@@ -109,43 +227,8 @@ def _surest(output: Any) -> Tensor:
     if "start_logits" in output:
         best: Tensor = output["start_logits"].amax() + output["end_logits"].amax()
         return best
-    logits: Tensor = output["logits"] if "logits" in output else output[0].pow(2)
-    total: Tensor = logits.amax(dim=-1).sum()
-    return total
-
-
-def _layer(output: Any, layer: int, length: int, is_global: Tensor | None, model_type: str) -> tuple[Tensor, Tensor]:
-    """Attention of one layer that tokens receive, and that of the first token, both (A, S)."""
-    weights: Tensor = output["attentions"][layer].detach()[0]
-    if model_type == "longformer":
-        every_global = output.get("global_attentions")
-        of_layer = None if every_global is None else every_global[layer].detach()[0]
-        return _banded(weights, of_layer, length, is_global)
-    if weights.shape[-2:] == (length, length):
-        return weights.mean(dim=1), weights[:, 0]
-    received = weights.mean(dim=1).flatten()[None, :length]  # MEGA's chunks: (chunks, tokens, tokens), the last padded
-    first = torch.zeros_like(received)
-    first[0, : weights.shape[-1]] = weights[0, 0]
-    return received, first
-
-
-def _banded(
-    weights: Tensor, global_weights: Tensor | None, length: int, is_global: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The same for Longformer: weights (A, S, G + W + 1) of the window, (A, S, G) of the global tokens."""
-    num_global = 0 if global_weights is None else global_weights.shape[-1]
-    band = weights[:, :length, num_global:]
-    radius = band.shape[-1] // 2
-    keys = torch.arange(length)[:, None] + torch.arange(-radius, radius + 1)
-    inside = (keys >= 0) & (keys < length)
-    received = torch.zeros(weights.shape[0], length)
-    received.index_add_(1, keys[inside], band[:, inside].cpu())
-    first = torch.zeros_like(received)
-    first[:, keys[0][inside[0]]] = band[:, 0, inside[0]].cpu()
-    if global_weights is not None and is_global is not None:
-        places = is_global[0].nonzero()[:, 0].cpu()
-        received.index_add_(1, places, weights[:, :length, :num_global].sum(dim=1).cpu())
-        received += global_weights[:, :length].sum(dim=-1).cpu()
-        if places[0] == 0:
-            first = global_weights[:, :length, 0].cpu()
-    return received / length, first
+    if "logits" in output:
+        total: Tensor = output["logits"].amax(dim=-1).sum()
+        return total
+    size: Tensor = output[0].pow(2).sum()
+    return size
