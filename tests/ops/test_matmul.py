@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan.nn.torch.linear import Linear
+from longspan.nn.torch.linear import Linear, activated_linear
 from longspan.ops.torch import matmul as ops
-from longspan.ops.torch.matmul import linear, matmul
+from longspan.ops.torch.matmul import linear, linear_silu, matmul
 
 
 @pytest.fixture
@@ -107,3 +107,49 @@ def test_operations_are_counted_whatever_the_kernel():
         with FlopCounterMode(display=False) as counter:
             layer(x).sum().backward()
         assert counter.get_total_flops() == 3 * 2 * 200 * 64 * 128
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Whether each call of `linear_silu` went to one kernel."""
+    answers = []
+    original = ops._fuses_silu
+    monkeypatch.setattr(ops, "_fuses_silu", lambda *tensors: answers.append(original(*tensors)) or answers[-1])
+    return answers
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_silu(fused, dtype, has_bias):
+    x, weight = torch.randn(3, 37, 64).to(dtype), (torch.randn(48, 64) / 8).to(dtype)
+    bias = torch.randn(48).to(dtype) if has_bias else None
+    exact = F.silu(F.linear(x.double(), weight.double(), None if bias is None else bias.double()))
+    # bfloat16: one rounding of the result
+    tolerance = {"rtol": 2**-8, "atol": 1e-5} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(linear_silu(x, weight, bias).double(), exact, **tolerance)
+    assert fused == [dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()]
+
+
+def test_linear_silu_has_a_gradient(fused):
+    x, weight = torch.randn(40, 64, requires_grad=True), torch.randn(48, 64, requires_grad=True)
+    linear_silu(x, weight).sum().backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    F.silu(F.linear(*exact)).sum().backward()
+    torch.testing.assert_close(x.grad, exact[0].grad.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.grad, exact[1].grad.float(), rtol=1e-5, atol=1e-5)
+    assert fused == [False]
+
+
+@torch.no_grad()
+def test_a_watched_or_replaced_layer_is_called(fused):
+    layer, x = Linear(64, 48), torch.randn(40, 64)
+    expected = F.silu(layer(x))
+    torch.testing.assert_close(activated_linear(layer, F.silu, x), expected)
+    assert fused == [True]
+    seen = []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.testing.assert_close(activated_linear(layer, F.silu, x), expected)
+    torch.testing.assert_close(activated_linear(torch.nn.Sequential(layer), F.silu, x), expected)
+    torch.testing.assert_close(activated_linear(layer, torch.tanh, x), layer(x).tanh())
+    assert len(seen) == 4
+    assert fused == [True]

@@ -138,8 +138,7 @@ def _blocks(
     query: Tensor, key: Tensor, position: Tensor | None, key_mask: Tensor | None, segment_ids: Tensor | None
 ) -> Iterator[_Block]:
     """Split the queries into blocks; masks that hide nothing are dropped."""
-    batch, num_maps, num_queries = query.shape[:3]
-    num_keys = key.shape[2]
+    batch, num_queries, num_keys = query.shape[0], query.shape[2], key.shape[2]
     if key_mask is not None and bool(key_mask.all()):
         key_mask = None
     if segment_ids is not None and bool((segment_ids == segment_ids[:, :1]).all()):
@@ -147,7 +146,7 @@ def _blocks(
     keys = torch.arange(num_keys, device=key.device)
     position = keys[num_keys - num_queries :] if position is None else position
     places = position.tolist()
-    size = max(BLOCK_BYTES // max(batch * num_maps * num_keys * query.element_size(), 1), MIN_ROWS)
+    size = _block_rows(query, num_keys)
     for start in range(0, num_queries, size):
         rows = slice(start, min(start + size, num_queries))
         seen = min(max(places[rows]) + 1, num_keys)
@@ -161,6 +160,18 @@ def _blocks(
         if segment_ids is not None:
             hidden = hidden | (segment_ids[:, position[rows], None] != segment_ids[:, None, :seen])
         yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, hidden.all(dim=-1).expand(batch, -1))
+
+
+def _block_rows(query: Tensor, num_keys: int) -> int:
+    """R: rows whose scores fill `BLOCK_BYTES`."""
+    batch, num_maps, num_queries = query.shape[:3]
+    row_bytes = batch * num_maps * num_keys * query.element_size()
+    return min(max(BLOCK_BYTES // max(row_bytes, 1), MIN_ROWS), max(num_queries, 1))
+
+
+def _score_memory(query: Tensor, num_keys: int) -> Tensor:
+    """Memory for the scores of any block of a call."""
+    return query.new_empty(query.shape[0] * query.shape[1] * _block_rows(query, num_keys) * num_keys)
 
 
 def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -179,18 +190,21 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return batched_matmul(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
 
 
-def _softmax_maps(rows: Tensor, columns: Tensor, block: _Block) -> Tensor:
-    """The maps of a block, (B, A, R, M).
+def _softmax_maps(rows: Tensor, columns: Tensor, block: _Block, memory: Tensor) -> Tensor:
+    """The maps of a block, (B, A, R, M), at the start of `memory`.
 
     Args:
         rows: The block's scaled queries by key head, (B, K, A/K·R, D).
         columns: The keys, (B, K, D, T).
         block: The block.
+        memory: Of `_score_memory`.
     """
-    num_rows = block.rows.stop - block.rows.start
-    scores = _matmul(rows, columns[..., : block.num_keys]).view(rows.shape[0], -1, num_rows, block.num_keys)
+    a, b = rows.flatten(0, 1), columns[..., : block.num_keys].flatten(0, 1)
+    scores = memory[: a.shape[0] * a.shape[1] * block.num_keys].view(*a.shape[:2], block.num_keys)
+    batched_matmul(a, b, out=scores)
+    scores = scores.view(rows.shape[0], -1, block.rows.stop - block.rows.start, block.num_keys)
     scores[..., block.bias_from :].add_(block.bias)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=scores)
 
 
 def _scaled_rows(query: Tensor, num_kv: int, block: _Block, scale: float) -> Tensor:
@@ -233,11 +247,11 @@ def _forward(
     num_kv = key.shape[1]
     key, value = key.contiguous(), value.contiguous()
     factor, generator = float(lam), _generator(seed, query.device)
-    columns = _columns(key, num_queries)
+    columns, memory = _columns(key, num_queries), _score_memory(query, key.shape[2])
     output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
     halves = output.unflatten(-1, (2, head_dim)).permute(0, 3, 2, 1, 4)  # (B, 2, A/2, S, D)
     for block in _blocks(query, key, position, key_mask, segment_ids):
-        maps = _softmax_maps(_scaled_rows(query, num_kv, block, scale), columns, block)
+        maps = _softmax_maps(_scaled_rows(query, num_kv, block, scale), columns, block, memory)
         factors = _dropout_factors(maps, dropout, generator)
         if factors is not None:
             maps.mul_(factors)
@@ -266,13 +280,13 @@ def _backward(
     num_kv = key.shape[1]
     key, value = key.contiguous(), value.contiguous()
     factor, generator = float(lam), _generator(seed, query.device)
-    columns = _columns(key, num_queries)
+    columns, memory = _columns(key, num_queries), _score_memory(query, key.shape[2])
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     grad_key, grad_value = (torch.zeros(key.shape, dtype=torch.float32, device=key.device) for _ in range(2))
     grad_lam = torch.zeros((), dtype=torch.float32, device=lam.device)
     for block in _blocks(query, key, position, key_mask, segment_ids):
         rows, seen = _scaled_rows(query, num_kv, block, scale), block.num_keys
-        maps = _softmax_maps(rows, columns, block)
+        maps = _softmax_maps(rows, columns, block, memory)
         factors = _dropout_factors(maps, dropout, generator)
         dropped = maps if factors is None else maps * factors
         grad_rows = _grad_rows(grad, num_kv, block)

@@ -40,14 +40,14 @@ if has_onednn():
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)
 
 
-def _serves(*tensors: Tensor | None) -> bool:
-    """True if oneDNN can take these operands: plain float32 tensors in the memory of a CPU, outside of any tracing."""
+def _serves(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """True if oneDNN can take these operands: plain tensors in the memory of a CPU, outside of any tracing."""
     if torch.compiler.is_compiling() or not has_onednn() or torch.is_autocast_enabled("cpu"):
         return False
     return all(
         tensor is None
         or (
-            tensor.dtype == torch.float32
+            tensor.dtype == dtype
             and tensor.device.type == "cpu"
             and type(tensor) in (Tensor, torch.nn.Parameter)
             and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
@@ -150,6 +150,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = _Linear.apply(x, weight, bias)
         return result
     return _onednn(x, weight, bias)
+
+
+def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """silu(x Wᵀ + b) with silu(z) = z · sigmoid(z), in one pass over the result where that is possible.
+
+    Half precision is then rounded once, after silu, and not before it as well.
+
+    Args:
+        x: (..., K).
+        weight: W, (N, K).
+        bias: b, (N,), or None.
+
+    Returns:
+        (..., N).
+    """
+    if not _fuses_silu(x, weight, bias):
+        return F.silu(linear(x, weight, bias))
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [], "")
+    return result
+
+
+def _fuses_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return False
+    small = x.numel() < _MIN_ROWS * x.shape[-1] or min(weight.shape) < _MIN_WIDTH
+    if small or not _serves(x, weight, bias, dtype=x.dtype):
+        return False
+    return x.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Linear(torch.autograd.Function):
