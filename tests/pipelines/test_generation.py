@@ -11,7 +11,7 @@ from tests.pipelines.task_models import TEXTS, make_tokenizer, randomize
 
 import longspan
 from longspan import pipeline
-from longspan.errors import InputError
+from longspan.errors import ConfigError, InputError
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 
@@ -66,19 +66,21 @@ def test_summaries_of_short_texts(seq2seq: Path) -> None:
 
 
 def test_summaries_of_long_texts_keep_within_the_budget(seq2seq: Path) -> None:
-    summarize = pipeline("summarization", seq2seq, max_length=40)
+    summarize = pipeline("summarization", seq2seq, max_input_length=40)
     text = " ".join(TEXTS * 12)
     whole = summarize(text, max_new_tokens=12)[0]["summary_text"]
     written = summarize.tokenizer(whole, add_special_tokens=False).input_ids
     assert 0 < len(written) <= 13, "12, and the blank that this tokenizer puts before a text"
     start = summarize(text, max_new_tokens=12, on_long="truncate")[0]["summary_text"]
     assert start != whole
-    with pytest.raises(InputError, match="max_new_tokens must be below the 35 new tokens.*Received: max_new_tokens=40"):
-        summarize(text, max_new_tokens=40)
-    with pytest.raises(InputError, match=r"must fit max_length=40 tokens with on_long='error'. Received: \d+ tokens"):
+    with pytest.raises(InputError, match="must leave at least two new tokens to a window of 39. Received: stride=38"):
+        summarize(text, stride=38)
+    with pytest.raises(InputError, match=r"must fit max_input_length=40 tokens with on_long='error'. Received: \d+ to"):
         summarize(text, on_long="error")
-    with pytest.raises(InputError, match=r"max_length must lie in \[1, 128\]. Received: max_length=200"):
-        summarize(text, max_length=200)
+    with pytest.raises(InputError, match=r"max_input_length must lie in \[1, 128\]. Received: max_input_length=200"):
+        summarize(text, max_input_length=200)
+    with pytest.raises(InputError, match="need max_new_tokens or max_length. Received: neither"):
+        summarize(text, max_new_tokens=None)
 
 
 def test_text_generation(causal: Path) -> None:
@@ -93,12 +95,29 @@ def test_text_generation(causal: Path) -> None:
 
 
 def test_errors(causal: Path, seq2seq: Path) -> None:
-    with pytest.raises(InputError, match="text-generation runs with framework='torch'. Received: framework='keras'"):
-        pipeline("text-generation", causal, framework="keras")
+    with pytest.raises(InputError, match="Models of torch and flax write text; .*Received: framework='keras'"):
+        pipeline("text-generation", causal, framework="tf")
+    with pytest.raises(ConfigError, match="'diffllama' has no classes for flax. Received: framework='flax'"):
+        pipeline("text-generation", causal, framework="flax")
+    with pytest.raises(ConfigError, match="'diffllama' must have a class for the task 'text2text-generation'"):
+        pipeline("summarization", causal)
+    with pytest.raises(InputError, match="inputs must be one text or an iterable of texts. Received: int"):
+        pipeline("text-generation", causal)(3)
+    with pytest.raises(InputError, match="batch_size must be at least 1. Received: batch_size=0"):
+        pipeline("text-generation", causal, batch_size=0)
+    with pytest.raises(InputError, match="on_long must be one of truncate, error. Received: on_long='window'"):
+        pipeline("text2text-generation", seq2seq, on_long="window")
     with pytest.raises(InputError, match="text must be a string. Received: int"):
         pipeline("text-generation", causal)([3])
-    with pytest.raises(InputError, match="model must be a directory, a hub repository or a torch model of longspan"):
+    with pytest.raises(InputError, match="model must be a directory, a hub repository or a model of longspan"):
         pipeline("summarization", object())
     model = longspan.LongT5ForConditionalGeneration.from_pretrained(seq2seq)
     with pytest.raises(InputError, match="tokenizer must be given with a loaded model"):
         pipeline("summarization", model)
+    with pytest.raises(InputError, match="text-generation needs a model without an encoder. Received: LongT5ForCond"):
+        pipeline("text-generation", model, seq2seq)
+    with pytest.raises(InputError, match="model must be one that writes: one with generate. Received: LongT5Model"):
+        pipeline("summarization", longspan.LongT5Model(model.config), seq2seq)
+    with pytest.raises(InputError, match="stop_sequence must have a token. Received: stop_sequence=''"):
+        pipeline("summarization", seq2seq)(TEXTS[0], stop_sequence="")
+    assert isinstance(pipeline("summarization", model, seq2seq)(TEXTS[0], max_length=4), list)

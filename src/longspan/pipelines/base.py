@@ -117,18 +117,18 @@ class Pipeline(ABC):
     ) -> None:
         self.options = self.options_class().updated(settings, self.task)
         place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
-        self.framework = _resolve_framework(framework, model)
+        self.framework = resolve_framework(framework, model)
         source = Source(model, **place) if isinstance(model, str | os.PathLike) else model  # type: ignore[arg-type]
         self.model = load_task_model(
             self.framework,
             source,
             self.task,
-            device=_device_name(device),
+            device=device_name(device),
             dtype=dtype,
             attn_implementation=attn_implementation,
         )
         self._source: Source | None = source if isinstance(source, Source) else None
-        self.tokenizer = _load_tokenizer(source, tokenizer)
+        self.tokenizer = load_tokenizer(source, tokenizer)
         self._fast = self.tokenizer.backend_tokenizer
         self._input_names = self._choose_inputs()
 
@@ -289,7 +289,10 @@ class Pipeline(ABC):
         if pads[1] is None:
             self.model.config.pad_token_id = self._pad_token_id
         names = {"global_attention_mask"}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        has_types = getattr(
+            self.model.config, "add_token_type_embeddings", True
+        )  # MEGA has them only if its config says
+        if has_types and "token_type_ids" in self.tokenizer.model_input_names:
             names.add("token_type_ids")
         return frozenset(names & self.model.input_names)
 
@@ -452,7 +455,8 @@ def _size(item: Any) -> int:
     return sum(map(_size, item)) if isinstance(item, list | tuple) else 0
 
 
-def _resolve_framework(asked: str | None, model: Any) -> str:
+def resolve_framework(asked: str | None, model: Any) -> str:
+    """The framework that is asked for, or that of a loaded model; raises `InputError` if they differ."""
     if isinstance(model, str | os.PathLike):
         return "torch" if asked is None else _FRAMEWORK_ALIASES.get(asked, asked)
     known = framework_of(model)
@@ -465,13 +469,15 @@ def _resolve_framework(asked: str | None, model: Any) -> str:
     return known
 
 
-def _device_name(device: str | int | None) -> str | None:
+def device_name(device: str | int | None) -> str | None:
+    """A device in words; a number is that CUDA device, -1 the CPU."""
     if isinstance(device, int):
         return "cpu" if device < 0 else f"cuda:{device}"
     return None if device is None else str(device)
 
 
-def _load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:
+def load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:
+    """The tokenizer that is given, or named, or that of the checkpoint `source`."""
     if isinstance(tokenizer, str | os.PathLike):
         return AutoTokenizer.from_pretrained(tokenizer)
     if tokenizer is not None:

@@ -19,7 +19,7 @@ _TASKS = {
     "fill-mask": ("fill_mask", "FillMaskPipeline"),
     "text-generation": ("generation", "TextGenerationPipeline"),
     "text2text-generation": ("generation", "Text2TextGenerationPipeline"),
-    "summarization": ("generation", "SummarizationPipeline"),
+    "summarization": ("summarization", "SummarizationPipeline"),
     "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
 }
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}

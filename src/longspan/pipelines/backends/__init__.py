@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -107,6 +107,28 @@ class TaskModel(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """A model that generates, on a device."""
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        ...
+
+    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
+        """What the model writes for a batch.
+
+        Args:
+            rows: Token ids of each prompt, or of each input of the encoder.
+            settings: Settings of `generate`; also `seed`, which makes sampling repeat exactly.
+
+        Returns:
+            New token ids, prompts not included, of each row; for `num_return_sequences` above 1 of so many rows for
+            each prompt.
+        """
+        ...
+
+
 def longest_input(config: Any) -> int | None:
     """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
     if config.model_type == "longformer":  # its position table begins with rows that no token has
@@ -177,6 +199,36 @@ def load_task_model(
         model, task=task, device=device, dtype=dtype, attn_implementation=attn_implementation
     )
     return task_model
+
+
+def load_writer(
+    framework: str, model: Source | Any, task: str, *, device: str | None = None, dtype: str | None = None
+) -> Writer:
+    """Load a model that generates.
+
+    Args:
+        framework: `"torch"` or `"flax"`.
+        model: Where the model is, or a model of that framework.
+        task: `"text-generation"` or `"text2text-generation"`.
+        device: Device in the framework's words; None chooses.
+        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
+
+    Raises:
+        InputError: there is no such framework, device or dtype, or its models do not generate.
+        ConfigError: the family has no class for the task in this framework.
+        MissingFrameworkError: the framework is not installed.
+    """
+    if framework == "keras":
+        raise InputError(
+            "Models of torch and flax write text; those of Keras have no generate. Received: framework='keras'"
+        )
+    writer: Writer = _import_backend(framework, dtype).WriterBackend(model, task=task, device=device, dtype=dtype)
+    if not hasattr(writer.model, "generate"):
+        raise InputError(f"model must be one that writes: one with generate. Received: {type(writer.model).__name__}")
+    if writer.model.config.is_encoder_decoder != (task == "text2text-generation"):
+        kind = "with" if task == "text2text-generation" else "without"
+        raise InputError(f"{task} needs a model {kind} an encoder. Received: {type(writer.model).__name__}")
+    return writer
 
 
 def framework_of(model: object) -> str | None:

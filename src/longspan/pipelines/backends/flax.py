@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -180,6 +181,55 @@ class TaskBackend:
             return results
         rows = jnp.arange(wanted.shape[0])[:, None]
         return {name: values[rows, wanted] for name, values in results.items()}
+
+
+class WriterBackend:
+    """A model that generates in Flax; see `longspan.pipelines.backends.Writer`.
+
+    Args:
+        model: Where the model is, or a model.
+        task: `"text-generation"` or `"text2text-generation"`.
+        device: As in `EncoderBackend`.
+        dtype: Type of the computation; None is float32, or that of a model that is given.
+
+    Attributes:
+        model: The model.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    def __init__(self, model: Source | Any, *, task: str, device: str | None, dtype: str | None) -> None:
+        self._device = _device(device)
+        if isinstance(model, Source):
+            place: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
+            model_type = PretrainedConfig.get_config_dict(model.name, **place).get("model_type")
+            model_class = get_model_class(model_type, task, "flax")
+            model = model_class.from_pretrained(model.name, dtype=jnp.dtype(dtype or "float32"), **place)
+        self.model = model
+        self._params = jax.device_put(model.params, self._device)
+
+    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
+        """New token ids of each row; see `longspan.pipelines.backends.Writer.write`."""
+        seed = settings.get("seed")
+        width = max(map(len, rows))
+        num_rows = 1 << (len(rows) - 1).bit_length()  # few programs: `generate` itself rounds lengths
+        ids, mask = np.zeros((2, num_rows, width), np.int32)
+        for place, row in enumerate([*rows, *[rows[0]] * (num_rows - len(rows))]):  # copies fill the batch up
+            ids[place, : len(row)] = row
+            mask[place, : len(row)] = 1
+        with jax.default_device(self._device):
+            written = self.model.generate(
+                ids,
+                attention_mask=mask,
+                params=self._params,
+                prng_key=None if seed is None else jax.random.PRNGKey(seed),
+                **{name: value for name, value in settings.items() if name != "seed"},
+            ).sequences
+        prompt = 1 if self.model.config.is_encoder_decoder else width
+        each = len(written) // num_rows
+        new: list[list[int]] = np.asarray(written)[: each * len(rows), prompt:].tolist()
+        return new
 
 
 def _device(name: str | None) -> jax.Device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -184,6 +185,41 @@ class TaskBackend:
                 values = values[torch.arange(len(wanted))[:, None], torch.from_numpy(wanted)]
             results[name] = values.float().cpu().numpy()
         return results
+
+
+class WriterBackend:
+    """A model that generates in PyTorch; see `longspan.pipelines.backends.Writer`.
+
+    Args:
+        model: Where the model is, or a model, which is then moved to `device` if that is given.
+        task: `"text-generation"` or `"text2text-generation"`.
+        device: As in `EncoderBackend`; None leaves a model that is given where it is.
+        dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
+
+    Attributes:
+        model: The model.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+
+    def __init__(self, model: Source | Any, *, task: str, device: str | None, dtype: str | None) -> None:
+        if isinstance(model, Source):
+            settings = _source_settings(model)
+            config = PretrainedConfig.get_config_dict(model.name, **settings)
+            model_class = get_model_class(config.get("model_type"), task, "torch")
+            model = model_class.from_pretrained(model.name, **settings, dtype=dtype or "float32").to(_device(device))
+        else:
+            model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
+            model = model if device is None else model.to(_device(device))
+        self.model = model.eval()
+
+    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
+        """New token ids of each row; see `longspan.pipelines.backends.Writer.write`."""
+        written: Tensor = self.model.generate([list(row) for row in rows], **settings)
+        prompt = 1 if self.model.config.is_encoder_decoder else max(map(len, rows))
+        new: list[list[int]] = written[:, prompt:].tolist()
+        return new
 
 
 def _source_settings(source: Source) -> dict[str, Any]:
