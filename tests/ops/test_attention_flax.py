@@ -42,13 +42,17 @@ def to_jax(array, dtype=jnp.float32):
 
 @pytest.mark.parametrize("kind", list(masks()))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_both_forms_equal_the_definition(dtype, kind):
+def test_all_forms_equal_the_definition(dtype, kind):
     mask, inputs = masks()[kind], arrays()
     given = [to_jax(array, dtype) for array in inputs]
     rounded = [np.asarray(array, np.float64).swapaxes(1, 2) for array in given]
     expected, weights = dense_attention(*rounded, mask=mask, scale=SCALE)
     one, its_weights = eager_attention(*given, mask=mask)
     other = sdpa_attention(*given, mask=None if mask is None else jnp.asarray(mask))
+    query, *stored = given[0], *(array.transpose(0, 2, 3, 1) for array in given[1:])
+    third, third_weights = eager_attention(query, *stored, mask=mask, layout="bhds")
+    assert_close(third.swapaxes(1, 2), expected, dtype)
+    assert_close(third_weights, weights, dtype)
     assert str(one.dtype) == str(other.dtype) == str(its_weights.dtype) == dtype
     assert_close(one.swapaxes(1, 2), expected, dtype)
     assert_close(other.swapaxes(1, 2), expected, dtype)

@@ -164,7 +164,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
     ) -> tuple[Array, Array, Array]:
         del fingerprint
         stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
-        logits, cache = stepper.begin()
+        logits, cache = stepper.begin(reorders=search.num_beams > 1)
         source = arrays["input_ids"] if search.rules.reads_source else None
         prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
         ids = jnp.pad(prompts, ((0, 0), (0, room - prompts.shape[1])), constant_values=search.pad)

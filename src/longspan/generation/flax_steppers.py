@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
-from longspan.nn.flax.cache import empty_cache
+from longspan.nn.flax.cache import empty_cache, for_rows, tokens_and_room
 
 #: leaves of a cache with one entry for each row; those of the source have one for each prompt
 _OF_ROWS = ("cached_key", "cached_value")
@@ -40,8 +40,12 @@ class SourceStepper:
     rows: int
     implementation: str
 
-    def begin(self) -> tuple[Array, Any]:
-        """Read the source and the prompts: logits (R, V) of what follows, and the cache."""
+    def begin(self, *, reorders: bool) -> tuple[Array, Any]:
+        """Read the source and the prompts: logits (R, V) of what follows, and the cache.
+
+        Args:
+            reorders: Steps will go on with other rows.
+        """
         encoded: Any = self.module.apply(
             {"params": self.params},
             self.inputs["input_ids"],
@@ -49,26 +53,37 @@ class SourceStepper:
             implementation=self.implementation,
             method="encode",
         )
-        states = encoded.last_hidden_state
-        logits, cache = self._decode(self.inputs["decoder_input_ids"], states, empty_cache(self.cache), "write")
-        return jnp.repeat(logits, self.rows, axis=0), _repeat_rows(cache, self.rows)
+        states, empty = encoded.last_hidden_state, empty_cache(self.cache)
+        logits, cache = self._decode(self.inputs["decoder_input_ids"], states, empty, source="write")
+        alone = 1 if reorders else self.rows  # rows that keep to themselves
+        _, room = tokens_and_room(cache)
+        cache = for_rows(_repeat_rows(cache, alone), self.rows // alone)
+        ancestors = jnp.zeros((logits.shape[0] * alone, self.rows // alone, room or 0), jnp.int32)
+        return jnp.repeat(logits, self.rows, axis=0), (cache, ancestors)
 
     def step(self, cache: Any, tokens: Array, position: Array, origin: Array | None) -> tuple[Array, Any]:
         """Logits (R, V) that follow the tokens (R,), and the cache."""
-        del position  # the cache counts
+        cache, ancestors = cache
+        batch, rows, _ = ancestors.shape
+        if origin is not None:
+            origin = origin.reshape(batch, rows, 1) - jnp.arange(batch)[:, None, None] * rows
+            ancestors = jnp.take_along_axis(ancestors, origin, axis=1)
+        own = jnp.broadcast_to(jnp.arange(rows)[:, None], (batch, rows, 1))
+        ancestors = lax.dynamic_update_slice_in_dim(ancestors, own, position, axis=2)
         # the source is read from the cache
         states = jnp.zeros((self.inputs["input_ids"].shape[0], 1, 1))
-        return self._decode(tokens[:, None], states, _reorder(cache, origin), "read")
+        logits, cache = self._decode(tokens[:, None], states, cache, source="read", ancestors=ancestors)
+        return logits, (cache, ancestors)
 
-    def _decode(self, ids: Array, states: Array, cache: Any, source: str) -> tuple[Array, Any]:
+    def _decode(self, ids: Array, states: Array, cache: Any, **arguments: Any) -> tuple[Array, Any]:
         output, changed = self.module.apply(
             {"params": self.params, "cache": cache},
             ids,
             states,
             self.inputs["attention_mask"],
-            source=source,
             method="decode",
             mutable=["cache"],
+            **arguments,
         )
         return output.logits[:, -1].astype(jnp.float32), {**cache, **changed["cache"]}
 
@@ -93,8 +108,9 @@ class CausalStepper:
     rows: int
     room: int
 
-    def begin(self) -> tuple[Array, Any]:
+    def begin(self, *, reorders: bool) -> tuple[Array, Any]:
         """Read the prompts: logits (R, V) of what follows, and the cache."""
+        del reorders  # the cache is moved
         mask = self.inputs["attention_mask"]
         positions = jnp.maximum(mask.cumsum(axis=1) - 1, 0)
         logits, cache = self._decode(self.inputs["input_ids"], positions, self._mask(), empty_cache(self.cache), "auto")

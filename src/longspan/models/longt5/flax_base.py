@@ -376,7 +376,7 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
 def _source_room(cache: Any) -> int | None:
     """Source tokens that fit a cache."""
     paths = jax.tree_util.tree_leaves_with_path(cache)
-    rooms = [leaf.shape[1] for path, leaf in paths if getattr(path[-1], "key", None) == "source_key"]
+    rooms = [leaf.shape[-1] for path, leaf in paths if getattr(path[-1], "key", None) == "source_key"]
     return rooms[0] if rooms else None
 
 

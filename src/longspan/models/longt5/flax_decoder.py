@@ -23,11 +23,18 @@ from longspan.models.longt5.flax_layers import (
     relative_embedding,
     wide,
 )
-from longspan.nn.flax.cache import extend_cache, tokens_and_room
+from longspan.nn.flax.cache import (
+    extend_cache,
+    extend_rows,
+    is_for_rows,
+    rows_mask,
+    tokens_and_room,
+    tokens_before,
+)
 from longspan.nn.flax.layers import Dtype
 from longspan.nn.flax.masks import causal_mask, extend_mask, key_mask
 from longspan.nn.flax.outputs import FlaxBaseModelOutputWithPastAndCrossAttentions
-from longspan.ops.flax.attention import eager_attention, sdpa_attention
+from longspan.ops.flax.attention import Layout, eager_attention, sdpa_attention
 from longspan.ops.flax.sliding_window_bias import sliding_rows
 
 #: where keys and values of the source come from: computed; computed and written to the cache; read from the cache
@@ -76,11 +83,18 @@ class FlaxLongT5SelfAttention(FlaxLongT5Projections):
     def __call__(self, hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array | None]:
         """(B, T, H) -> (B, T, H), and the weights (B, A, T, K) if the plan needs them."""
         query, key, value = (self.split(projection(hidden_states)) for projection in (self.q, self.k, self.v))
-        if plan.init_cache or self.has_variable("cache", "cached_key"):
+        layout: Layout = "bshd"
+        shape = query.shape
+        if is_for_rows(self):
+            (key, value), layout = extend_rows(self, key, value), "bhds"
+            query = query.reshape(key.shape[0], -1, *shape[2:])
+        elif plan.init_cache or self.has_variable("cache", "cached_key"):
             key, value = self._extend_cache(key, value)
-        arguments = self.dropout_arguments(deterministic=plan.deterministic)
-        context, weights = eager_attention(query, key, value, mask=plan.mask, bias=plan.bias, scale=1.0, **arguments)
-        return self.merge(context), weights if plan.needs_weights else None
+        context, weights = eager_attention(
+            query, key, value, mask=plan.mask, bias=plan.bias, scale=1.0, layout=layout,
+            **self.dropout_arguments(deterministic=plan.deterministic),
+        )  # fmt: skip
+        return self.merge(context.reshape(shape)), weights if plan.needs_weights else None
 
     @nn.compact
     def _extend_cache(self, key: Array, value: Array) -> tuple[Array, Array]:
@@ -105,7 +119,7 @@ class FlaxLongT5CrossAttention(FlaxLongT5Projections):
     ) -> tuple[Array, Array | None]:
         """(B, T, H), (B, S, H) -> (B, T, H), and the weights (B, A, T, S) if the plan needs them."""
         query = self.split(self.q(hidden_states))
-        key, value = self._source(encoder_hidden_states, plan)
+        key, value, layout = self._source(encoder_hidden_states, plan)
         shape = query.shape
         if shape[0] != key.shape[0]:  # several rows share a source: they are its queries together
             query = query.reshape(key.shape[0], -1, *shape[2:])
@@ -114,22 +128,23 @@ class FlaxLongT5CrossAttention(FlaxLongT5Projections):
             "scale": 1.0,
             **self.dropout_arguments(deterministic=plan.deterministic),
         }
-        if plan.needs_weights or shape[1] == 1:
-            context, weights = eager_attention(query, key, value, **arguments)
+        if plan.needs_weights or shape[1] == 1 or layout == "bhds":
+            context, weights = eager_attention(query, key, value, layout=layout, **arguments)
         else:
             context, weights = sdpa_attention(query, key, value, **arguments), None
         return self.merge(context.reshape(shape)), weights if plan.needs_weights else None
 
     @nn.compact
-    def _source(self, encoder_hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array]:
-        """Keys and values of the source, (B, S, A, D)."""
+    def _source(self, encoder_hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array, Layout]:
+        """Keys and values of the source, (B, S, A, D), or from the cache (B, A, D, S); and which of both."""
         if plan.source == "read":
-            return self.get_variable("cache", "source_key"), self.get_variable("cache", "source_value")
+            return self.get_variable("cache", "source_key"), self.get_variable("cache", "source_value"), "bhds"
         key, value = self.split(self.k(encoder_hidden_states)), self.split(self.v(encoder_hidden_states))
         if plan.source == "write" or plan.init_cache:
-            self.variable("cache", "source_key", jnp.zeros, key.shape, key.dtype).value = key
-            self.variable("cache", "source_value", jnp.zeros, value.shape, value.dtype).value = value
-        return key, value
+            for name, states in (("source_key", key), ("source_value", value)):
+                stored = states.transpose(0, 2, 3, 1)
+                self.variable("cache", name, jnp.zeros, stored.shape, stored.dtype).value = stored
+        return key, value, "bshd"
 
 
 class FlaxLongT5LayerSelfAttention(nn.Module):
@@ -307,6 +322,7 @@ class FlaxLongT5Decoder(nn.Module):
         encoder_attention_mask: Array | None,
         *,
         source: Source,
+        ancestors: Array | None,
         init_cache: bool,
         deterministic: bool,
         output_attentions: bool,
@@ -316,17 +332,25 @@ class FlaxLongT5Decoder(nn.Module):
 
         Args:
             source: Where keys and values of the source come from.
+            ancestors: With a cache for K rows of each prompt, which row wrote what each row continues, (B, K, T).
             init_cache: Make a cache for as many tokens as this input has, instead of using one.
         """
-        length = inputs_embeds.shape[1]
-        past, capacity = (0, None) if init_cache else tokens_and_room(self.variables.get("cache"))
-        num_keys = length if capacity is None else capacity
-        mask = causal_mask(past + jnp.arange(length), num_keys)
+        length, cache = inputs_embeds.shape[1], self.variables.get("cache") or {}
+        past: Array | int
+        if ancestors is not None:
+            past, num_keys = tokens_before(cache), ancestors.shape[2]
+            mask = rows_mask(ancestors, past)
+            bias = jnp.repeat(self.block.bias(length, num_keys, past), ancestors.shape[1], axis=-1)
+        else:
+            past, capacity = (0, None) if init_cache else tokens_and_room(cache)
+            num_keys = length if capacity is None else capacity
+            mask = causal_mask(past + jnp.arange(length), num_keys)
+            bias = self.block.bias(length, num_keys, past)
         if attention_mask is not None:
             mask = mask & extend_mask(key_mask(attention_mask), num_keys)
         plan = DecoderPlan(
             mask,
-            self.block.bias(length, num_keys, past),
+            bias,
             None if encoder_attention_mask is None else key_mask(encoder_attention_mask),
             source=source,
             init_cache=init_cache,

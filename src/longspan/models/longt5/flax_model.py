@@ -109,7 +109,7 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
         decoder_attention_mask: Array | None = None,
         *,
         implementation: str = "auto",
-        **flags: bool,
+        **flags: Any,
     ) -> Any:
         """Encode and decode; arguments of `encode` and `decode`."""
         encoded = self.encode(input_ids, attention_mask, implementation=implementation, **flags)
@@ -138,6 +138,7 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
         decoder_attention_mask: Array | None = None,
         *,
         source: Any = "compute",
+        ancestors: Array | None = None,
         init_cache: bool = False,
         deterministic: bool = True,
         output_attentions: bool = False,
@@ -151,6 +152,7 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
             encoder_attention_mask: Nonzero for real source tokens, (B, S); None for all.
             decoder_attention_mask: Nonzero for real target tokens, (B, T); None for all.
             source: Where keys and values of the source come from, see `flax_decoder.Source`.
+            ancestors: (B, K, T_cached), with a cache for K rows of each prompt, see `longspan.nn.flax.cache`.
             init_cache: Make a cache for as many tokens as this input has.
             deterministic: Drop nothing.
             output_attentions: Return attention weights.
@@ -162,6 +164,7 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
             encoder_hidden_states.astype(self.dtype),
             encoder_attention_mask,
             source=source,
+            ancestors=ancestors,
             init_cache=init_cache,
             deterministic=deterministic,
             output_attentions=output_attentions,

@@ -5,6 +5,10 @@ Axes: B batch, T tokens that fit, A heads, D head size.
 Each self-attention holds `cached_key` and `cached_value` (B, T, A, D) and `cache_index`, the number of tokens written.
 The dict goes in as `past_key_values` and comes out filled further; shapes never change, so one compiled step serves
 every token.
+
+Generation goes on with a cache for K rows of each prompt, `rows_key` and `rows_value` (B, A, D, T · K). Beams change
+places, but what they wrote stays where it is: `ancestors` (B, K, T) say which row wrote the entries that each row
+continues. All K rows attend to the entries of all, behind a mask, which costs less than to move them.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from longspan.checkpoints.flax import flatten
+from longspan.checkpoints.flax import flatten, unflatten
 from longspan.errors import InputError
 from longspan.nn.flax.checks import ArrayLike, values_visible
 from longspan.nn.flax.masks import check_mask
@@ -25,6 +29,7 @@ from longspan.nn.flax.outputs import FlaxCache
 
 _INDEX = "cache_index"
 _KEY, _VALUE = "cached_key", "cached_value"
+_OF_ROWS = {_KEY: "rows_key", _VALUE: "rows_value"}
 
 
 def empty_cache(shapes: Mapping[str, Any]) -> FlaxCache:
@@ -56,6 +61,68 @@ def extend_cache(module: nn.Module, key: Array, value: Array) -> tuple[Array, Ar
     return cached_key.value.astype(key.dtype), cached_value.value.astype(value.dtype)
 
 
+def for_rows(cache: Mapping[str, Any], rows: int) -> FlaxCache:
+    """A cache for K rows of each prompt that go on from what B rows have written.
+
+    Args:
+        cache: The cache of the prompts.
+        rows: K.
+    """
+    flat: dict[tuple[str, ...], Any] = {}
+    for path, leaf in flatten(cache).items():
+        if path[-1] in _OF_ROWS:
+            written = leaf.transpose(0, 2, 3, 1)[..., None]  # by the first row
+            padded = jnp.pad(written, ((0, 0),) * 4 + ((0, rows - 1),))
+            leaf = padded.reshape(*padded.shape[:3], -1)
+        flat[(*path[:-1], _OF_ROWS.get(path[-1], path[-1]))] = leaf
+    return unflatten(flat)
+
+
+def is_for_rows(module: nn.Module) -> bool:
+    """True if the module's cache is one of `for_rows`."""
+    return module.has_variable("cache", _OF_ROWS[_KEY])
+
+
+def extend_rows(module: nn.Module, key: Array, value: Array) -> tuple[Array, Array]:
+    """Write one token of every row into a module's cache of `for_rows`.
+
+    Args:
+        module: The attention.
+        key: (B · K, 1, A, D).
+        value: (B · K, 1, A, D).
+
+    Returns:
+        All keys and values, (B, A, D, T · K), in the dtype of the new ones; see `rows_mask`.
+    """
+    index: Array = module.get_variable("cache", _INDEX)
+    stored: list[Array] = []
+    for name, new in ((_KEY, key), (_VALUE, value)):
+        old: Array = module.get_variable("cache", _OF_ROWS[name])
+        batch, heads, size, _ = old.shape
+        column = new.reshape(batch, -1, heads, size).transpose(0, 2, 3, 1)
+        # any other shape of what is kept would make XLA copy it
+        place = index * column.shape[-1]
+        stored.append(lax.dynamic_update_slice_in_dim(old, column.astype(old.dtype), place, axis=3))
+        module.put_variable("cache", _OF_ROWS[name], stored[-1])
+    module.put_variable("cache", _INDEX, index + 1)
+    return stored[0].astype(key.dtype), stored[1].astype(value.dtype)
+
+
+def rows_mask(ancestors: Array, past: Array | int) -> Array:
+    """What each row may see of the entries of all rows: those of its ancestors, up to the newest.
+
+    Args:
+        ancestors: (B, K, T).
+        past: Number of tokens before the newest.
+
+    Returns:
+        Boolean, (B, 1, K, T · K).
+    """
+    batch, rows, room = ancestors.shape
+    own = (ancestors[..., None] == jnp.arange(rows)) & (jnp.arange(room)[:, None] <= past)
+    return own.reshape(batch, 1, rows, room * rows)
+
+
 def tokens_and_room(cache: Mapping[str, Any] | None) -> tuple[Array | int, int | None]:
     """How many tokens a cache holds, and how many fit; (0, None) without a cache.
 
@@ -67,6 +134,12 @@ def tokens_and_room(cache: Mapping[str, Any] | None) -> tuple[Array | int, int |
     if path is None:
         return 0, None
     return flat[(*path[:-1], _INDEX)], flat[path].shape[1]
+
+
+def tokens_before(cache: Mapping[str, Any]) -> Array:
+    """How many tokens of each row a cache of `for_rows` holds."""
+    count: Array = next(leaf for path, leaf in flatten(cache).items() if path[-1] == _INDEX)
+    return count
 
 
 def check_cache(cache: Any, expected: Mapping[str, Any], *, num_new: int) -> None:
