@@ -13,6 +13,7 @@ from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
     from longspan.pipelines.embed_options import EmbedReport, Others
+    from longspan.pipelines.text_splitter import OnLong
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -49,6 +50,14 @@ def embed(
         int | None,
         typer.Option(help="Most tokens of a window; default as the model says.", rich_help_panel=_MODEL),
     ] = None,
+    on_long: Annotated[
+        str,
+        typer.Option(
+            help="Documents longer than the model: window (a passage for each), truncate (one of the beginning) or "
+            "error (left out).",
+            rich_help_panel=_MODEL,
+        ),
+    ] = "window",
     overlap: Annotated[
         int | None,
         typer.Option(help="Tokens that neighbouring windows share; default an eighth.", rich_help_panel=_MODEL),
@@ -89,8 +98,8 @@ def embed(
 ) -> None:
     """Embed the text of files and folders into an index for [bold]longspan search[/bold].
 
-    Texts longer than the model are cut into overlapping windows of tokens; nothing is cut off. The index keeps each
-    window's vector, text, characters and lines.
+    Texts longer than the model are cut into overlapping windows of tokens; nothing is cut off unless --on-long says so.
+    The index keeps each window's vector, text, characters and lines.
     """
     from longspan.documents.readers import ReadOptions
     from longspan.documents.walk import Filters
@@ -105,6 +114,7 @@ def embed(
     options = EmbedOptions(
         filters=Filters(tuple(include or ()), tuple(exclude or ()), follow_links),
         read=ReadOptions(text_field=text_field),
+        on_long=cast("OnLong", on_long),
         overlap=overlap,
         normalize=normalize,
         batch_tokens=batch_tokens,

@@ -1,4 +1,4 @@
-"""`longspan generate` and `longspan summarize`."""
+"""`longspan generate` and `longspan summarize`: one text to the screen, or any number of them to a table."""
 
 from __future__ import annotations
 
@@ -9,23 +9,43 @@ from typing import Annotated, Any
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Json
+from longspan.cli.options import Device, Dtype, Framework, Json, Quiet
+from longspan.cli.task_options import (
+    EXIT_CODES,
+    Asked,
+    BatchTokens,
+    Exclude,
+    Include,
+    InputFormat,
+    Output,
+    Overwrite,
+    Resume,
+    Strict,
+    TaskCall,
+    TextField,
+)
 from longspan.errors import InputError
 
-GENERATE_EPILOG = """[bold]Examples[/bold]
+GENERATE_EPILOG = f"""[bold]Examples[/bold]
 
   longspan generate "Once upon a time" --model ./my-diffllama
 
   longspan generate --file prompt.txt -m ./my-mega --temperature 0.8 --top-p 0.95 --seed 1 --max-new-tokens 1000
 
   git log -5 | longspan generate -m ./my-longt5 --num-beams 4 --json
-"""
-SUMMARIZE_EPILOG = """[bold]Examples[/bold]
 
-  longspan summarize report.txt --model ./my-longt5
+  longspan generate --file prompts.jsonl -m ./my-diffllama --output written.jsonl
 
-  pdftotext paper.pdf - | longspan summarize -m ./my-longt5 --num-beams 4 --max-new-tokens 200
-"""
+{EXIT_CODES}"""
+SUMMARIZE_EPILOG = f"""[bold]Examples[/bold]
+
+  longspan summarize report.pdf --model ./my-longt5
+
+  longspan summarize reports/ records.jsonl -m ./my-longt5 --output summaries.csv
+
+  cat notes.txt | longspan summarize -m ./my-longt5 --num-beams 4 --max-new-tokens 200
+
+{EXIT_CODES}"""
 
 _SEARCH = "How to choose words"
 _Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Model directory or hub repository.")]
@@ -49,12 +69,29 @@ _Ngram = Annotated[
 ]
 
 
+_OnLong = Annotated[
+    str,
+    typer.Option(
+        help="Texts longer than the model: window (summarised part by part), truncate or error.",
+        rich_help_panel="Long documents",
+    ),
+]
+_MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Most tokens of a window; default as the model says.", rich_help_panel="Long documents"),
+]
+
+
 def generate(
     model: _Model,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to continue; - reads it from stdin.")
     ] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Read prompts from a file or folder; may be repeated."),
+    ] = None,
+    output: Output = None,
     max_new_tokens: _MaxNewTokens = 128,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
@@ -66,12 +103,24 @@ def generate(
     seed: _Seed = None,
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
+    framework: Framework = "torch",
     device: Device = None,
     dtype: Dtype = "float32",
+    batch_tokens: BatchTokens = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = "text",
+    input_format: InputFormat = "txt",
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a prompt, or answer it with a model that has an encoder; the text appears as it is written."""
-    text = _read(prompt, file)
+    """Continue a prompt, or answer it with a model that has an encoder; the text appears as it is written.
+
+    With --output, or of folders and files of records, every document is a prompt, and the rows hold what follows.
+    """
     settings = _settings(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -83,13 +132,43 @@ def generate(
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram,
     )
-    writer = _Writer(model, device=device, dtype=dtype, needs_encoder=False)
+    if prompt not in (None, "-") and file:
+        raise InputError(f"give a prompt or a file, not both. Received: a prompt and --file {file[0]}")
+    if prompt in (None, "-") and _is_table(file or [], output):
+        if max_input is not None or stop:
+            raise typer.BadParameter("rows know no --max-input and no --stop", param_hint="--output")
+        call = TaskCall(
+            file or [Path("-")],
+            output,
+            model={"model": model, "framework": framework, "device": device, "dtype": dtype},
+            settings={"batch_tokens": batch_tokens},
+            files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
+            resume=resume,
+            overwrite=overwrite,
+            strict=strict,
+            quiet=quiet,
+            as_json=as_json,
+        )
+        if _has_encoder(model):
+            call.run(Asked("answer-text", {**settings, "seed": seed}))
+        else:
+            call.run(Asked("continue", {**settings, "seed": seed, "return_full_text": False}))
+        return
+    if output is not None:
+        raise InputError(f"--output takes what --file or the standard input holds. Received: a prompt and {output}")
+    _refuse_others(framework)
+    text = _read(prompt, file[0] if file else None)
+    writer = _Writer(model, device=device, dtype=dtype)
     writer.write(text, settings, seed=seed, max_input=max_input, as_json=as_json)
 
 
 def summarize(
     model: _Model,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Text to summarise; default stdin.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATHS]", help="Texts to summarise: files and folders; default stdin."),
+    ] = None,
+    output: Output = None,
     max_new_tokens: _MaxNewTokens = 256,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
@@ -97,12 +176,27 @@ def summarize(
     num_beams: _Beams = 1,
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
+    on_long: _OnLong = "window",
+    max_length: _MaxLength = None,
+    framework: Framework = "torch",
     device: Device = None,
     dtype: Dtype = "float32",
+    batch_tokens: BatchTokens = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = "text",
+    input_format: InputFormat = "txt",
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Summarise a long text with a model that has an encoder, such as LongT5."""
-    text = _read(None, None if file == Path("-") else file)
+    """Summarise long texts with a model that has an encoder, such as LongT5.
+
+    The summary of one text appears as it is written. With --output, or of several texts, each is a row. A text longer
+    than --max-length is summarised window by window, and the summaries are summarised in turn.
+    """
     settings = _settings(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -110,14 +204,81 @@ def summarize(
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram,
     )
-    writer = _Writer(model, device=device, dtype=dtype, needs_encoder=True)
-    writer.write(prefix + text, settings, seed=None, max_input=max_input, as_json=as_json)
+    _refuse_without_encoder(model, paths or [])
+    if _is_table(paths or [], output) or max_length is not None or on_long != "window":
+        if max_input is not None:
+            raise typer.BadParameter("give --max-length and --on-long truncate instead", param_hint="--max-input")
+        TaskCall(
+            paths or [Path("-")],
+            output,
+            model={"model": model, "framework": framework, "device": device, "dtype": dtype},
+            settings={"batch_tokens": batch_tokens, "on_long": on_long, "max_length": max_length},
+            files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
+            resume=resume,
+            overwrite=overwrite,
+            strict=strict,
+            quiet=quiet,
+            as_json=as_json,
+        ).run(Asked("summarize", {**settings, "prefix": prefix}))
+        return
+    _refuse_others(framework)
+    [path] = paths or [Path("-")]
+    writer = _Writer(model, device=device, dtype=dtype)
+    writer.write(prefix + _read_document(path), settings, seed=None, max_input=max_input, as_json=as_json)
+
+
+def _is_table(paths: list[Path], output: Path | None) -> bool:
+    """True if the result is a table: there is an output, or there may be several texts."""
+    from longspan.documents.kinds import kind_of
+
+    if output is not None or len(paths) > 1:
+        return True
+    return any(path.is_dir() or kind_of(path.name, tables=True) in ("jsonl", "csv", "parquet") for path in paths)
+
+
+def _has_encoder(model: str) -> bool:
+    from longspan import AutoConfig
+
+    return bool(AutoConfig.from_pretrained(model).is_encoder_decoder)
+
+
+def _refuse_without_encoder(model: str, paths: list[Path]) -> None:
+    """Raise unless the texts exist and the model can summarise."""
+    from longspan import AutoConfig
+
+    for path in paths:
+        if str(path) != "-":
+            path.stat()
+    config = AutoConfig.from_pretrained(model)
+    if not config.is_encoder_decoder:
+        raise InputError(
+            "summarize needs a model with an encoder and a decoder, such as LongT5; `longspan generate` continues "
+            f"a prompt with others. Received: {model}, a {config.model_type} model"
+        )
+
+
+def _refuse_others(framework: str) -> None:
+    if framework not in ("torch", "pt"):
+        raise InputError(f"One text is written with --framework torch, several with any. Received: {framework}")
+
+
+def _read_document(path: Path) -> str:
+    """The text of a file of any kind, or of the standard input."""
+    from longspan.documents.document import Problem
+    from longspan.documents.readers import read_documents
+    from longspan.documents.walk import find_files
+
+    if str(path) == "-":
+        return _read(None, None)
+    found = find_files([path])
+    document = next(read_documents(found.files[0]), None) if found.files else found.problems[0]
+    if document is None or isinstance(document, Problem):
+        raise InputError(f"A document must be readable. Received: {document or path}")
+    return document.text
 
 
 def _read(prompt: str | None, file: Path | None) -> str:
     """The text: an argument, a file, or what is piped in."""
-    if prompt not in (None, "-") and file is not None:
-        raise InputError(f"give a prompt or a file, not both. Received: a prompt and --file {file}")
     if prompt not in (None, "-"):
         assert prompt is not None
         return prompt
@@ -142,18 +303,12 @@ def _settings(**given: Any) -> dict[str, Any]:
 class _Writer:
     """A model with its tokenizer."""
 
-    def __init__(self, name: str, *, device: str | None, dtype: str, needs_encoder: bool) -> None:
+    def __init__(self, name: str, *, device: str | None, dtype: str) -> None:
         import torch
 
-        from longspan import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        from longspan import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(name)
-        self.has_encoder: bool = config.is_encoder_decoder
-        if needs_encoder and not self.has_encoder:
-            raise InputError(
-                "summarize needs a model with an encoder and a decoder, such as LongT5; `longspan generate` continues "
-                f"a prompt with others. Received: {name}, a {config.model_type} model"
-            )
+        self.has_encoder = _has_encoder(name)
         kind = AutoModelForSeq2SeqLM if self.has_encoder else AutoModelForCausalLM
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longspan.cli.options import Device, Dtype, Framework, Json, Quiet
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
@@ -78,16 +82,93 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first thing 
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What the own options of a command say.
+
+    Attributes:
+        task: A name that `longspan.pipelines.text_tasks.open_task` knows.
+        settings: Options of the task.
+        extra: What the task is told for every document.
+    """
+
+    task: str
+    settings: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def task_command(own: Callable[..., Asked]) -> Callable[..., None]:
+    """Make a command of a task: to the options of the task come those that all tasks share.
+
+    Args:
+        own: Says what is asked for, given its own options. Its name, its documentation and its options are the
+            command's; an option of it that has the name of a shared one stands in for that, and both get the value.
+
+    Returns:
+        The command.
+    """
+    options = dict(inspect.signature(own, eval_str=True).parameters)
+    shared = dict(inspect.signature(_shared, eval_str=True).parameters)
+    head = {name: options.get(name, shared[name]) for name in ("paths", "model", "output")}
+    tail = {name: one for name, one in shared.items() if name not in options}
+    parameters = list({**head, **options, **tail}.values())
+
+    @functools.wraps(own)
+    def command(**given: Any) -> None:
+        asked = own(**{name: given[name] for name in options})
+        _shared(**{name: value for name, value in given.items() if name in shared}).run(asked)
+
+    del command.__wrapped__
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    command.__signature__ = inspect.Signature([one.replace(kind=keyword) for one in parameters])  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _shared(
+    paths: Paths,
+    model: TaskModelName,
+    output: Output = None,
+    framework: Framework = "torch",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    batch_tokens: BatchTokens = None,
+    on_long: OnLong = "window",
+    stride: Stride = None,
+    max_length: MaxLength = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    text_field: TextField = "text",
+    input_format: InputFormat = "txt",
+    resume: Resume = True,
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> TaskCall:
+    """The options that all tasks share."""
+    return TaskCall(
+        paths,
+        output,
+        model={"model": model, "framework": framework, "device": device, "dtype": dtype},
+        settings={"batch_tokens": batch_tokens, "on_long": on_long, "stride": stride, "max_length": max_length},
+        files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
+        resume=resume,
+        overwrite=overwrite,
+        strict=strict,
+        quiet=quiet,
+        as_json=as_json,
+    )
+
+
+@dataclass(frozen=True)
 class TaskCall:
     """One call of a command.
 
     Attributes:
-        command: Name of the command.
         paths: Files and folders.
         output: File to write, or None for the standard output.
         model: Arguments of the pipeline.
-        settings: Options of the task.
-        extra: What the task is told for every document.
+        settings: Options of every task.
         files: `include`, `exclude`, `text_field` and `input_format`.
         resume: Go on where an interrupted run stopped.
         overwrite: Replace an output that exists.
@@ -96,7 +177,6 @@ class TaskCall:
         as_json: Write the summary as JSON.
     """
 
-    command: str
     paths: list[Path]
     output: Path | None
     model: dict[str, Any]
@@ -107,17 +187,15 @@ class TaskCall:
     strict: bool
     quiet: bool
     as_json: bool
-    extra: dict[str, Any] = field(default_factory=dict)
 
-    def run(self) -> None:
+    def run(self, asked: Asked) -> None:
         """Do it, print what was done, and leave with exit code 3 if something was left out."""
         from longspan.documents.readers import ReadOptions
         from longspan.documents.walk import Filters
-        from longspan.pipelines.pipeline import pipeline
         from longspan.pipelines.progress import progress_bar
-        from longspan.pipelines.task_rows import FILE_TASKS
         from longspan.pipelines.task_run import RunOptions, TaskRun
         from longspan.pipelines.task_tables import check_table_name
+        from longspan.pipelines.text_tasks import open_task
 
         if self.output is not None:
             check_table_name(self.output)
@@ -125,15 +203,14 @@ class TaskCall:
         options = RunOptions(
             filters=filters,
             read=ReadOptions(text_field=self.files["text_field"]),
-            extra=self.extra,
+            extra=asked.extra,
             resume=self.resume,
             overwrite=self.overwrite,
             strict=self.strict,
         )
-        task = FILE_TASKS[self.command]
         with ExitStack() as stack:
             sources, problems = self._sources(stack, filters)
-            run = pipeline(task.task, **self.model, **self.settings)
+            task, run = open_task(asked.task, self.model, {**self.settings, **asked.settings})
             progress = stack.enter_context(progress_bar(not self.quiet and not self.as_json))
             work = TaskRun(task, run, options=options, progress=progress)
             for problem in problems:

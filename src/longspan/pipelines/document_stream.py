@@ -10,6 +10,7 @@ import numpy as np
 from longspan.documents.document import Document, Problem, Unit
 from longspan.documents.readers import ReadOptions, read_documents
 from longspan.documents.walk import SourceFile
+from longspan.errors import InputError
 from longspan.pipelines.stopwatch import Stopwatch
 from longspan.pipelines.text_splitter import Piece, TextSplitter
 from longspan.search.passages import FileRecord
@@ -122,7 +123,8 @@ def stream_pieces(
     """
     group: list[tuple[FileWork, int, Document] | FileEnd] = []
     num_documents = num_characters = 0
-    for item in _stream_documents(files, options, watch):
+    # what was too long for an interrupted run is named again by the one that goes on
+    for item in _stream_documents(files, options, watch, checks_all=splitter.on_long == "error"):
         if isinstance(item, Problem):
             yield item
             continue
@@ -137,7 +139,7 @@ def stream_pieces(
 
 
 def _stream_documents(
-    files: Iterable[FileWork], options: ReadOptions, watch: Stopwatch
+    files: Iterable[FileWork], options: ReadOptions, watch: Stopwatch, *, checks_all: bool
 ) -> Iterator[tuple[FileWork, int, Document] | FileEnd | Problem]:
     for file in files:
         documents = read_documents(file.source, options)
@@ -153,22 +155,40 @@ def _stream_documents(
             file.unit = item.unit
             file.notes.update(dict.fromkeys(item.notes))
             file.documents += 1
-            if file.documents > file.first_document:
+            if file.documents > file.first_document or checks_all:
                 yield file, file.documents - 1, item
         yield FileEnd(file)
 
 
 def _split_group(
     group: list[tuple[FileWork, int, Document] | FileEnd], splitter: TextSplitter, watch: Stopwatch
-) -> Iterator[PieceWork | FileEnd]:
+) -> Iterator[PieceWork | FileEnd | Problem]:
     texts = [item[2].text for item in group if not isinstance(item, FileEnd)]
     with watch.time("tokenize"):
-        pieces = iter(splitter.split(texts, with_characters=True) if texts else [])
+        found = iter(_split(texts, splitter))
     for item in group:
         if isinstance(item, FileEnd):
             yield item
+            continue
+        file, index, document = item
+        pieces = next(found)
+        if isinstance(pieces, InputError):
+            line = int(document.lines.numbers[0]) if document.record is not None else None
+            problem = Problem(file.source.name, str(pieces), line)
+            file.problems.append(problem)
+            yield problem
         else:
-            yield from _pieces_of_document(*item, next(pieces))
+            yield from _pieces_of_document(file, index, document, pieces)
+
+
+def _split(texts: list[str], splitter: TextSplitter) -> list[list[Piece] | InputError]:
+    """Pieces of each text, or why it has none."""
+    if not texts:
+        return []
+    try:
+        return list(splitter.split(texts, with_characters=True))
+    except InputError as error:
+        return [error] if len(texts) == 1 else [one for text in texts for one in _split([text], splitter)]
 
 
 def _pieces_of_document(file: FileWork, index: int, document: Document, pieces: list[Piece]) -> Iterator[PieceWork]:
@@ -179,7 +199,7 @@ def _pieces_of_document(file: FileWork, index: int, document: Document, pieces: 
     done = 0
     for chunk, piece in enumerate(pieces):
         num_new, done = piece.char_end - done, piece.char_end
-        if index == file.first_document and chunk < file.first_chunk:
+        if (index, chunk) < (file.first_document, file.first_chunk):
             continue
         text = document.text[piece.char_start : piece.char_end]
         yield PieceWork(file, index, chunk, piece, text, first_lines[chunk], last_lines[chunk], num_new)

@@ -11,6 +11,7 @@ from longspan.documents.document import Problem
 from longspan.documents.readers import ReadOptions
 from longspan.documents.walk import Filters
 from longspan.errors import InputError
+from longspan.pipelines.text_splitter import OnLong
 
 Others = Literal["refuse", "keep", "drop"]
 
@@ -26,6 +27,8 @@ class EmbedOptions:
     Attributes:
         filters: Which files of folders are taken.
         read: How files are read.
+        on_long: What to do with a document longer than the model: `"window"` makes a passage of each of its overlapping
+            windows, `"truncate"` one passage of its beginning, `"error"` leaves the document out as a problem.
         overlap: Tokens that a window shares with the one before it; default an eighth of a window.
         normalize: Scale vectors to length 1; default as the model says.
         batch_tokens: Most positions of a batch; default what suits the device.
@@ -36,6 +39,7 @@ class EmbedOptions:
 
     filters: Filters = field(default_factory=Filters)
     read: ReadOptions = field(default_factory=ReadOptions)
+    on_long: OnLong = "window"
     overlap: int | None = None
     normalize: bool | None = None
     batch_tokens: int | None = None

@@ -39,7 +39,9 @@ class EmbedRun:
         self._encoder = encoder
         self._options = options
         self._progress = progress
-        self._splitter = encoder.splitter(overlap=options.overlap, prompt=encoder.document_prompt)
+        self._splitter = encoder.splitter(
+            on_long=options.on_long, overlap=options.overlap, prompt=encoder.document_prompt
+        )
         self._batch_tokens = encoder.batch_tokens if options.batch_tokens is None else options.batch_tokens
 
     def execute(self, paths: Sequence[str | os.PathLike[str]]) -> None:
@@ -63,7 +65,9 @@ class EmbedRun:
 
     def _settings(self) -> dict[str, Any]:
         encoder = self._encoder
+        on_long = self._options.on_long
         return {
+            **({} if on_long == "window" else {"on_long": on_long}),  # an index without a word on it has windows
             "model": encoder.name,
             "weights": encoder.fingerprint,
             "dtype": encoder.dtype,

@@ -96,10 +96,11 @@ class TextSplitter:
         for index, of_text in enumerate(tokens):
             num_prompt = int((of_text.ends <= len(self.prompt)).sum()) if self.prompt else 0
             num_tokens = len(of_text.ids) - num_prompt
+            where = f" in text {index}" if len(texts) > 1 else ""
             if self.on_long == "error" and num_tokens > self._capacity(num_prompt):
                 raise InputError(
                     f"A text must fit max_length={self.max_length} tokens with on_long='error'. Received: "
-                    f"{num_tokens + self.max_length - self._capacity(num_prompt)} tokens in text {index} (use "
+                    f"{num_tokens + self.max_length - self._capacity(num_prompt)} tokens{where} (use "
                     "on_long='window' or on_long='truncate')"
                 )
             pieces.append(list(self._pieces(of_text, num_prompt, with_characters)))

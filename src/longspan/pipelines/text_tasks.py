@@ -1,0 +1,144 @@
+"""Tasks on files that are a function of texts: zero-shot classification, summaries, text that goes on.
+
+`open_task` gives what `longspan.pipelines.task_run.TaskRun` needs for every command, these and those of `FILE_TASKS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from longspan.checkpoints.hub import Source
+from longspan.errors import InputError
+from longspan.pipelines.generation import GenerationPipeline
+from longspan.pipelines.options import check_at_least
+from longspan.pipelines.pipeline import pipeline
+from longspan.pipelines.progress import Progress
+from longspan.pipelines.sentence_modules import add_checkpoint
+from longspan.pipelines.task_rows import FILE_TASKS, FileTask
+
+_WRITERS = ("summarization", "text2text-generation", "text-generation")
+_RANKED = {"rank": "int64", "label": "string", "score": "double"}
+
+
+def _text(document: Any, extra: Any) -> str:
+    text: str = document.text
+    return text
+
+
+def _labels(result: dict[str, Any]) -> list[dict[str, Any]]:
+    pairs = zip(result["labels"], result["scores"], strict=True)
+    return [{"rank": rank, "label": label, "score": score} for rank, (label, score) in enumerate(pairs, start=1)]
+
+
+def _windows(result: Any) -> list[dict[str, Any]]:
+    """A row for each label and window."""
+    labels = result if isinstance(result, list) else [result]
+    return [
+        {"rank": rank, "label": label["label"], "score": label["score"], "window": number, "start": window["start"],
+         "end": window["end"], "window_score": window["score"]}
+        for rank, label in enumerate(labels, start=1)
+        for number, window in enumerate(label["windows"])
+    ]  # fmt: skip
+
+
+def _written(key: str) -> Callable[[Any], list[dict[str, Any]]]:
+    return lambda result: [{"rank": rank, "written": each[key]} for rank, each in enumerate(result, start=1)]
+
+
+_WRITTEN = {"rank": "int64", "written": "string"}
+TEXT_TASKS = {
+    "zero-shot": FileTask("zero-shot-classification", _RANKED, _text, _labels),
+    "windows": FileTask(
+        "text-classification",
+        {**_RANKED, "window": "int64", "start": "int64", "end": "int64", "window_score": "double"},
+        _text,
+        _windows,
+    ),
+    "summarize": FileTask("summarization", _WRITTEN, _text, _written("summary_text")),
+    "answer-text": FileTask("text2text-generation", _WRITTEN, _text, _written("generated_text")),
+    "continue": FileTask("text-generation", _WRITTEN, _text, _written("generated_text")),
+}
+
+
+def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tuple[FileTask, Any]:
+    """The task of a command, and what runs it.
+
+    Args:
+        name: A key of `FILE_TASKS` or `TEXT_TASKS`.
+        model: Arguments of `pipeline` that name the model.
+        settings: Options of the task.
+
+    Raises:
+        InputError: an argument breaks a rule.
+        CheckpointNotFoundError: there is no such model.
+        ConfigError: the model's family has no class for the task.
+    """
+    task = {**FILE_TASKS, **TEXT_TASKS}[name]
+    if task.task in ("zero-shot-classification", *_WRITERS):
+        settings = {key: value for key, value in settings.items() if value is not None}
+    if task.task == "zero-shot-classification":
+        return task, _open_zero_shot(model, settings)
+    if task.task in _WRITERS and "max_length" in settings:  # there this is the length of what is written
+        settings["max_input_length"] = settings.pop("max_length")
+    run = pipeline(task.task, **model, **settings)
+    if not isinstance(run, GenerationPipeline):
+        return task, run
+    digest = hashlib.blake2b(digest_size=16)
+    add_checkpoint(digest, Source(model["model"]), run.tokenizer.backend_tokenizer)
+    return task, TextRun(run, digest.hexdigest(), settings, _listed)
+
+
+def _open_zero_shot(model: dict[str, Any], settings: dict[str, Any]) -> TextRun:
+    if "stride" in settings:
+        raise InputError(f"Zero-shot classification knows no stride. Received: stride={settings['stride']}")
+    check_at_least("top_k", settings["top_k"], 1)
+    others = {key: value for key, value in settings.items() if key != "top_k"}
+    run = pipeline("zero-shot-classification", **model, **others)
+    return TextRun(run, run.encoder.fingerprint, settings, lambda found: _top(found, settings["top_k"]))
+
+
+def _top(found: dict[str, Any], count: int) -> dict[str, Any]:
+    return {**found, "labels": found["labels"][:count], "scores": found["scores"][:count]}
+
+
+def _listed(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else [found]
+
+
+class TextRun:
+    """What `TaskRun` needs of a pipeline, for one that is called with a list of texts.
+
+    Args:
+        call: The pipeline.
+        fingerprint: Digest of its checkpoint.
+        settings: What its results depend on besides.
+        finish: Makes of a result what the rows are made of.
+    """
+
+    def __init__(self, call: Any, fingerprint: str, settings: dict[str, Any], finish: Callable[[Any], Any]) -> None:
+        self.framework: str = call.framework
+        self.fingerprint = fingerprint
+        self.options = SimpleNamespace(**settings)
+        self._call = call
+        self._finish = finish
+
+    def run_blocks(
+        self, blocks: Iterable[list[Any]], *, options: Any = None, progress: Progress | None = None
+    ) -> Iterator[Iterator[Any]]:
+        """See `longspan.pipelines.base.Pipeline.run_blocks`."""
+        progress = progress or Progress()
+        for block in blocks:
+            yield iter(self._run(block))
+            progress.finish_documents(len(block))
+
+    def _run(self, texts: list[str]) -> list[Any]:
+        """Results of texts; if one of them cannot be used, each is tried by itself."""
+        if not texts:
+            return []
+        try:
+            return [self._finish(found) for found in self._call(texts)]
+        except InputError as error:
+            return [error] if len(texts) == 1 else [found for text in texts for found in self._run([text])]
