@@ -36,6 +36,7 @@ from .configuration import PretrainedConfig as PretrainedConfig
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.flax_mixin import FlaxGenerateOutput as FlaxGenerateOutput
 from .generation.flax_mixin import FlaxGenerationMixin as FlaxGenerationMixin
+from .generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
 from .generation.streamers import BaseStreamer as BaseStreamer
 from .generation.streamers import TextIteratorStreamer as TextIteratorStreamer
 from .generation.streamers import TextStreamer as TextStreamer

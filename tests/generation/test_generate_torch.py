@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import threading
 
@@ -11,7 +12,13 @@ from tests.generation.conftest import prompts
 from tests.tolerances import assert_close
 
 import longspan
-from longspan import GenerationConfig, LogitsProcessor, StoppingCriteria, TextIteratorStreamer
+from longspan import (
+    AsyncTextIteratorStreamer,
+    GenerationConfig,
+    LogitsProcessor,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
 from longspan.errors import ConfigError, InputError
 
 
@@ -276,6 +283,29 @@ class TestStreams:
         expected = tiny.generate([[5, 6]], max_new_tokens=30, eos_token_id=None)[0, 2:]
         assert text == Letters().decode(expected)
 
+    def test_text_arrives_in_an_event_loop(self, tiny):
+        async def main():
+            streamer = AsyncTextIteratorStreamer(Letters(), skip_prompt=True, timeout=20)
+            settings = {"streamer": streamer, "max_new_tokens": 30, "eos_token_id": None}
+            thread = threading.Thread(target=tiny.generate, args=([[5, 6]],), kwargs=settings)
+            thread.start()
+            text = "".join([part async for part in streamer])
+            thread.join()
+            return text
+
+        expected = tiny.generate([[5, 6]], max_new_tokens=30, eos_token_id=None)[0, 2:]
+        assert asyncio.run(main()) == Letters().decode(expected)
+
+    def test_waiting_in_an_event_loop_ends(self):
+        async def main():
+            async for _ in AsyncTextIteratorStreamer(Letters(), timeout=0.01):
+                pass
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(main())
+        with pytest.raises(InputError, match="inside of a coroutine. Received: no running event loop"):
+            AsyncTextIteratorStreamer(Letters())
+
     def test_an_interruption_leaves_the_model_usable(self, tiny):
         class Impatient(longspan.BaseStreamer):
             count, ended = 0, False
@@ -402,6 +432,11 @@ def test_outputs_say_what_scores_were(fresh):
     assert_close(torch.cat(output.logits), full, "float32", "logits")
     assert torch.isinf(output.scores[3][0, output.sequences[0, :5]]).all()
     assert output.sequences[0, 2:].tolist() == torch.cat(output.scores).argmax(dim=-1).tolist()
+
+
+def test_transition_scores_need_scores(tiny):
+    with pytest.raises(InputError, match="need the scores of the steps: generate with output_scores=True .*: scores="):
+        tiny.compute_transition_scores(tiny.generate([[5]]), None)
 
 
 class TestGenerationConfigOfAModel:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from tests.generation.conftest import FAMILIES, make_pair, prompts
+from tests.generation.conftest import FAMILIES, counting_prompts, make_pair, prompts
 from tests.tolerances import assert_close
 
 SETTINGS = {
@@ -193,3 +193,46 @@ def test_a_decoder_with_something_to_begin_with(pairs):
         ours, reference = both(pairs["longt5-local"], ids, attention_mask=mask, decoder_input_ids=begin, **settings)
         assert ours[:, :3].tolist() == [[0, *row] for row in begin.tolist()]
         assert_equal_rows(ours, reference, start=3, ends=[2])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("family", ["diffllama", "longt5-local"])
+def test_transition_scores(pairs, family, num_beams, normalize):
+    ids, mask = prompts(3, left="longt5" not in family)
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "num_beams": num_beams, "max_new_tokens": 9}
+    wanted |= {"num_return_sequences": num_beams, "pad_token_id": 2}  # the same filling behind the end
+    mine, theirs = both(pairs[family], ids, attention_mask=mask, **wanted)
+    scores = []
+    for model, output in zip(pairs[family], (mine, theirs), strict=True):
+        arguments = (output.sequences, output.scores, output.get("beam_indices"), normalize)
+        scores.append(model.compute_transition_scores(*arguments))
+    assert_close(scores[0], scores[1], "float32", "transition scores")
+    if num_beams > 1 and not normalize:
+        length = (mine.beam_indices >= 0).sum(dim=1)
+        assert_close(scores[0].sum(dim=1) / length, mine.sequences_scores, "float32", "scores of the rows")
+
+
+TRAINED = {
+    "greedy": {"max_new_tokens": 16},
+    "beams": {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 16},
+    "beam sampling": {"num_beams": 3, "do_sample": True, "temperature": 1.5, "max_new_tokens": 16},
+    "sampling": {"do_sample": True, "max_new_tokens": 16, "repetition_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("what", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trained_models(trained, family, what):
+    """Models that learned something: peaked scores, rows that end by themselves."""
+    has_source = "longt5" in family
+    for batch in (1, 8):
+        ids, mask = counting_prompts(batch, left=not has_source)
+        ours, reference = both(trained[family], ids, attention_mask=mask, **TRAINED[what])
+        assert_equal_rows(ours, reference, start=1 if has_source else ids.shape[1], ends=[2])
+    if what == "greedy":
+        new = ours[:, 1 if has_source else ids.shape[1] :]
+        assert (new == 2).any(dim=1).float().mean() > 0.7  # most rows end
+        last = ids.gather(1, mask.long().cumsum(dim=1).argmax(dim=1, keepdim=True))
+        counted = new[:, :1] == (ids[:, :1] if has_source else last) + 1
+        assert counted.float().mean() > 0.7  # and say what was learned

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from tests.oracle import differential as oracle
 from tests.tolerances import assert_close
 
 from longspan.ops.torch import matmul
+from longspan.ops.torch.differential import one_query_attention
 from longspan.ops.torch.few_rows import (
     WIDENED_KEYS,
     FewRowsLinear,
@@ -69,6 +72,26 @@ def test_scores_and_values(dtype, num_queries, num_keys):
     context = one_query_values(weights, key)
     assert context.dtype == kind
     assert_close(context.float(), (weights.double() @ key.double()).float(), dtype, "context")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(("num_maps", "num_kv"), [(4, 4), (8, 2), (6, 3), (4, 1)])
+@pytest.mark.parametrize("num_keys", [1, 7])
+def test_differential_attention_of_one_query(num_maps, num_kv, num_keys, masked):
+    """The last row sees no key where there is a mask."""
+    query, key = random(3, num_maps, 1, 6), random(3, num_kv, num_keys, 6, seed=1)
+    value = random(3, num_kv, num_keys, 6, seed=2)
+    mask = None
+    if masked:
+        mask = torch.rand(3, num_keys, generator=torch.Generator().manual_seed(3)) > 0.4
+        mask[0], mask[2] = True, False
+    visible = oracle.visible_keys(
+        np.array([num_keys - 1]), num_keys, None if mask is None else mask.numpy(), None, batch=3
+    )
+    arrays = (tensor.double().numpy() for tensor in (query, key, value))
+    expected, _, _ = oracle.differential_attention(*arrays, 0.37, visible, scale=0.4)
+    result = one_query_attention(query, key, value, torch.tensor(0.37), key_mask=mask, scale=0.4)
+    assert_close(result, expected, "float32", "output")
 
 
 @pytest.mark.parametrize("tracks", [True, False])

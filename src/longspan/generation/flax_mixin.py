@@ -25,14 +25,13 @@ from longspan.errors import InputError
 from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
 from longspan.generation.flax_rules import Rules, Text
 from longspan.generation.flax_search import Search
+from longspan.generation.lengths import greatest_length, least_length
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
 from longspan.nn.flax.outputs import model_output
 
-#: tokens that are generated if nothing is said about lengths
-_DEFAULT_NEW_TOKENS = 20
 #: settings that need to look at every step from outside of the program, with the value that switches each off
 _NEEDS_STEPS: dict[str, Any] = {
     "max_time": None,
@@ -258,44 +257,10 @@ class FlaxGenerationMixin(StoredGenerationConfig):
 
     def _lengths(self, config: GenerationConfig, prompt: int, *, width: int, exact: bool) -> Lengths:
         limit = self.max_positions()
-        greatest = _greatest_length(config, prompt, limit)
-        least = config.min_length if config.min_new_tokens is None else prompt + config.min_new_tokens
-        if least > greatest:
-            raise InputError(
-                "the least length must not exceed the greatest. Received: "
-                f"min_length={config.min_length}, min_new_tokens={config.min_new_tokens}, but at most {greatest} "
-                f"tokens with a prompt of {prompt}"
-            )
+        greatest = greatest_length(config, prompt=prompt, limit=limit)
+        least = least_length(config, prompt=prompt, greatest=greatest)
         new = greatest - prompt
         return Lengths(prompt, least, greatest, first=width - prompt, room=width + (new if exact else bucket(new)))
-
-
-def _greatest_length(config: GenerationConfig, prompt: int, limit: int | None) -> int:
-    """Tokens of a row at most, prompt included."""
-    if limit is not None and prompt >= limit:
-        raise InputError(
-            f"the prompt must be shorter than the model's {limit} positions, so that something can be generated. "
-            f"Received: {prompt} tokens"
-        )
-    if config.max_new_tokens is not None:
-        length = prompt + config.max_new_tokens
-    elif config.was_given("max_length"):
-        length = config.max_length
-        if prompt >= length:
-            raise InputError(
-                "max_length counts the prompt and must exceed it; use max_new_tokens to count new tokens only. "
-                f"Received: max_length={length}, a prompt of {prompt} tokens"
-            )
-    else:
-        length = min(prompt + _DEFAULT_NEW_TOKENS, prompt + _DEFAULT_NEW_TOKENS if limit is None else limit)
-    if limit is not None and length > limit:
-        warnings.warn(
-            f"the model has {limit} positions: after a prompt of {prompt} tokens it can generate {limit - prompt}, not "
-            f"{length - prompt}",
-            stacklevel=5,
-        )
-        length = limit
-    return length
 
 
 def _mask(config: GenerationConfig, ids: Any, given: Any) -> Any:

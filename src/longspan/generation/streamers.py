@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from longspan.errors import InputError
@@ -133,6 +134,49 @@ class TextIteratorStreamer(TextStreamer):
         text = self._texts.get(timeout=self.timeout)
         if text is None:
             raise StopIteration
+        return text
+
+
+class AsyncTextIteratorStreamer(TextStreamer):
+    """Text to iterate over with `async for`, while another thread generates. It belongs to the running event loop.
+
+    Args:
+        tokenizer: Has `decode`.
+        skip_prompt: Leave the prompt out.
+        timeout: Seconds to wait for more text before `TimeoutError` is raised; None waits for ever.
+        **decode_kwargs: Arguments of `decode`.
+
+    Raises:
+        InputError: there is no running event loop.
+    """
+
+    def __init__(
+        self, tokenizer: Any, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
+        self.timeout = timeout
+        self._texts: asyncio.Queue[str | None] = asyncio.Queue()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise InputError(
+                "an AsyncTextIteratorStreamer must be made inside of a coroutine. Received: no running event loop"
+            ) from error
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Queue new text, from whatever thread."""
+        self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
+        if stream_end:
+            self._loop.call_soon_threadsafe(self._texts.put_nowait, None)
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        async with asyncio.timeout(self.timeout):
+            text = await self._texts.get()
+        if text is None:
+            raise StopAsyncIteration
         return text
 
 

@@ -10,34 +10,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from longspan.configuration import read_json
 from longspan.errors import InputError
 from longspan.generation import torch_outputs as outputs
-from longspan.generation.config import GENERATION_CONFIG_NAME, SAMPLING_SETTINGS, GenerationConfig
+from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
+from longspan.generation.lengths import greatest_length, least_length
+from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
 from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_processors import LogitsProcessor
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
 from longspan.generation.torch_search import Run, search
-from longspan.generation.torch_setup import (
-    greatest_length,
-    least_length,
-    make_cache,
-    make_criteria,
-    make_processors,
-)
+from longspan.generation.torch_setup import make_cache, make_criteria, make_processors
 from longspan.generation.torch_stepper import Stepper
 from longspan.generation.torch_stopping import StoppingCriteria
 from longspan.nn.torch.cache import Cache
-
-if TYPE_CHECKING:
-    from longspan.checkpoints.hub import Source
 
 #: inputs of models that `generate` makes itself
 _OWN_INPUTS = {"labels", "return_dict", "logits_to_keep", "cache_position"}
@@ -73,48 +65,12 @@ class Callbacks:
     generator: torch.Generator | None
 
 
-class GenerationMixin:
+class GenerationMixin(StoredGenerationConfig):
     """Gives a model with a language modelling head the method `generate`."""
 
     #: several rows of one prompt read one copy of the encoder's states
     shares_source_between_rows: ClassVar[bool] = False
-    config: Any
     device: torch.device
-    _generation_config: GenerationConfig | None = None
-    _stored_generation_config: dict[str, Any] | None = None
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """How this model generates unless told otherwise: its `generation_config.json`, or what its `config` says.
-
-        Raises:
-            ConfigError: the file asks for something that longspan does not do; set another one.
-        """
-        if self._generation_config is None:
-            stored = self._stored_generation_config
-            if stored is None:
-                return GenerationConfig.from_model_config(self.config)
-            self._generation_config = GenerationConfig.from_dict(stored)
-        return self._generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        if not isinstance(value, GenerationConfig):
-            raise InputError(f"generation_config must be a GenerationConfig. Received: {type(value).__name__}")
-        self._generation_config = value
-
-    def can_generate(self) -> bool:
-        """True: the model has `generate`."""
-        return True
-
-    def _load_extra(self, source: Source) -> None:
-        path = source.find(GENERATION_CONFIG_NAME)
-        self._stored_generation_config = None if path is None else read_json(path)
-
-    def _extra_files(self) -> dict[str, bytes]:
-        if self._generation_config is None and self._stored_generation_config is None:
-            return {}
-        return {GENERATION_CONFIG_NAME: self.generation_config.to_json_string().encode("utf-8")}
 
     # -- what families differ in ------------------------------------------------------------------------------------
 
@@ -136,6 +92,30 @@ class GenerationMixin:
     def needs_equal_prompts(self) -> bool:
         """True if prompts of unequal length cannot be continued in one batch."""
         return False
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """Scores of the tokens that were generated.
+
+        Args:
+            sequences: Ids, (R, L), as `generate` returned them.
+            scores: Processed scores of the steps, N × (rows, V), which `output_scores=True` keeps.
+            beam_indices: Row of each step that a token came from, (R, N), -1 behind the end; of beam search.
+            normalize_logits: Bring the scores of a step to log-probabilities first; beam search did so already.
+
+        Returns:
+            (R, N); 0 behind the end of a beam. The sum over a beam, divided by its number of tokens to the power of
+            `length_penalty`, is its entry of `sequences_scores`.
+
+        Raises:
+            InputError: scores were not kept.
+        """
+        return outputs.transition_scores(sequences, scores, beam_indices, normalize=normalize_logits)
 
     # -- generate ---------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,13 @@ behind the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from longspan.errors import InputError
 from longspan.model_output import ModelOutput
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.outputs import Tensors, model_output
@@ -108,3 +111,25 @@ class Record:
         """The first steps as fields of an output."""
         every: dict[str, Any] = {"scores": self.scores, "logits": self.logits, **self.by_field}
         return {name: tuple(values[:num_steps]) for name, values in every.items() if values is not None}
+
+
+def transition_scores(
+    sequences: Tensor, scores: Sequence[Tensor] | None, beam_indices: Tensor | None, *, normalize: bool
+) -> Tensor:
+    """Scores of the tokens that were generated; see `GenerationMixin.compute_transition_scores`."""
+    if not scores:
+        raise InputError(
+            "transition scores need the scores of the steps: generate with output_scores=True and "
+            f"return_dict_in_generate=True. Received: scores={scores}"
+        )
+    steps = torch.stack(list(scores))  # (N, rows, V)
+    if normalize:
+        steps = steps.log_softmax(dim=-1)
+    if beam_indices is None:
+        rows = torch.arange(len(sequences), device=sequences.device)[:, None].expand(-1, len(steps))
+    else:
+        rows = beam_indices[:, : int((beam_indices >= 0).sum(dim=1).max())]
+    count = rows.shape[1]
+    tokens = sequences[:, sequences.shape[1] - count :]
+    chosen = steps[torch.arange(count, device=sequences.device), rows.clamp(min=0).long(), tokens]
+    return chosen.masked_fill(rows < 0, 0.0)
