@@ -434,6 +434,16 @@ def test_outputs_say_what_scores_were(fresh):
     assert output.sequences[0, 2:].tolist() == torch.cat(output.scores).argmax(dim=-1).tolist()
 
 
+def test_training_mode_does_not_matter(pairs):
+    for family, (model, _) in pairs.items():
+        ids, mask = prompts(2, left="longt5" not in family)
+        expected = model.generate(ids, attention_mask=mask)
+        model.train()
+        assert torch.equal(model.generate(ids, attention_mask=mask), expected)
+        assert model.training
+        model.eval()
+
+
 def test_transition_scores_need_scores(tiny):
     with pytest.raises(InputError, match="need the scores of the steps: generate with output_scores=True .*: scores="):
         tiny.compute_transition_scores(tiny.generate([[5]]), None)
