@@ -10,7 +10,7 @@ import torch
 from tests.tiny_encoder import POSITIONS, WORDS, make_plain_model, write_json
 
 import longspan
-from longspan import AutoTokenizer, BertConfig
+from longspan import AutoTokenizer, BertConfig, LongformerConfig
 
 LABELS = ["O", "B-PER", "I-PER"]
 #: What is planted: words of several tokens each, and words that are one token.
@@ -63,6 +63,61 @@ def train_finder(folder: Path, task: str, *, steps: int = 80) -> Path:
     model.eval().save_pretrained(folder)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": POSITIONS})
     return folder
+
+
+#: Question -> the phrase that answers it.
+QUESTIONS = {"python error?": ANSWER, "zelda quux?": NAME}
+#: Positions of the Longformer; each of its tokens sees 8 tokens on either side, and the global ones.
+LONG_POSITIONS = 256
+
+
+def train_long_finder(folder: Path, *, steps: int = 400) -> Path:
+    """A Longformer of one layer that answers `QUESTIONS`; far from the question that takes global attention on it."""
+    make_plain_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = LongformerConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=LONG_POSITIONS + 1, attention_window=16, type_vocab_size=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id, sep_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = longspan.LongformerForQuestionAnswering(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    for step in range(steps):
+        loss = model(**_long_batch(tokenizer, step)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    model.eval().save_pretrained(folder)
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": LONG_POSITIONS}
+    write_json(folder / "tokenizer_config.json", settings)
+    return folder
+
+
+def _long_batch(tokenizer: Any, step: int) -> dict[str, torch.Tensor]:
+    """Texts that hold both phrases, or one, beside either question."""
+    draw = random.Random(step)
+    questions, texts, spans = [], [], []
+    for row in range(_ROWS):
+        question = draw.choice(list(QUESTIONS))
+        phrase, other = QUESTIONS[question], ({ANSWER, NAME} - {QUESTIONS[question]}).pop()
+        words = filler(draw.randint(2, 120), step * _ROWS + row)
+        if row % 2:
+            words.insert(draw.randint(0, len(words)), other)
+        text, start = plant(words, phrase, draw.randint(0, len(words))) if row % 8 else (" ".join([*words, other]), -1)
+        questions.append(question)
+        texts.append(text)
+        spans.append((start, start + len(phrase)))
+    batch = tokenizer(questions, texts, padding=True, truncation=True, max_length=LONG_POSITIONS, return_tensors="pt",
+                      return_offsets_mapping=True)  # fmt: skip
+    return {name: batch[name] for name in ("input_ids", "attention_mask")} | _labels(
+        batch, spans, "question-answering", sequence=1
+    )
 
 
 def _batch(tokenizer: Any, task: str, step: int) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import pytest
 from tests.pipelines.task_models import KINDS, TEXTS, make_task_model
 
 from longspan import pipeline
+from longspan.errors import InputError
 
 #: Scores of the reference are of float32.
 TOLERANCE = 1e-5
@@ -107,6 +108,63 @@ def test_token_classification(pairs: Any, kind: str, strategy: str) -> None:
         ours(TEXTS, aggregation_strategy=strategy, ignore_labels=ignored),
         quiet(theirs, TEXTS, aggregation_strategy=strategy, ignore_labels=ignored),
     )
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_words(pairs: Any, kind: str, strategy: str) -> None:
+    """Inputs that are split into words."""
+    ours, theirs = pairs("token-classification", kind)
+    words = [text.split() for text in TEXTS]
+    settings = {"is_split_into_words": True, "aggregation_strategy": strategy}
+    expected = quiet(theirs, words, **settings)
+    assert sum(map(len, expected)) > 8, "the model must find something"
+    same(ours(words, **settings), expected)
+    same(ours(words[1], **settings), quiet(theirs, words[1], **settings))
+    settings["delimiter"] = " / "
+    found = ours(words[1], **settings)
+    same(found, quiet(theirs, words[1], **settings))
+    text = " / ".join(words[1])
+    assert all(text[entity["start"] : entity["end"]] for entity in found[0])
+    assert list(ours(iter(words), **settings)) == ours(words, **settings)
+
+
+def test_long_lists_of_words(pairs: Any) -> None:
+    ours, _ = pairs("token-classification", "wordpiece")
+    words = " ".join(TEXTS * 20).replace("'", "").split()
+    [split] = ours(words, is_split_into_words=True, aggregation_strategy="simple")
+    whole = ours(" ".join(words), aggregation_strategy="simple")
+    assert len(whole) > 50
+    same([[entity["start"], entity["end"], entity["score"]] for entity in split],
+         [[entity["start"], entity["end"], entity["score"]] for entity in whole])  # fmt: skip
+    assert ours([], is_split_into_words=True) == [] == ours([[]], is_split_into_words=True)[0]
+    with pytest.raises(InputError, match="With is_split_into_words an input must be a list of words. Received: str"):
+        ours("one text", is_split_into_words=True)
+    with pytest.raises(InputError, match="Each word must be a string. Received: int"):
+        ours([["a", 3]], is_split_into_words=True)
+
+
+def test_words_need_a_tokenizer_that_can_tell_them_apart(pairs: Any) -> None:
+    ours, theirs = pairs("token-classification", "byte_level")
+    with pytest.raises(AssertionError, match="add_prefix_space=True"):
+        theirs([["a", "b"]], is_split_into_words=True)
+    with pytest.raises(InputError, match="add_prefix_space=True"):
+        ours([["a", "b"]], is_split_into_words=True)
+
+
+def test_arguments_of_the_tokenizer(pairs: Any) -> None:
+    long = " ".join(TEXTS * 10)
+    ours, theirs = pairs("text-classification", "wordpiece", num_labels=4)
+    same(ours([long, "a"], truncation=True, max_length=20, padding=True),
+         theirs([long, "a"], truncation=True, max_length=20, padding=True))  # fmt: skip
+    with pytest.raises(InputError, match="padding must be one of True, False, longest.*Received: padding='left'"):
+        ours("a", padding="left")
+    ours, theirs = pairs("feature-extraction", "wordpiece")
+    kwargs = {"truncation": True, "max_length": 12}
+    same(ours(long, tokenize_kwargs=kwargs), theirs(long, tokenize_kwargs=kwargs))
+    ours, theirs = pairs("fill-mask", "wordpiece")
+    text = "A [MASK] program. " + long
+    same(ours(text, tokenizer_kwargs=kwargs), theirs(text, tokenizer_kwargs=kwargs))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -74,7 +74,7 @@ class Pipeline(ABC):
         framework: `"torch"` (also `"pt"`), `"flax"` (`"jax"`) or `"keras"` (`"tf"`); default torch, or that of `model`.
         device: Device in the framework's words, e.g. `"cuda"`; a number is that CUDA device, -1 the CPU. Default the
             first accelerator, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"`; default float32.
+        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`; default float32.
         attn_implementation: Implementation of attention; default: chosen by the model.
         revision: Branch, tag or commit of a hub repository.
         cache_dir: Hub cache to use.
@@ -107,7 +107,7 @@ class Pipeline(ABC):
         *,
         framework: str | None = None,
         device: str | int | None = None,
-        dtype: str | None = None,
+        dtype: Any = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -124,7 +124,7 @@ class Pipeline(ABC):
             source,
             self.task,
             device=device_name(device),
-            dtype=dtype,
+            dtype=dtype_name(dtype),
             attn_implementation=attn_implementation,
         )
         self._source: Source | None = source if isinstance(source, Source) else None
@@ -289,9 +289,8 @@ class Pipeline(ABC):
         if pads[1] is None:
             self.model.config.pad_token_id = self._pad_token_id
         names = {"global_attention_mask"}
-        has_types = getattr(
-            self.model.config, "add_token_type_embeddings", True
-        )  # MEGA has them only if its config says
+        config = self.model.config
+        has_types = getattr(config, "type_vocab_size", 2) > 1 and getattr(config, "add_token_type_embeddings", True)
         if has_types and "token_type_ids" in self.tokenizer.model_input_names:
             names.add("token_type_ids")
         return frozenset(names & self.model.input_names)
@@ -474,6 +473,11 @@ def device_name(device: str | int | None) -> str | None:
     if isinstance(device, int):
         return "cpu" if device < 0 else f"cuda:{device}"
     return None if device is None else str(device)
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """A dtype in words: `torch.bfloat16` is `"bfloat16"`."""
+    return None if dtype is None else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
 def load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:

@@ -15,7 +15,7 @@ from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_writer, longest_input
-from longspan.pipelines.base import check_text, device_name, load_tokenizer, resolve_framework
+from longspan.pipelines.base import check_text, device_name, dtype_name, load_tokenizer, resolve_framework
 from longspan.pipelines.batching import plan_batches
 from longspan.pipelines.beginnings import tokenize_beginnings
 from longspan.pipelines.frames import Frame
@@ -56,7 +56,7 @@ class GenerationPipeline(ABC):
         framework: `"torch"` (also `"pt"`) or `"flax"` (`"jax"`); default torch, or that of `model`.
         device: Device in the framework's words, e.g. `"cuda"`; a number is that CUDA device, -1 the CPU. Default the
             first accelerator, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"`; default float32.
+        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`; default float32.
         batch_tokens: Most positions of a batch of inputs, padding included.
         batch_size: Most rows of a batch; default what `batch_tokens` allows.
         revision: Branch, tag or commit of a hub repository.
@@ -88,7 +88,7 @@ class GenerationPipeline(ABC):
         *,
         framework: str | None = None,
         device: str | int | None = None,
-        dtype: str | None = None,
+        dtype: Any = None,
         batch_tokens: int = _BATCH_TOKENS,
         batch_size: int | None = None,
         revision: str | None = None,
@@ -103,7 +103,9 @@ class GenerationPipeline(ABC):
         place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
         self.framework = resolve_framework(framework, model)
         source = Source(model, **place) if isinstance(model, str | os.PathLike) else model  # type: ignore[arg-type]
-        self._writer = load_writer(self.framework, source, self.model_task, device=device_name(device), dtype=dtype)
+        self._writer = load_writer(
+            self.framework, source, self.model_task, device=device_name(device), dtype=dtype_name(dtype)
+        )
         self.model = self._writer.model
         self.tokenizer = load_tokenizer(source, tokenizer)
         self.batch_tokens, self.batch_size = batch_tokens, batch_size

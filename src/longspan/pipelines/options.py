@@ -9,6 +9,8 @@ from typing import Any, Self, get_args
 from longspan.errors import InputError
 from longspan.pipelines.text_splitter import OnLong
 
+_PADDINGS = ("True", "False", "longest", "max_length", "do_not_pad")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,13 +44,18 @@ class Options:
         """These options with some changed.
 
         Args:
-            settings: Options by name; `truncation=True`, the reference's word for `on_long="truncate"`, is one too.
+            settings: Options by name. The reference's words are understood too: `truncation=True` for
+                `on_long="truncate"`, `tokenizer_kwargs` and `tokenize_kwargs` with such words in them, and `padding`,
+                which changes no result.
             task: Name of the task, for errors.
 
         Raises:
             InputError: there is no such option, or its value breaks a rule.
         """
         settings = dict(settings)
+        for name in ("tokenizer_kwargs", "tokenize_kwargs"):
+            settings = {**(settings.pop(name, None) or {}), **settings}
+        check_choice("padding", str(settings.pop("padding", False)), _PADDINGS)
         if "truncation" in settings:
             settings["on_long"] = _on_long(settings.pop("truncation"), settings.get("on_long", self.on_long))
         known = [field.name for field in fields(self)]

@@ -28,6 +28,7 @@ class QuestionAnsweringOptions(Options):
         top_k: Most answers a question gets.
         doc_stride: The reference's name of `stride`.
         max_seq_len: The reference's name of `max_length`; unlike there, the default is all that the model reads.
+        max_question_len: Most tokens of a question; what follows them is not read. Default all.
         max_answer_len: Most tokens of an answer.
         handle_impossible_answer: Let "no answer" (an empty one) compete.
         align_to_words: Widen answers to whole words.
@@ -36,6 +37,7 @@ class QuestionAnsweringOptions(Options):
     top_k: int = 1
     doc_stride: int | None = None
     max_seq_len: int | None = None
+    max_question_len: int | None = None
     max_answer_len: int = 15
     handle_impossible_answer: bool = False
     align_to_words: bool = True
@@ -43,6 +45,7 @@ class QuestionAnsweringOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("top_k", self.top_k, 1)
+        check_at_least("max_question_len", self.max_question_len, 1)
         check_at_least("max_answer_len", self.max_answer_len, 1)
         for ours, theirs in (("stride", self.doc_stride), ("max_length", self.max_seq_len)):
             if theirs is not None:
@@ -117,17 +120,17 @@ class QuestionAnsweringPipeline(Pipeline):
 
     def _job(self, item: Mapping[str, str], tokens: list[Tokens], options: QuestionAnsweringOptions) -> Job:
         frame = self._frame(is_pair=True)
-        question, document = tokens
-        windows = self._windows(len(document.ids), frame.num_special + len(question.ids), options)
+        asked, document = tokens[0].ids[: options.max_question_len], tokens[1]
+        windows = self._windows(len(document.ids), frame.num_special + len(asked), options)
         question_first = self.tokenizer.padding_side == "right"
         rows, lead = [], 0
         for start, stop in windows:
             part = document.ids[start:stop]
-            sequences = (question.ids, part) if question_first else (part, question.ids)
+            sequences = (asked, part) if question_first else (part, asked)
             row, begins = frame.wrap(*sequences)
             lead, begin = begins[question_first], begins[not question_first]
-            rows.append(replace(row, is_global=_question_mask(row, begin, len(question.ids))))
-        return Job(item["context"], document, windows, rows, lead, len(question.ids))
+            rows.append(replace(row, is_global=_question_mask(row, begin, len(asked))))
+        return Job(item["context"], document, windows, rows, lead, len(asked))
 
     def _pick(self, outputs: dict[str, Floats], row: Row, job: Job, options: QuestionAnsweringOptions) -> SpanLogits:
         num_others = self._frame(is_pair=True).num_special + job.extra
