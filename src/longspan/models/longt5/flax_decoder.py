@@ -6,7 +6,7 @@ H width, A heads, D head size.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,13 +16,12 @@ from jax import Array
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.flax_layers import (
     FlaxLongT5LayerFF,
-    FlaxLongT5LayerNorm,
     FlaxLongT5Projections,
-    end_residual,
+    FlaxLongT5Sublayer,
     relative_bias,
     relative_embedding,
-    wide,
 )
+from longspan.models.longt5.flax_stack import FlaxLongT5Block, FlaxLongT5Blocks, FlaxLongT5Stack
 from longspan.nn.flax.cache import (
     extend_cache,
     extend_rows,
@@ -100,7 +99,7 @@ class FlaxLongT5SelfAttention(FlaxLongT5Projections):
     def _extend_cache(self, key: Array, value: Array) -> tuple[Array, Array]:
         return extend_cache(self, key, value)
 
-    def bias(self, length: int, num_keys: int, past: Array | int) -> Array:
+    def biases(self, length: int, num_keys: int, past: Array | int) -> Array:
         """B of T queries behind `past` tokens and K keys, (A, T, K)."""
         offsets = jnp.arange(length + num_keys - 1) - (length - 1) - past
         bias = relative_bias(self.config, offsets, self.relative_attention_bias, bidirectional=False)
@@ -147,7 +146,7 @@ class FlaxLongT5CrossAttention(FlaxLongT5Projections):
         return key, value, "bshd"
 
 
-class FlaxLongT5LayerSelfAttention(nn.Module):
+class FlaxLongT5LayerSelfAttention(FlaxLongT5Sublayer):
     """x + dropout(self-attention(norm(x))).
 
     Attributes:
@@ -155,46 +154,37 @@ class FlaxLongT5LayerSelfAttention(nn.Module):
         has_relative_attention_bias: Hold the bias.
     """
 
-    config: LongT5Config
-    has_relative_attention_bias: bool
-    dtype: Dtype = jnp.float32
+    has_relative_attention_bias: bool = False
 
     def setup(self) -> None:
         """Make the parts."""
-        self.SelfAttention = FlaxLongT5SelfAttention(
-            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
-        )
-        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+        super().setup()
+        self.SelfAttention = FlaxLongT5SelfAttention(self.config, self.dtype, self.has_relative_attention_bias)
 
     def __call__(self, hidden_states: Array, plan: DecoderPlan) -> tuple[Array, Array | None]:
         """(B, T, H) -> (B, T, H) and the weights."""
         context, weights = self.SelfAttention(self.layer_norm(hidden_states), plan)
-        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+        return self.add(hidden_states, context, deterministic=plan.deterministic), weights
 
 
-class FlaxLongT5LayerCrossAttention(nn.Module):
+class FlaxLongT5LayerCrossAttention(FlaxLongT5Sublayer):
     """x + dropout(cross-attention(norm(x), e)).
 
     Attributes:
         config: Settings of the model.
     """
 
-    config: LongT5Config
-    dtype: Dtype = jnp.float32
-
     def setup(self) -> None:
         """Make the parts."""
-        self.EncDecAttention = FlaxLongT5CrossAttention(self.config, dtype=self.dtype)
-        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+        super().setup()
+        self.EncDecAttention = FlaxLongT5CrossAttention(self.config, self.dtype)
 
     def __call__(
         self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
     ) -> tuple[Array, Array | None]:
         """(B, T, H), (B, S, H) -> (B, T, H) and the weights."""
         context, weights = self.EncDecAttention(self.layer_norm(hidden_states), encoder_hidden_states, plan)
-        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+        return self.add(hidden_states, context, deterministic=plan.deterministic), weights
 
 
 class FlaxLongT5DecoderSublayers(nn.Module):
@@ -212,10 +202,10 @@ class FlaxLongT5DecoderSublayers(nn.Module):
     def setup(self) -> None:
         """Make the parts."""
         self.self_attention = FlaxLongT5LayerSelfAttention(
-            self.config, self.has_relative_attention_bias, dtype=self.dtype, name="0"
+            self.config, self.dtype, self.has_relative_attention_bias, name="0"
         )
-        self.cross_attention = FlaxLongT5LayerCrossAttention(self.config, dtype=self.dtype, name="1")
-        self.feed_forward = FlaxLongT5LayerFF(self.config, dtype=self.dtype, name="2")
+        self.cross_attention = FlaxLongT5LayerCrossAttention(self.config, self.dtype, name="1")
+        self.feed_forward = FlaxLongT5LayerFF(self.config, self.dtype, name="2")
 
     def __call__(
         self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
@@ -225,94 +215,30 @@ class FlaxLongT5DecoderSublayers(nn.Module):
         hidden_states, cross_weights = self.cross_attention(hidden_states, encoder_hidden_states, plan)
         return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights, cross_weights
 
-    def bias(self, *arguments: Any) -> Array:
+    def biases(self, length: int, num_keys: int, past: Array | int) -> Array:
         """As of the self-attention."""
-        return self.self_attention.SelfAttention.bias(*arguments)
+        return self.self_attention.SelfAttention.biases(length, num_keys, past)
 
 
-class FlaxLongT5DecoderBlock(nn.Module):
-    """One decoder layer: self-attention, cross-attention, feed-forward.
+class FlaxLongT5DecoderBlock(FlaxLongT5Block):
+    """One decoder layer: self-attention, cross-attention, feed-forward."""
 
-    Attributes:
-        config: Settings of the model.
-        has_relative_attention_bias: Hold the bias of all layers.
-    """
-
-    config: LongT5Config
-    has_relative_attention_bias: bool
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.layer = FlaxLongT5DecoderSublayers(self.config, self.has_relative_attention_bias, dtype=self.dtype)
-
-    def __call__(
-        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
-    ) -> tuple[Array, Array | None, Array | None]:
-        """(B, T, H), (B, S, H) -> (B, T, H), self-attention weights, cross-attention weights."""
-        return self.layer(hidden_states, encoder_hidden_states, plan)
-
-    def bias(self, *arguments: Any) -> Array:
-        """As of the self-attention."""
-        return self.layer.bias(*arguments)
+    layer_class: ClassVar[type[nn.Module]] = FlaxLongT5DecoderSublayers
 
 
-class FlaxLongT5DecoderBlocks(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
+class FlaxLongT5DecoderBlocks(FlaxLongT5Blocks):
+    """The decoder's layers."""
 
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
-
-    config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        block = FlaxLongT5DecoderBlock
-        if self.gradient_checkpointing:
-            block = nn.remat(block, methods=["__call__"])
-        self.blocks = [
-            block(self.config, index == 0, dtype=self.dtype, name=str(index))
-            for index in range(self.config.num_decoder_layers or self.config.num_layers)
-        ]
-
-    def __call__(
-        self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
-    ) -> tuple[list[Array], list[Array | None], list[Array | None]]:
-        """(B, T, H), (B, S, H) -> states before every layer and behind the last one, weights and cross-weights."""
-        states, attentions, cross_attentions = [hidden_states], [], []
-        for block in self.blocks:
-            hidden_states, weights, cross_weights = block(hidden_states, encoder_hidden_states, plan)
-            states.append(hidden_states)
-            attentions.append(weights)
-            cross_attentions.append(cross_weights)
-        return states, attentions, cross_attentions
-
-    def bias(self, *arguments: Any) -> Array:
-        """The bias that the first layer holds and all use."""
-        return self.blocks[0].bias(*arguments)
+    block_class: ClassVar[type[FlaxLongT5Block]] = FlaxLongT5DecoderBlock
 
 
-class FlaxLongT5Decoder(nn.Module):
-    """The stack of decoder layers.
+class FlaxLongT5Decoder(FlaxLongT5Stack):
+    """The stack of decoder layers."""
 
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
-
-    config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.block = FlaxLongT5DecoderBlocks(self.config, self.dtype, self.gradient_checkpointing)
-        self.final_layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+    def make_blocks(self) -> FlaxLongT5Blocks:
+        """Make the layers."""
+        number = self.config.num_decoder_layers or self.config.num_layers
+        return FlaxLongT5DecoderBlocks(self.config, number, self.dtype, self.gradient_checkpointing)
 
     def __call__(
         self,
@@ -340,12 +266,12 @@ class FlaxLongT5Decoder(nn.Module):
         if ancestors is not None:
             past, num_keys = tokens_before(cache), ancestors.shape[2]
             mask = rows_mask(ancestors, past)
-            bias = jnp.repeat(self.block.bias(length, num_keys, past), ancestors.shape[1], axis=-1)
+            bias = jnp.repeat(self.block.biases(length, num_keys, past), ancestors.shape[1], axis=-1)
         else:
             past, capacity = (0, None) if init_cache else tokens_and_room(cache)
             num_keys = length if capacity is None else capacity
             mask = causal_mask(past + jnp.arange(length), num_keys)
-            bias = self.block.bias(length, num_keys, past)
+            bias = self.block.biases(length, num_keys, past)
         if attention_mask is not None:
             mask = mask & extend_mask(key_mask(attention_mask), num_keys)
         plan = DecoderPlan(
@@ -357,13 +283,10 @@ class FlaxLongT5Decoder(nn.Module):
             needs_weights=output_attentions,
             deterministic=deterministic,
         )
-        hidden_states = self.dropout(inputs_embeds, deterministic=deterministic).astype(wide(self.dtype))
-        states, attentions, cross_attentions = self.block(hidden_states, encoder_hidden_states, plan)
-        last = self.dropout(self.final_layer_norm(states.pop()), deterministic=deterministic)
-        before = tuple(end_residual(state, self.dtype) for state in states)
+        states, weights = self.run_blocks(inputs_embeds, encoder_hidden_states, plan, deterministic=deterministic)
         return FlaxBaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=last,
-            hidden_states=(*before, last) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
-            cross_attentions=tuple(cross_attentions) if output_attentions else None,  # type: ignore[arg-type]
+            last_hidden_state=states[-1],
+            hidden_states=states if output_hidden_states else None,
+            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]
+            cross_attentions=weights[1] if output_attentions else None,  # type: ignore[arg-type]
         )

@@ -5,7 +5,7 @@ Axes: B batch, S tokens, H width, A heads, D head size, L layers, R radius, G su
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +18,11 @@ from longspan.models.longt5.flax_layers import (
     FlaxLongT5LayerFF,
     FlaxLongT5LayerNorm,
     FlaxLongT5Projections,
-    end_residual,
+    FlaxLongT5Sublayer,
     relative_bias,
     relative_embedding,
-    wide,
 )
+from longspan.models.longt5.flax_stack import FlaxLongT5Block, FlaxLongT5Blocks, FlaxLongT5Stack
 from longspan.models.longt5.flax_summaries import Summaries, summary_offsets
 from longspan.nn.flax.layers import Dtype
 from longspan.nn.flax.outputs import FlaxBaseModelOutput
@@ -157,66 +157,55 @@ class FlaxLongT5TransientGlobalAttention(FlaxLongT5LocalAttention):
         )
 
 
-class FlaxLongT5LayerLocalSelfAttention(nn.Module):
-    """x + dropout(attention(norm(x))), with local attention.
-
-    Attributes:
-        config: Settings of the model.
-        has_relative_attention_bias: Hold the bias.
-    """
-
-    config: LongT5Config
-    has_relative_attention_bias: bool
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.LocalSelfAttention = FlaxLongT5LocalAttention(
-            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
-        )
-        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
-
-    @property
-    def attention(self) -> FlaxLongT5LocalAttention:
-        """The attention, whatever its name in checkpoints."""
-        return self.LocalSelfAttention
-
-    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
-        """(B, S, H) -> (B, S, H) and the weights."""
-        context, weights = self.attention(self.layer_norm(hidden_states), plan)
-        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
-
-
-class FlaxLongT5LayerTransientGlobalSelfAttention(nn.Module):
-    """x + dropout(attention(norm(x))), with transient-global attention.
+class FlaxLongT5LayerEncoderAttention(FlaxLongT5Sublayer):
+    """x + dropout(attention(norm(x))); subclasses name the attention as checkpoints do.
 
     Attributes:
         config: Settings of the model.
         has_relative_attention_bias: Hold the biases.
     """
 
-    config: LongT5Config
-    has_relative_attention_bias: bool
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.TransientGlobalSelfAttention = FlaxLongT5TransientGlobalAttention(
-            self.config, dtype=self.dtype, has_relative_attention_bias=self.has_relative_attention_bias
-        )
-        self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+    has_relative_attention_bias: bool = False
 
     @property
-    def attention(self) -> FlaxLongT5TransientGlobalAttention:
+    def attention(self) -> FlaxLongT5LocalAttention:
         """The attention, whatever its name in checkpoints."""
-        return self.TransientGlobalSelfAttention
+        raise NotImplementedError(f"{type(self).__name__} must say which attention is its own")
 
     def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
         """(B, S, H) -> (B, S, H) and the weights."""
         context, weights = self.attention(self.layer_norm(hidden_states), plan)
-        return hidden_states + self.dropout(context, deterministic=plan.deterministic), weights
+        return self.add(hidden_states, context, deterministic=plan.deterministic), weights
+
+
+class FlaxLongT5LayerLocalSelfAttention(FlaxLongT5LayerEncoderAttention):
+    """The sublayer of local attention."""
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.LocalSelfAttention = FlaxLongT5LocalAttention(self.config, self.dtype, self.has_relative_attention_bias)
+
+    @property
+    def attention(self) -> FlaxLongT5LocalAttention:
+        """The attention."""
+        return self.LocalSelfAttention
+
+
+class FlaxLongT5LayerTransientGlobalSelfAttention(FlaxLongT5LayerEncoderAttention):
+    """The sublayer of transient-global attention."""
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.TransientGlobalSelfAttention = FlaxLongT5TransientGlobalAttention(
+            self.config, self.dtype, self.has_relative_attention_bias
+        )
+
+    @property
+    def attention(self) -> FlaxLongT5TransientGlobalAttention:
+        """The attention."""
+        return self.TransientGlobalSelfAttention
 
 
 class FlaxLongT5EncoderSublayers(nn.Module):
@@ -235,8 +224,8 @@ class FlaxLongT5EncoderSublayers(nn.Module):
         """Make the parts."""
         is_local = self.config.encoder_attention_type == "local"
         kind = FlaxLongT5LayerLocalSelfAttention if is_local else FlaxLongT5LayerTransientGlobalSelfAttention
-        self.self_attention = kind(self.config, self.has_relative_attention_bias, dtype=self.dtype, name="0")
-        self.feed_forward = FlaxLongT5LayerFF(self.config, dtype=self.dtype, name="1")
+        self.self_attention = kind(self.config, self.dtype, self.has_relative_attention_bias, name="0")
+        self.feed_forward = FlaxLongT5LayerFF(self.config, self.dtype, name="1")
 
     def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
         """(B, S, H) -> (B, S, H) and the weights."""
@@ -248,83 +237,24 @@ class FlaxLongT5EncoderSublayers(nn.Module):
         return self.self_attention.attention.biases(length)
 
 
-class FlaxLongT5EncoderBlock(nn.Module):
-    """One encoder layer: attention, feed-forward.
+class FlaxLongT5EncoderBlock(FlaxLongT5Block):
+    """One encoder layer: attention, feed-forward."""
 
-    Attributes:
-        config: Settings of the model.
-        has_relative_attention_bias: Hold the biases of all layers.
-    """
-
-    config: LongT5Config
-    has_relative_attention_bias: bool
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.layer = FlaxLongT5EncoderSublayers(self.config, self.has_relative_attention_bias, dtype=self.dtype)
-
-    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[Array, Array | None]:
-        """(B, S, H) -> (B, S, H) and the weights."""
-        return self.layer(hidden_states, plan)
-
-    def biases(self, length: int) -> tuple[Array, Array | None]:
-        """As of the attention."""
-        return self.layer.biases(length)
+    layer_class: ClassVar[type[nn.Module]] = FlaxLongT5EncoderSublayers
 
 
-class FlaxLongT5EncoderBlocks(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
+class FlaxLongT5EncoderBlocks(FlaxLongT5Blocks):
+    """The encoder's layers."""
 
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
-
-    config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        block = FlaxLongT5EncoderBlock
-        if self.gradient_checkpointing:
-            block = nn.remat(block, methods=["__call__"])
-        self.blocks = [
-            block(self.config, index == 0, dtype=self.dtype, name=str(index)) for index in range(self.config.num_layers)
-        ]
-
-    def __call__(self, hidden_states: Array, plan: EncoderPlan) -> tuple[list[Array], list[Array | None]]:
-        """(B, S, H) -> the states before every layer and behind the last one, and the weights of every layer."""
-        states, attentions = [hidden_states], []
-        for block in self.blocks:
-            hidden_states, weights = block(hidden_states, plan)
-            states.append(hidden_states)
-            attentions.append(weights)
-        return states, attentions
-
-    def biases(self, length: int) -> tuple[Array, Array | None]:
-        """Biases that the first layer holds and all use."""
-        return self.blocks[0].biases(length)
+    block_class: ClassVar[type[FlaxLongT5Block]] = FlaxLongT5EncoderBlock
 
 
-class FlaxLongT5Encoder(nn.Module):
-    """The stack of encoder layers.
+class FlaxLongT5Encoder(FlaxLongT5Stack):
+    """The stack of encoder layers."""
 
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
-
-    config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.block = FlaxLongT5EncoderBlocks(self.config, self.dtype, self.gradient_checkpointing)
-        self.final_layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate)
+    def make_blocks(self) -> FlaxLongT5Blocks:
+        """Make the layers."""
+        return FlaxLongT5EncoderBlocks(self.config, self.config.num_layers, self.dtype, self.gradient_checkpointing)
 
     def __call__(
         self,
@@ -347,13 +277,9 @@ class FlaxLongT5Encoder(nn.Module):
             real, bias, summaries, summary_bias,
             needs_weights=output_attentions, implementation=implementation, deterministic=deterministic,
         )  # fmt: skip
-        hidden_states = self.dropout(inputs_embeds, deterministic=deterministic).astype(wide(self.dtype))
-        states, attentions = self.block(hidden_states, plan)
-        last = self.dropout(self.final_layer_norm(states.pop()), deterministic=deterministic)
+        states, weights = self.run_blocks(inputs_embeds, plan, deterministic=deterministic)
         return FlaxBaseModelOutput(
-            last_hidden_state=last,
-            hidden_states=(*(end_residual(state, self.dtype) for state in states), last)
-            if output_hidden_states
-            else None,
-            attentions=tuple(attentions) if output_attentions else None,  # type: ignore[arg-type]
+            last_hidden_state=states[-1],
+            hidden_states=states if output_hidden_states else None,
+            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]
         )

@@ -97,8 +97,8 @@ class FlaxLongT5DenseGatedActDense(nn.Module):
         return self.wo(self.dropout(gate.astype(wide(self.dtype)) * states, deterministic=deterministic))
 
 
-class FlaxLongT5LayerFF(nn.Module):
-    """x + dropout(FF(norm(x))).
+class FlaxLongT5Sublayer(nn.Module):
+    """x + dropout(f(norm(x))); subclasses bring f.
 
     Attributes:
         config: Settings of the model.
@@ -109,15 +109,31 @@ class FlaxLongT5LayerFF(nn.Module):
 
     def setup(self) -> None:
         """Make the parts."""
-        kind = FlaxLongT5DenseGatedActDense if self.config.is_gated_act else FlaxLongT5DenseActDense
-        self.DenseReluDense = kind(self.config, dtype=self.dtype)
         self.layer_norm = FlaxLongT5LayerNorm(self.config, dtype=self.dtype)
         self.dropout = nn.Dropout(self.config.dropout_rate)
+
+    def add(self, hidden_states: Array, change: Array, *, deterministic: bool) -> Array:
+        """(B, S, H), (B, S, H) -> (B, S, H)."""
+        return hidden_states + self.dropout(change, deterministic=deterministic)
+
+
+class FlaxLongT5LayerFF(FlaxLongT5Sublayer):
+    """x + dropout(FF(norm(x))).
+
+    Attributes:
+        config: Settings of the model.
+    """
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        kind = FlaxLongT5DenseGatedActDense if self.config.is_gated_act else FlaxLongT5DenseActDense
+        self.DenseReluDense = kind(self.config, dtype=self.dtype)
 
     def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, H) -> (B, S, H)."""
         states = self.DenseReluDense(self.layer_norm(hidden_states), deterministic=deterministic)
-        return hidden_states + self.dropout(states, deterministic=deterministic)
+        return self.add(hidden_states, states, deterministic=deterministic)
 
 
 class FlaxLongT5Projections(nn.Module):
