@@ -153,15 +153,45 @@ def test_rows_that_end_early_are_filled(pairs, kind, num_beams):
 def test_a_decoder_may_begin_with_more_than_the_start_token(pairs):
     ours, theirs = pairs["longt5"]
     ids, mask = prompts()
-    for begin in (np.array([[0, 5, 6]] * 3), np.array([[5, 6]] * 3)):
-        output = ours.generate(ids, attention_mask=mask, decoder_input_ids=begin, max_new_tokens=5)
+    for begin, num_beams in ((np.array([[0, 5, 6]] * 3), 3), (np.array([[5, 6]] * 3), 1)):
+        settings = {"max_new_tokens": 5, "num_beams": num_beams}
+        output = ours.generate(ids, attention_mask=mask, decoder_input_ids=begin, **settings)
         expected = theirs.generate(
             torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
             decoder_input_ids=torch.from_numpy(begin),
-            max_new_tokens=5,
+            **settings,
         )
         np.testing.assert_array_equal(output.sequences, expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_decoder_reads_the_states_of_an_encoder(tmp_path, num_beams):
+    torch.manual_seed(4)
+    theirs = longspan.BertLMHeadModel(longspan.BertConfig(**BERT, add_cross_attention=True))
+    randomise(theirs).eval().save_pretrained(tmp_path)
+    ours = longspan.FlaxBertForCausalLM.from_pretrained(tmp_path)
+    ids, mask = prompts(5)
+    states = np.random.default_rng(5).normal(size=(3, 7, 16)).astype(np.float32)
+    source = {
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": np.array([[1] * 7, [1] * 3 + [0] * 4, [1] * 7]),
+    }
+    settings = {"num_beams": num_beams, "max_new_tokens": 6, "repetition_penalty": 1.7}
+    output = np.asarray(ours.generate(ids, attention_mask=mask, **source, **settings).sequences)
+    tensors = {name: torch.from_numpy(array) for name, array in ({"attention_mask": mask} | source).items()}
+    np.testing.assert_array_equal(output, theirs.generate(torch.from_numpy(ids), **tensors, **settings))
+    other = ours.generate(
+        ids, attention_mask=mask, **{**source, "encoder_hidden_states": -states}, **settings
+    ).sequences
+    assert output.shape != other.shape or bool((output != other).any())
+    for arguments, message in (
+        ({}, "generates from encoder_hidden_states. Received: add_cross_attention=True, encoder_hidden_states=None"),
+        ({"encoder_hidden_states": states[:2]}, r"encoder_hidden_states must have .*\(3, 7, 16\)"),
+        ({**source, "encoder_attention_mask": mask[:, :3]}, r"encoder_attention_mask must have .*\(3, 7\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ours.generate(ids, **arguments)
 
 
 def test_padding_is_told_by_its_id(longt5):
@@ -272,6 +302,10 @@ class TestSettings:
             ({"attention_mask": np.zeros((3, 11))}, InputError, r"each prompt must have a token .* rows \[0, 1, 2\]"),
             ({"attention_mask": np.ones((3, 4))}, InputError, r"attention_mask must have the shape .*\(3, 11\)"),
             ({"max_time": 3.0}, InputError, "max_time needs to look at every step"),
+            ({"stop_strings": "."}, InputError, "stop_strings needs to look at every step"),
+            ({"encoder_hidden_states": 1}, InputError, "Received as well: encoder_hidden_states"),
+            ({"use_cache": False}, InputError, "with a cache of a fixed size; .* Received: use_cache=False"),
+            ({"generation_config": GenerationConfig(use_cache=False)}, InputError, "Received: use_cache=False"),
             ({"output_scores": True}, InputError, "output_scores needs to look at every step"),
             ({"position_ids": 3}, InputError, "Received as well: position_ids"),
             ({"min_new_tokens": 9, "max_new_tokens": 3}, InputError, "least length must not exceed the greatest"),

@@ -28,7 +28,7 @@ from longspan.generation.flax_search import Search
 from longspan.generation.lengths import greatest_length, least_length
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.model_output import ModelOutput
-from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens
+from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
 from longspan.nn.flax.outputs import model_output
 
@@ -41,6 +41,8 @@ _NEEDS_STEPS: dict[str, Any] = {
     "output_scores": False,
     "output_logits": None,
 }
+#: inputs of a decoder with cross-attention
+_STATES = ("encoder_hidden_states", "encoder_attention_mask")
 
 
 @model_output
@@ -100,7 +102,8 @@ class FlaxGenerationMixin(StoredGenerationConfig):
             params: Parameters; default: the model's own.
             **kwargs: Settings of `GenerationConfig`, which win over `generation_config`; `attention_mask` (B, P), 0 at
                 padding (default: what `pad_token_id` tells); with an encoder, `decoder_input_ids` (B, T), what the
-                decoder begins with.
+                decoder begins with; for a decoder with cross-attention, `encoder_hidden_states` (B, S, H) and their
+                `encoder_attention_mask` (B, S).
 
         Returns:
             `sequences` (R, L): for a causal model the prompts, their padding moved to the left, and what follows. Rows
@@ -187,7 +190,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         """Tell settings from inputs of the model, and combine the settings."""
         own = {name: kwargs.pop(name) for name in list(kwargs) if GenerationConfig.is_setting(name)}
         has_encoder = self.config.is_encoder_decoder
-        known = {"attention_mask", "decoder_input_ids"} if has_encoder else {"attention_mask"}
+        known = {"attention_mask", *(("decoder_input_ids",) if has_encoder else _STATES)}
         unknown = sorted(set(kwargs) - known)
         if unknown:
             raise InputError(
@@ -203,6 +206,11 @@ class FlaxGenerationMixin(StoredGenerationConfig):
                     f"{name} needs to look at every step, and Flax models generate in one program; use the PyTorch "
                     f"model. Received: {name}={getattr(config, name)!r}"
                 )
+        if False in (own.get("use_cache"), generation_config and generation_config.use_cache):
+            raise InputError(
+                "Flax models generate with a cache of a fixed size; PyTorch's can compute every token again. "
+                "Received: use_cache=False"
+            )
         useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
         if useless and not config.do_sample:
             warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=3)
@@ -238,7 +246,28 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         # reversed, what pads the end pads the beginning
         parts = {"input_ids": ids, "attention_mask": mask, "is_there": ids == ids}
         arrays = {name: pad(part[:, ::-1])[:, ::-1] for name, part in parts.items()}
+        arrays |= self._states(inputs, batch=ids.shape[0], exact=exact)
         return arrays, self._lengths(config, length, width=arrays["input_ids"].shape[1], exact=exact)
+
+    def _states(self, inputs: dict[str, Any], *, batch: int, exact: bool) -> dict[str, Any]:
+        """States that the decoder's cross-attention reads, and their mask; empty without them."""
+        states, mask = (inputs.get(name) for name in _STATES)
+        needs = getattr(self.config, "add_cross_attention", False)
+        if states is None and not needs and mask is None:
+            return {}
+        if states is None or not needs:
+            raise InputError(
+                "a decoder with cross-attention (config.add_cross_attention=True), and no other, generates from "
+                f"encoder_hidden_states. Received: add_cross_attention={needs}, encoder_hidden_states="
+                f"{None if states is None else np.shape(states)}"
+            )
+        states = as_array(states)
+        expected = (batch, states.shape[1] if states.ndim > 1 else 1, self.config.hidden_size)
+        check_shape(states, expected, name="encoder_hidden_states", axes="(batch, tokens, hidden_size)")
+        mask = real_tokens(None if mask is None else as_array(mask), expected[:2])
+        check_shape(mask, expected[:2], name="encoder_attention_mask", axes="(batch, tokens)")
+        length = expected[1] if exact else bucket(expected[1])
+        return dict(zip(_STATES, (pad_tokens(states, length), pad_tokens(mask != 0, length)), strict=True))
 
     def _decoder_prompt(self, config: GenerationConfig, batch: int, ids: Any) -> Any:
         """The start token, and what the decoder is to begin with behind it."""

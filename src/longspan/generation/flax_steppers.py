@@ -95,7 +95,8 @@ class CausalStepper:
     Attributes:
         module: Takes `attention_mask`, `position_ids` and a cache.
         params: Its parameters.
-        inputs: `input_ids` and `attention_mask` (B, P), padding on the left.
+        inputs: `input_ids` and `attention_mask` (B, P), padding on the left; where the decoder attends to an encoder,
+            `encoder_hidden_states` (B, S, H) and `encoder_attention_mask` (B, S).
         cache: Shapes of a cache of B rows.
         rows: K.
         room: L.
@@ -131,6 +132,11 @@ class CausalStepper:
         return jnp.pad(mask, ((0, 0), (0, self.room - mask.shape[1])), constant_values=True)
 
     def _decode(self, ids: Array, positions: Array, mask: Array, cache: Any, implementation: str) -> tuple[Array, Any]:
+        source: dict[str, Any] = {
+            name: jnp.repeat(array, ids.shape[0] // array.shape[0], axis=0)
+            for name, array in self.inputs.items()
+            if name.startswith("encoder_")
+        }
         output, changed = self.module.apply(
             {"params": self.params, "cache": cache},
             ids,
@@ -138,6 +144,7 @@ class CausalStepper:
             position_ids=positions,
             implementation=implementation,
             mutable=["cache"],
+            **source,
         )
         return output.logits[:, -1].astype(jnp.float32), changed["cache"]
 
