@@ -70,5 +70,11 @@ generate = jax.jit(
 sequences = generate(spread, *batch[:2])
 assert len(sequences.sharding.device_set) == 8
 np.testing.assert_array_equal(sequences, expected)
+
+parts = jax.pmap(
+    lambda params, ids, mask: model.generate(ids, attention_mask=mask, params=params, **settings).sequences,
+    in_axes=(None, 0, 0),
+)(params, ids.reshape(8, 2, 13), mask.reshape(8, 2, 13))
+np.testing.assert_array_equal(parts.reshape(16, -1), expected)
 assert not {"torch", "tensorflow", "keras", "transformers"} & set(sys.modules)
 print("equal")

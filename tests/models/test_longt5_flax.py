@@ -275,11 +275,32 @@ class TestPrograms:
             model(ids[:, :length], np.ones((2, length)), TARGETS[:, : length % 5 + 1])
         assert model._compiled._cache_size() == before
 
-    def test_vmap_and_grad_of_grad_free_functions(self, model):
+    def test_vmap(self, model):
         def states(ids):
             return model.encode(ids[None]).last_hidden_state[0]
 
         assert_close(jax.jit(jax.vmap(states))(IDS), model.encode(IDS).last_hidden_state)
+
+    def test_vmap_of_gradients(self, model):
+        """Gradients of every row by itself add up to those of the batch."""
+
+        def loss(params, ids, targets):
+            logits = model(ids[None], None, targets[None], params=params).logits
+            return jnp.square(logits).sum()
+
+        each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(model.params, IDS, TARGETS)
+        whole = jax.jit(jax.grad(lambda params: jnp.square(model(IDS, None, TARGETS, params=params).logits).sum()))
+        for one, other in zip(*map(jax.tree_util.tree_leaves, (each, whole(model.params))), strict=True):
+            assert gradient_error(one.sum(axis=0), other) < 1e-5
+
+    def test_vmap_of_generation(self, model):
+        settings = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2}
+
+        def continue_one(ids):
+            return model.generate(ids[None], **settings).sequences[0]
+
+        sequences = jax.jit(jax.vmap(continue_one))(IDS)
+        np.testing.assert_array_equal(sequences, model.generate(IDS, **settings).sequences)
 
     def test_values_that_are_there_inside_of_jit(self, model):
         """Checks of values, and padding to buckets, must not be traced."""
@@ -341,6 +362,28 @@ class TestTraining:
         ):
             assert jnp.isfinite(gradient).all(), name
             assert gradient.any(), name
+
+
+class TestMemory:
+    @pytest.mark.parametrize("kind", ["local", "transient-global"])
+    @pytest.mark.parametrize("direction", ["forward", "backward"])
+    def test_linear_from_4096_to_32768_tokens(self, kind, direction):
+        """XLA's own count of the program's temporary memory; nothing runs."""
+        model = make(
+            "FlaxLongT5EncoderModel", num_layers=1, local_radius=127, global_block_size=16, encoder_attention_type=kind
+        )
+
+        def total(params, ids, mask):
+            return model.encode(ids, mask, params=params).last_hidden_state.sum()
+
+        def memory(length):
+            tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+            program = jax.jit(total if direction == "forward" else jax.grad(total))
+            return program.lower(model.params, tokens, tokens).compile().memory_analysis().temp_size_in_bytes
+
+        short, long = memory(4096), memory(32768)
+        assert short > 4096 * 16 * 4  # what is counted includes a tensor of states
+        assert long <= 9 * short
 
 
 class TestParameters:
