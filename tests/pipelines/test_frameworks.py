@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.pipelines.task_models import TEXTS, make_task_model
 
 from longspan import pipeline
 from longspan.errors import InputError
+from longspan.pipelines.progress import Progress
 
 LONG = " ".join(TEXTS * 8)
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -63,6 +65,56 @@ def test_few_programs_are_compiled(folders: dict[str, Path]) -> None:
     assert first <= 10, "one of few lengths, and batches of 8, 1 or full ones"
     run(texts[3:50])
     assert run.model.num_programs <= first + 4
+
+
+def test_one_graph_serves_every_shape_in_tensorflow(folders: dict[str, Path]) -> None:
+    run = pipeline("token-classification", folders["token-classification"], framework="keras")
+    for count in (1, 7, 40):
+        run(["word " * (number + 1) for number in range(count)])
+    assert run.model.num_programs == 1
+
+
+def test_texts_are_tokenized_while_the_model_runs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the model runs a block, the thread that tokenizes is at work on the next one."""
+    run = pipeline("text-classification", folders["text-classification"], batch_tokens=128)
+    begun, forward, prepare = threading.Semaphore(0), run.model.run, run._prepare
+    blocks: list[int] = []
+
+    def tokenize(items: Any, options: Any) -> Any:
+        blocks.append(len(items))
+        begun.release()
+        return prepare(items, options)
+
+    def first_batch(inputs: Any, wanted: Any = None) -> Any:
+        for _ in range(2):
+            assert begun.acquire(timeout=30), "the second block must be tokenized before the first has run"
+        monkeypatch.setattr(run.model, "run", forward)
+        return forward(inputs, wanted)
+
+    monkeypatch.setattr(run, "_prepare", tokenize)
+    monkeypatch.setattr(run.model, "run", first_batch)
+    assert len(run(["a few words of text " * 100] * 60)) == 60
+    assert len(blocks) > 2
+
+
+@pytest.mark.parametrize("framework", ["torch", "flax"])
+def test_progress_counts_documents_and_tokens(folders: dict[str, Path], framework: str) -> None:
+    class Counter(Progress):
+        documents = tokens = 0
+
+        def advance(self, amount: int, num_tokens: int) -> None:
+            self.tokens += num_tokens
+
+        def finish_documents(self, count: int) -> None:
+            self.documents += count
+
+    run = pipeline("text-classification", folders["text-classification"], framework=framework)
+    counter = Counter()
+    list(run.run([*TEXTS, LONG], options=run.options.updated({"stride": 0}, run.task), progress=counter))
+    lengths = [len(run.tokenizer(text, verbose=False).input_ids) for text in [*TEXTS, LONG]]
+    windows = -(-(lengths[-1] - 2) // 126)
+    assert counter.documents == len(TEXTS) + 1
+    assert counter.tokens == sum(lengths) + 2 * (windows - 1), "special tokens of each window, no padding"
 
 
 @pytest.mark.parametrize("name", ["pt", "tf", "jax"])
