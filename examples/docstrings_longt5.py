@@ -4,7 +4,7 @@ The functions are those of the Python library and of the packages that are insta
 held out. The model learns for some minutes on two cores, and the figure is ROUGE-L on held-out functions, beside two
 baselines: the first line of the source, and the words of the function's name.
 
-    python examples/docstrings_longt5.py [--minutes 10] [--output results.json]
+    python examples/docstrings_longt5.py [--minutes 12] [--output results.json]
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def train(model: Any, examples: Examples, *, seconds: float, steps: int, batch: 
         if done >= 1.0:
             break
         for group in optimizer.param_groups:
-            group["lr"] = rate * min((step + 1) / 100, 1.0 - done)
+            group["lr"] = rate * min((step + 1) / 50, 1.0 - done)
         if len(order) < batch:
             order = torch.randperm(len(examples.sources), generator=generator)
         index, order = order[:batch], order[batch:]
@@ -283,14 +283,14 @@ def evaluate(model: Any, tokenizer: Tokenizer, functions: Sequence[Function], op
 def main() -> None:
     """Collect, train, write, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="time to learn")
+    parser.add_argument("--minutes", type=float, default=12.0, help="time to learn")
     parser.add_argument("--steps", type=int, default=100_000, help="most steps of the optimiser")
-    parser.add_argument("--batch", type=int, default=32, help="functions of a step")
-    parser.add_argument("--length", type=int, default=128, help="most tokens of a source")
+    parser.add_argument("--batch", type=int, default=16, help="functions of a step")
+    parser.add_argument("--length", type=int, default=80, help="most tokens of a source")
     parser.add_argument("--target", type=int, default=24, help="most tokens of a summary")
-    parser.add_argument("--width", type=int, default=192, help="width of the model")
+    parser.add_argument("--width", type=int, default=128, help="width of the model")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the tokenizer")
-    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=5e-3, help="highest learning rate")
     parser.add_argument("--functions", type=int, default=20_000, help="most functions to learn from")
     parser.add_argument("--per-package", type=int, default=800, help="most functions of one package")
     parser.add_argument("--evaluated", type=int, default=500, help="held-out functions")

@@ -45,6 +45,7 @@ class FewRowsLinear:
         self.weights = [weight.detach() for weight in weights]
         self.biases = [None] * len(weights) if biases is None else list(biases)
         self.packed: Tensor | None = None
+        self.bias: Tensor | None = None
         if packed:
             joined = self.weights[0] if len(weights) == 1 else torch.cat(self.weights)
             self.packed = torch.ops.mkldnn._reorder_linear_weight(joined.contiguous(), rows)
