@@ -1,4 +1,8 @@
-"""Tasks end to end: 2,000 documents of mixed lengths, text to labels and entities, against the reference."""
+"""Tasks end to end: 2,000 documents of mixed lengths, text to labels and entities, against the reference.
+
+The reference runs one document at a time, its best: on 200 of these documents and 2 cores batches of 1, 2, 4, 8 and 16
+took 3.2, 3.9, 7.7, 7.6 and 10.8 s, for it pads each batch to the longest of unsorted documents.
+"""
 
 from __future__ import annotations
 
