@@ -1,5 +1,8 @@
 """The main job, shown on this machine: read documents with a real pretrained model, then answer questions from them.
 
+At the end one long document is looked at more closely: what it is about, among labels in words that the model was never
+trained on, and a page that shows, token by token, what in it matches a question.
+
 By default the documents are Python's own: the documentation strings of its library's modules and the sources of some
 of them, about 350,000 tokens, which takes about a minute on two cores. Folders or files given as arguments are read
 instead.
@@ -26,6 +29,10 @@ LIBRARY_QUERIES = ("How do I rotate log files when they grow too large?", "keep 
 #: Documents of up to 4,096 tokens that get one vector each, and what is asked of them.
 WHOLE_DOCUMENTS = ("heapq", "shelve", "statistics")
 WHOLE_QUERY = "average and spread of numbers"
+#: What a document may be about, and the size in bytes that a long one should have: about 4,096 tokens.
+LABELS = ("tables of data", "networking", "mathematics", "a story", "law", "medicine")
+LONG_BYTES = 16_000
+LONG_DOCUMENT, LONG_QUERY = "csv.py", "guess which delimiter a file uses"
 OTHER_QUERIES = ("How is it installed and set up?", "What are the limits, and what can go wrong?")
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -51,10 +58,29 @@ def main() -> int:
         long_index = str(FOLDER / "whole.parquet")
         steps.append(("embed", *whole, "--output", long_index, "--max-length", "4096", "--others", "drop"))
         steps.append(("search", long_index, WHOLE_QUERY, "--top-k", "1"))
+    page = FOLDER / "explain.html"
+    long = find_long(documents) if documents else str(LIBRARY / LONG_DOCUMENT)
+    query = queries[0] if documents else LONG_QUERY
+    if long is not None:
+        labels = [word for label in LABELS for word in ("--label", label)]
+        steps.append(("classify", long, *labels, "--top-k", "3"))
+        steps.append(("explain", long, "--query", query, "--output", str(page), "--overwrite"))
     code = run_all(steps)
     if code == 0:
         print(f"ask your own: longspan search {index} QUESTION")
+        if long is not None:
+            print(f"see what in {long} matches {query!r}: open {page.resolve().as_uri()} in a browser")
     return code
+
+
+def find_long(documents: Sequence[str]) -> str | None:
+    """The text whose size is nearest to what a long document should have; None if there is none."""
+    from longspan.documents.walk import find_files
+
+    files = [file for file in find_files(documents).files if file.kind in ("text", "python", "html", "pdf")]
+    return min(
+        (str(file.path) for file in files), key=lambda name: abs(Path(name).stat().st_size - LONG_BYTES), default=None
+    )
 
 
 def run_all(steps: Sequence[tuple[str, ...]]) -> int:

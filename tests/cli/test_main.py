@@ -135,6 +135,26 @@ def test_problems_are_named_on_the_error_stream_and_in_the_exit_code(cli, tmp_pa
     assert err.startswith("error: With --strict everything must be readable. Received: ")
 
 
+def test_documents_longer_than_the_model(cli, tmp_path: Path, tiny_dir: Path):
+    texts = ["open the file", "log " * 500, "read", "file " * 700]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["embed", tmp_path / "a.jsonl", "--model", tiny_dir, "--json", "-o"]
+    found = {how: cli(*arguments, tmp_path / f"{how}.npz", "--on-long", how) for how in ("window", "truncate", "error")}
+    reports = {how: json.loads(out) for how, (_, out, _) in found.items()}
+    assert [found[how][0] for how in ("window", "truncate", "error")] == [0, 0, 3]
+    assert reports["window"]["num_passages"] > 8
+    assert (reports["truncate"]["num_passages"], reports["error"]["num_passages"]) == (4, 2)
+    assert [problem["line"] for problem in reports["error"]["problems"]] == [2, 4]
+    assert reports["error"]["problems"][0]["reason"].startswith("A text must fit max_length=")
+    assert json.loads(cli(*arguments, tmp_path / "default.npz")[1])["num_passages"] == reports["window"]["num_passages"]
+    code, _, err = cli(*arguments, tmp_path / "truncate.npz")
+    assert code == 1
+    assert "on_long" in json.loads(err)["error"]["message"], "an index has one meaning"
+    assert (
+        "on_long must be one of window, truncate, error" in cli(*arguments, tmp_path / "x.npz", "--on-long", "cut")[2]
+    )
+
+
 def test_search_without_an_index(cli, corpus: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(corpus)
     code, out, err = cli("search", corpus, "log", "--model", tiny_dir, "-k", 1)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.documents.test_readers import make_pdf
 from tests.pipelines.planted import ANSWER, NAME, QUESTION, filler, plant, train_finder
 from tests.pipelines.task_models import make_task_model
 
@@ -239,3 +240,71 @@ def test_an_interrupted_run_goes_on_only_with_the_same_settings(
     assert cli(*arguments, "--overwrite")[0] == 0
     assert output.read_text() == resumed
     assert len(rows_of(resumed)) == 200
+
+
+def test_scores_of_windows(cli: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    text = " ".join(filler(400, 5))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("open")
+    code, out, err = cli("classify", tmp_path, "-m", models["classify"], "--windows", "-k", 2)
+    assert (code, err) == (0, "")
+    rows = rows_of(out)
+    long = [row for row in rows if row["path"].endswith("a.txt") and row["rank"] == 1]
+    assert [row["window"] for row in long] == list(range(len(long)))
+    assert len(long) > 2
+    assert (long[0]["start"], long[-1]["end"]) == (0, len(text))
+    assert sum(row["window_score"] for row in long) / len(long) == pytest.approx(long[0]["score"], abs=1e-6)
+    assert len({row["window_score"] for row in long}) > 1
+    short = [row for row in rows if row["path"].endswith("b.txt")]
+    assert [(row["rank"], row["window"], row["start"], row["end"]) for row in short] == [(1, 0, 0, 4), (2, 0, 0, 4)]
+    assert short[0]["window_score"] == short[0]["score"]
+
+
+def test_labels_in_words(cli: Any, tmp_path: Path) -> None:
+    texts = ["Simmer the onions for ten minutes.", "The court dismissed the appeal.", "He scored in the last minute."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    labels = [word for label in ("cooking", "law", "football") for word in ("--label", label)]
+    output = tmp_path / "out.csv"
+    code, out, err = cli("classify", tmp_path / "a.jsonl", *labels, "-k", 2, "-o", output)
+    assert (code, out, err) == (0, f"{output}: 3 documents, 6 rows\n", "")
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows if row["rank"] == "1"] == ["cooking", "law", "football"]
+    expected = pipeline("zero-shot-classification", candidate_labels=["cooking", "law", "football"])(texts)
+    assert [float(row["score"]) for row in rows] == pytest.approx(
+        [score for found in expected for score in found["scores"][:2]], abs=1e-5
+    )
+
+
+def test_pdf_pages(cli: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(make_pdf(["open the file", f"read {NAME} log", "write"]))
+    (tmp_path / "scan.pdf").write_bytes(make_pdf(["", ""]))
+    (tmp_path / "torn.pdf").write_bytes(make_pdf(["text"])[:200])
+    code, out, err = cli("tag", tmp_path, "-m", models["tag"])
+    assert code == 3
+    assert [row["page"] for row in rows_of(out) if row["text"] == NAME] == [2]
+    assert "scan.pdf: PDF of 2 pages without text (scanned pages need OCR first)" in err
+    assert "torn.pdf: damaged PDF (" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("tag", "-m", "tag", "--ignore", "CITY"), 1, "Labels to leave out must be among B-PER, I-PER, O, PER."),
+        (("tag", "-m", "tag", "--strategy", "best"), 1, "aggregation_strategy must be one of none, simple"),
+        (("classify",), 2, "give a model, or labels by --label"),
+        (("classify", "-l", "a", "-l", "b", "--windows"), 2, "labels in words have one score a document"),
+        (("classify", "-l", "a", "-l", "b", "--stride", "3"), 1, "Zero-shot classification knows no stride"),
+        (("classify", "-l", "a", "-k", "0"), 1, "top_k must be at least 1. Received: top_k=0"),
+    ],
+)  # fmt: skip
+def test_errors_are_machine_readable(
+    cli: Any, models: dict[str, Path], tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "a.txt").write_text("open")
+    words = [
+        models[word] if before == "-m" else word for before, word in zip(("", *arguments), arguments, strict=False)
+    ]
+    actual, out, err = cli(words[0], tmp_path / "a.txt", *words[1:], "--json")
+    assert (actual, out) == (code, "")
+    assert message in json.loads(err)["error"]["message"]

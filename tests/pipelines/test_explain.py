@@ -177,6 +177,33 @@ def test_command(tmp_path: Path, folders: dict[str, Path], capsys: pytest.Captur
     assert "encoder&#x27;s attention" in (tmp_path / "t.html").read_text()
 
 
+def test_a_query_shows_what_matches_it(minilm_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradient times input is the derivative of the cosine of the means."""
+    text, query = "Rice is cooked. Log files are rotated at midnight.", "when do logs rotate?"
+    extract = pipeline("feature-extraction", minilm_dir)
+    found = explain(extract, text, query=query)
+    model = extract.model.model.double()
+    wanted = model(ids_of(extract, query)).last_hidden_state.mean(dim=1)
+    embeds = model.get_input_embeddings()(ids_of(extract, text)).detach()
+    token = int(np.abs(found.gradient).argmax())
+    scores = []
+    for factor in (1 - 1e-4, 1 + 1e-4):
+        scaled = embeds.clone()
+        scaled[0, 1 + token] *= factor
+        states = model(inputs_embeds=scaled).last_hidden_state.mean(dim=1)
+        scores.append(torch.cosine_similarity(states, wanted).item())
+    assert (scores[1] - scores[0]) / 2e-4 == pytest.approx(found.gradient[token], rel=2e-3)
+    (tmp_path / "a.txt").write_text(text)
+    arguments = ["explain", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.html")]
+    assert run(app, [*arguments, "--query", "logs", "--json"]) == 0
+    assert '"windows": 1' in capsys.readouterr().out
+    assert run(app, [*arguments, "--overwrite"]) == 2
+    assert "give a model, or a query" in capsys.readouterr().err
+    with pytest.raises(InputError, match="A query needs task='feature-extraction'. Received: task='fill-mask'"):
+        explain(pipeline("fill-mask", make_task_model(tmp_path / "m", "fill-mask", "wordpiece", minilm_dir)), "a",
+                query="b")  # fmt: skip
+
+
 def test_errors(tmp_path: Path, folders: dict[str, Path], minilm_dir: Path) -> None:
     with pytest.raises(InputError, match="explain needs framework='torch'. Received: framework='flax'"):
         explain(pipeline("text-classification", folders["bert"], framework="flax"), "text")

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Quiet
-from longspan.cli.task_options import MaxLength, Overwrite, TaskModelName
+from longspan.cli.options import Device, Dtype, Json, Model, Quiet
+from longspan.cli.task_options import MaxLength, Overwrite
 
 EPILOG = """[bold]Examples[/bold]
 
   longspan explain letter.txt --model ./my-longformer --output letter.html
 
   longspan explain contract.pdf -m ./my-qa --question "When does it end?" -o contract.html
+
+  longspan explain notes.md --query "what is still to be done" -o notes.html
 """
 
 
 def explain(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A document: txt, md, html, pdf and other text.")],
-    model: TaskModelName,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="PAGE", help="The .html file to write.")],
+    model: Model = None,
     task: Annotated[str | None, typer.Option(help="The task; default what the model is for.")] = None,
     question: Annotated[str | None, typer.Option("--question", "-Q", help="Question, for question answering.")] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", help="Show what matches this, by an embedding model; default the packaged.")
+    ] = None,
     max_length: MaxLength = None,
     device: Device = None,
     dtype: Dtype = "float32",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page that shows what a model looks at in a document, token by token.
 
@@ -40,6 +47,7 @@ def explain(
     from longspan.documents.readers import read_documents
     from longspan.documents.walk import find_files
     from longspan.errors import InputError
+    from longspan.pipelines.default_model import default_model_folder
     from longspan.pipelines.explain import explain as look
     from longspan.pipelines.explain_page import write_page
     from longspan.pipelines.pipeline import pipeline
@@ -50,9 +58,15 @@ def explain(
     document = next(read_documents(found.files[0]), None) if found.files else found.problems[0]
     if document is None or isinstance(document, Problem):
         raise InputError(f"A document must be readable. Received: {document or path}")
-    run = pipeline(task, model, device=device, dtype=dtype)
+    if model is None and query is None:
+        raise typer.BadParameter("give a model, or a query for the packaged one", param_hint="--model")
+    name = str(default_model_folder()) if model is None else model
+    run = pipeline(task if query is None else "feature-extraction", name, device=device, dtype=dtype)
     item: Any = document.text if question is None else {"question": question, "context": document.text}
-    explanation = look(run, item, max_length=max_length)
+    explanation = look(run, item, query=query, max_length=max_length)
     write_page(explanation, output)
-    if not quiet:
-        typer.echo(f"{output}: {len(explanation.starts):,} tokens, {explanation.num_windows:,} windows")
+    found = {"output": str(output), "tokens": len(explanation.starts), "windows": explanation.num_windows}
+    if as_json:
+        typer.echo(json.dumps(found))
+    elif not quiet:
+        typer.echo(f"{output}: {found['tokens']:,} tokens, {found['windows']:,} windows")

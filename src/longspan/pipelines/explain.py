@@ -78,16 +78,18 @@ class _Reading:
     score: Callable[[Any], Tensor]
 
 
-def explain(pipeline: Any, item: Any, **settings: Any) -> Explanation:
+def explain(pipeline: Any, item: Any, *, query: str | None = None, **settings: Any) -> Explanation:
     """Look at a document through a model.
 
     Gradient times input is taken of the score that the model is surest of: of its best label at each place, of the best
     start and end of an answer, of the next tokens that a language model expects, of the first token that an encoder and
-    decoder would write, or, without a head, of the squared length of its states.
+    decoder would write, or, without a head, of the squared length of its states. With `query` it is taken of the cosine
+    between the means of the states of the document's window and of the query: what in the document matches it.
 
     Args:
         pipeline: The task with its model, in PyTorch.
         item: An input of the pipeline; of a pair, the document is explained.
+        query: A text that the document is compared with, for feature extraction.
         **settings: Options of the pipeline for this call; tasks that write know `max_length` and `stride` here.
 
     Returns:
@@ -102,20 +104,30 @@ def explain(pipeline: Any, item: Any, **settings: Any) -> Explanation:
         raise InputError(f"explain needs a task that reads one document with one model. Received: {name}")
     if pipeline.framework != "torch":
         raise InputError(f"explain needs framework='torch'. Received: framework={pipeline.framework!r}")
+    if query is not None and pipeline.task != "feature-extraction":
+        raise InputError(f"A query needs task='feature-extraction'. Received: task={pipeline.task!r}")
     if isinstance(pipeline, GenerationPipeline):
         return _explain(_read_to_write(pipeline, item, **settings))
-    return _explain(_read(pipeline, item, settings))
+    return _explain(_read(pipeline, item, query, settings))
 
 
-def _read(pipeline: Pipeline, item: Any, settings: dict[str, Any]) -> _Reading:
+def _read(pipeline: Pipeline, item: Any, query: str | None, settings: dict[str, Any]) -> _Reading:
     model = pipeline.model.model  # type: ignore[attr-defined]
     device = next(model.parameters()).device
 
     def inputs(row: Any) -> dict[str, Tensor]:
         return {name: torch.from_numpy(array).to(device) for name, array in pipeline.stack_row(row).items()}
 
-    job = pipeline.prepare(item, pipeline.options.updated(settings, pipeline.task))
-    return _Reading(model, pipeline.task, job, inputs, _surest)
+    options = pipeline.options.updated(settings, pipeline.task)
+    job, score = pipeline.prepare(item, options), _surest
+    if query is not None:
+        with torch.no_grad():
+            wanted: Tensor = model(**inputs(pipeline.prepare(query, options).rows[0]))[0].mean(dim=1)
+
+        def score(output: Any) -> Tensor:
+            return torch.cosine_similarity(output[0].mean(dim=1), wanted).sum()
+
+    return _Reading(model, pipeline.task, job, inputs, score)
 
 
 def _read_to_write(

@@ -85,10 +85,20 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
         settings["max_input_length"] = settings.pop("max_length")
     run = pipeline(task.task, **model, **settings)
     if not isinstance(run, GenerationPipeline):
+        if "ignore_labels" in settings:
+            _check_labels(settings["ignore_labels"], run.model.config.id2label)
         return task, run
     digest = hashlib.blake2b(digest_size=16)
     add_checkpoint(digest, Source(model["model"]), run.tokenizer.backend_tokenizer)
     return task, TextRun(run, digest.hexdigest(), settings, _listed)
+
+
+def _check_labels(asked: Iterable[str], id2label: dict[int, str]) -> None:
+    """Raise `InputError` for a label that no token can get, with or without its `B-` or `I-`."""
+    known = {"O", *id2label.values(), *(label.removeprefix("B-").removeprefix("I-") for label in id2label.values())}
+    unknown = [label for label in asked if label not in known]
+    if unknown:
+        raise InputError(f"Labels to leave out must be among {', '.join(sorted(known))}. Received: {unknown[0]}")
 
 
 def _open_zero_shot(model: dict[str, Any], settings: dict[str, Any]) -> TextRun:
