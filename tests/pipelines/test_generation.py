@@ -94,6 +94,25 @@ def test_text_generation(causal: Path) -> None:
         assert ours(prompt) == reference("text-generation", causal, prompt, add_special_tokens=False, **settings)
 
 
+def test_options_of_writing(causal: Path, seq2seq: Path) -> None:
+    write = pipeline("text2text-generation", seq2seq, max_new_tokens=8, num_beams=1)
+    ids = write(TEXTS[0], return_tensors=True)[0]["generated_token_ids"]
+    theirs = reference("text2text-generation", seq2seq, TEXTS[0], max_new_tokens=8, num_beams=1, return_tensors=True)
+    assert ids == theirs[0]["generated_token_ids"].tolist()[1:], "the reference's begin with the start token"
+    stop = write.tokenizer.convert_ids_to_tokens(ids[0]).replace("▁", " ")
+    assert write(TEXTS[0], stop_sequence=stop, return_tensors=True)[0]["generated_token_ids"] == ids[:1]
+    assert write("Lovelace", prefix="Ada ") == write("Ada Lovelace")
+    long = " ".join(TEXTS * 10)
+    assert write(long, truncation=True) == write(long, on_long="truncate")
+    assert write(long, truncation=True) == reference(
+        "text2text-generation", seq2seq, long, truncation=True, max_new_tokens=8, num_beams=1
+    )
+    go_on = pipeline("text-generation", causal, max_new_tokens=4)
+    settings = {"max_new_tokens": 4, "do_sample": False, "return_tensors": True, "add_special_tokens": False}
+    assert go_on(TEXTS[0], return_tensors=True) == reference("text-generation", causal, TEXTS[0], **settings)
+    assert go_on("program", prefix="The ", return_full_text=False) == go_on("The program", return_full_text=False)
+
+
 def test_errors(causal: Path, seq2seq: Path) -> None:
     with pytest.raises(InputError, match="Models of torch and flax write text; .*Received: framework='keras'"):
         pipeline("text-generation", causal, framework="tf")
