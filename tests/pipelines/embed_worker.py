@@ -58,6 +58,11 @@ def was_killed(child: int, delay: float) -> bool:
     return True
 
 
+def is_finished(output: Path) -> bool:
+    """True if nothing was left to do but to end the process. The folder of an index is there from the start."""
+    return output.is_file() and not output.with_name(f".{output.name}.work").exists()
+
+
 def main() -> None:
     """Kill runs, then let one finish."""
     kills, folder, name, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
@@ -71,7 +76,8 @@ def main() -> None:
     output = folder / "killed" / name
     killed = early = 0
     while killed < kills:
-        if was_killed(start(arguments, output), draw.uniform(0, duration)):
+        had_work = was_killed(start(arguments, output), draw.uniform(0, duration))
+        if had_work and not is_finished(output):
             killed += 1
         else:
             output.parent.rename(folder / f"early-{early}")
