@@ -197,6 +197,9 @@ def test_a_query_shows_what_matches_it(minilm_dir: Path, tmp_path: Path, capsys:
     arguments = ["explain", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.html")]
     assert run(app, [*arguments, "--query", "logs", "--json"]) == 0
     assert '"windows": 1' in capsys.readouterr().out
+    page = (tmp_path / "a.html").read_text()
+    assert '<select id="what"><option>gradient × input</option><option>attention received' in page
+    assert "What matches: &#x27;logs&#x27;." in page
     assert run(app, [*arguments, "--overwrite"]) == 2
     assert "give a model, or a query" in capsys.readouterr().err
     with pytest.raises(InputError, match="A query needs task='feature-extraction'. Received: task='fill-mask'"):

@@ -65,8 +65,8 @@ def explain(
     item: Any = document.text if question is None else {"question": question, "context": document.text}
     explanation = look(run, item, query=query, max_length=max_length)
     write_page(explanation, output)
-    found = {"output": str(output), "tokens": len(explanation.starts), "windows": explanation.num_windows}
+    seen = {"output": str(output), "tokens": len(explanation.starts), "windows": explanation.num_windows}
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(seen))
     elif not quiet:
-        typer.echo(f"{output}: {found['tokens']:,} tokens, {found['windows']:,} windows")
+        typer.echo(f"{output}: {seen['tokens']:,} tokens, {seen['windows']:,} windows")

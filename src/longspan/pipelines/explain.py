@@ -6,7 +6,7 @@ Axes: L layers, A heads, S tokens of a row, T tokens of the document, N links of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class Explanation:
         task: The task.
         num_windows: Windows that the document was read in.
         note: What the maps of this family show.
+        query: The text that the document was compared with, or nothing.
     """
 
     text: str
@@ -65,6 +66,7 @@ class Explanation:
     task: str
     num_windows: int
     note: str
+    query: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ def explain(pipeline: Any, item: Any, *, query: str | None = None, **settings: A
         raise InputError(f"A query needs task='feature-extraction'. Received: task={pipeline.task!r}")
     if isinstance(pipeline, GenerationPipeline):
         return _explain(_read_to_write(pipeline, item, **settings))
-    return _explain(_read(pipeline, item, query, settings))
+    return replace(_explain(_read(pipeline, item, query, settings)), query=query or "")
 
 
 def _read(pipeline: Pipeline, item: Any, query: str | None, settings: dict[str, Any]) -> _Reading:

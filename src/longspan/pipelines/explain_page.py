@@ -16,6 +16,7 @@ from longspan.search.shards import atomic_write
 
 Floats = npt.NDArray[np.float32]
 _LINKS = "attention of the chosen token"
+_GRADIENT = "gradient × input"
 
 _STYLE = """
 :root{color-scheme:light}
@@ -132,16 +133,18 @@ def page_of(explanation: Explanation) -> str:
         "maps": {
             "attention received": _packed(received, signed=bool((received < 0).any())),
             f"attention of the {explanation.anchor} token": _packed(anchored, signed=bool((anchored < 0).any())),
-            "gradient × input": _packed(explanation.gradient[None, None], signed=True),
+            _GRADIENT: _packed(explanation.gradient[None, None], signed=True),
         },
         "links": _packed_links(explanation),
     }
     content = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    choices = "".join(f"<option>{html.escape(name)}</option>" for name in (*data["maps"], _LINKS))
+    names = sorted(data["maps"], key=lambda name: explanation.query == "" or name != _GRADIENT)  # a query: that first
+    choices = "".join(f"<option>{html.escape(name)}</option>" for name in (*names, _LINKS))
     title = html.escape(f"{explanation.model}, {explanation.task}")
     num_windows = explanation.num_windows
     count = f"{len(explanation.starts):,} tokens, {num_windows} {'window' if num_windows == 1 else 'windows'}"
-    note = html.escape(f"{explanation.note} Click a token to see what it looks at most.".strip())
+    asked = f"What matches: {explanation.query!r}." if explanation.query else explanation.note
+    note = html.escape(f"{asked} Click a token to see what it looks at most.".strip())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>
 <body><header><h1>{title} — {count}</h1>
