@@ -25,6 +25,7 @@ from longspan.nn.keras.layers import linear
 from longspan.nn.keras.masks import expand_head_mask
 from longspan.nn.keras.outputs import KeyValues, TFBaseModelOutputWithPoolingAndCrossAttentions, resolve
 from longspan.nn.keras.resizing import replace_layer
+from longspan.nn.keras.runtime import after
 from longspan.ops.keras import Tensor
 
 
@@ -166,8 +167,10 @@ class TFBertModel(TFBertPreTrainedModel):
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
         past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
-        self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values)
-        self._check_positions(shape[1], past_length, position_ids)
+        assertions = [
+            *self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values),
+            *self._check_positions(shape[1], past_length, position_ids),
+        ]
         plan = make_plan(
             config,
             shape=shape,
@@ -178,8 +181,10 @@ class TFBertModel(TFBertPreTrainedModel):
             needs_weights=resolve(output_attentions, config.output_attentions),
             padding_states=padding_states,
         )
+        with after(assertions):
+            embedded = self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training)
         last_hidden_state, hidden, attentions, cross_attentions, presents = self.encoder(
-            self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training),
+            embedded,
             plan=plan,
             head_mask=expand_head_mask(
                 head_mask, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads
@@ -207,13 +212,15 @@ class TFBertModel(TFBertPreTrainedModel):
         token_type_ids: Tensor | None,
         encoder_hidden_states: Tensor | None,
         past_key_values: KeyValues | None,
-    ) -> None:
-        config = self.config
+    ) -> list[Any]:
+        config, assertions = self.config, []
         if input_ids is not None:
-            check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
+            assertions += check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
         if token_type_ids is not None:
             check_shape(token_type_ids, shape, name="token_type_ids", axes="(batch, tokens)")
-            check_ids(token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size")
+            assertions += check_ids(
+                token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size"
+            )
         if past_key_values is not None and not config.is_decoder:
             raise InputError("past_key_values needs a decoder: config.is_decoder=True. Received: is_decoder=False")
         if past_key_values is not None and len(past_key_values) != config.num_hidden_layers:
@@ -227,14 +234,14 @@ class TFBertModel(TFBertPreTrainedModel):
                 f"config.add_cross_attention=True. Received: is_decoder={config.is_decoder}, "
                 f"add_cross_attention={config.add_cross_attention}"
             )
+        return assertions
 
-    def _check_positions(self, length: Size, past_length: Size, position_ids: Tensor | None) -> None:
+    def _check_positions(self, length: Size, past_length: Size, position_ids: Tensor | None) -> list[Any]:
         limit = self.config.max_position_embeddings
         if position_ids is None:
-            check_length(past_length + length, limit)
-        else:
-            check_ids(position_ids, limit, name="position_ids", limit_name="max_position_embeddings")
-            check_length(length, limit)
+            return check_length(past_length + length, limit)
+        places = check_ids(position_ids, limit, name="position_ids", limit_name="max_position_embeddings")
+        return places + check_length(length, limit)
 
     def _embed(
         self,

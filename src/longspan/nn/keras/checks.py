@@ -33,8 +33,11 @@ def static_shape(tensor: Tensor) -> tuple[int | None, ...]:
     return tuple(tensor.shape)
 
 
-def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> None:
+def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> list[Any]:
     """Check that all ids lie in [0, limit).
+
+    Returns:
+        The assertion of a graph that is being traced, for `longspan.nn.keras.runtime.after`; else nothing.
 
     Raises:
         InputError: naming the range, the offending value and its place.
@@ -47,7 +50,8 @@ def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> None:
             place = tuple(wrong[0].tolist())
             raise InputError(f"{rule}. Received: {values[place]} at position {place}")
     elif in_graph(ids) and not is_compiled_by_xla():
-        assert_in_graph(ops.all(ops.logical_and(ids >= 0, ids < limit)), rule)
+        return [assert_in_graph(ops.all(ops.logical_and(ids >= 0, ids < limit)), rule)]
+    return []
 
 
 def check_shape(tensor: Tensor | None, expected: Sequence[Size], *, name: str, axes: str) -> None:
@@ -91,8 +95,11 @@ def input_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple
     return shape[0], shape[1]
 
 
-def check_length(length: Size, limit: int, *, limit_name: str = "max_position_embeddings") -> None:
+def check_length(length: Size, limit: int, *, limit_name: str = "max_position_embeddings") -> list[Any]:
     """Check that a sequence fits the positions of a model.
+
+    Returns:
+        As `check_ids`.
 
     Raises:
         InputError: naming the length, the limit and what to do.
@@ -103,9 +110,10 @@ def check_length(length: Size, limit: int, *, limit_name: str = "max_position_em
         "(return_overflowing_tokens=True, stride=...), or use a model with more positions"
     )
     if is_symbolic() and not is_tensorflow():
-        return  # Keras tries a made-up length
+        return []  # Keras tries a made-up length
     if isinstance(length, int):
         if length > limit:
             raise InputError(f"{rule}. Received: {length} tokens. {advice}")
     elif in_graph(length) and not is_compiled_by_xla():
-        assert_in_graph(length <= limit, f"{rule}. {advice}")
+        return [assert_in_graph(length <= limit, f"{rule}. {advice}")]
+    return []

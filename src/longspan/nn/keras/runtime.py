@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import keras
@@ -68,8 +70,22 @@ def runs_on_cpu() -> bool:
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
 
 
-def assert_in_graph(condition: Any, message: str) -> None:
-    """Stop a TensorFlow graph with `InvalidArgumentError` and this message unless a boolean tensor is true."""
+def assert_in_graph(condition: Any, message: str) -> Any:
+    """Stop a TensorFlow graph with `InvalidArgumentError` and this message unless a boolean tensor is true.
+
+    Returns:
+        The assertion, for `after`: operations that do not wait for it may fail first, in words of their own.
+    """
     import tensorflow as tf
 
-    tf.debugging.Assert(condition, [message])
+    return tf.debugging.Assert(condition, [message])
+
+
+def after(assertions: Sequence[Any]) -> AbstractContextManager[Any]:
+    """A context whose operations run when these assertions of a TensorFlow graph have held."""
+    if not assertions:
+        return nullcontext()
+    import tensorflow as tf
+
+    dependencies: AbstractContextManager[Any] = tf.control_dependencies(assertions)
+    return dependencies
