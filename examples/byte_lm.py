@@ -15,6 +15,7 @@ import sysconfig
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor
 
 import longspan
 
+FAMILIES = ("mega", "diffllama")
 ORDER = 5
 EVALUATED = 256  # windows of the held-out text
-PROMPT = b"def read_lines(path):\n"
+PROMPT, WRITTEN = 160, 240  # bytes of held-out text that a sample goes on from, and bytes that it adds
 
 
 def library_bytes(limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,22 +168,54 @@ def evaluate(model: torch.nn.Module, text: np.ndarray, *, length: int) -> float:
     return float(torch.stack(losses).mean()) / math.log(2)
 
 
+@torch.no_grad()
+def write_sample(model: Any, text: np.ndarray, *, length: int) -> dict[str, str]:
+    """What a model writes behind some held-out text, which begins where a function does."""
+    model.eval()
+    start = text.tobytes().index(b"\ndef ", len(text) // 2) + 1
+    prompt = text[start : start + min(PROMPT, length // 2)]
+    torch.manual_seed(0)
+    rows = model.generate(
+        torch.from_numpy(prompt.astype(np.int64))[None],
+        max_new_tokens=min(WRITTEN, length - len(prompt)),
+        do_sample=True,
+        temperature=0.4,
+        eos_token_id=None,
+    )
+    written = bytes(rows[0, len(prompt) :].tolist())
+    return {"prompt": prompt.tobytes().decode("utf-8", "replace"), "written": written.decode("utf-8", "replace")}
+
+
+def earlier_results(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a file of results says of the families, if they learnt with these settings."""
+    if path is None or not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = all(found.get(name) == value for name, value in settings.items())
+    return {family: found[family] for family in FAMILIES if same and family in found}
+
+
 def main() -> None:
     """Count, train, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--families", nargs="+", default=["mega", "diffllama"], choices=["mega", "diffllama"])
+    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES)
     parser.add_argument("--steps", type=int, default=1800, help="steps of the optimiser")
     parser.add_argument("--batch", type=int, default=4, help="windows of a step")
     parser.add_argument("--length", type=int, default=512, help="bytes of a window")
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--bytes", type=int, default=4_000_000, help="most bytes of training text")
-    parser.add_argument("--output", type=Path, help="file for the results, JSON")
+    parser.add_argument("--output", type=Path, help="file for the results, JSON; other families stay in it")
     options = parser.parse_args()
     text, held_out = library_bytes(options.bytes)
     baseline = NGramModel(text).bits_per_byte(held_out)
     print(f"{len(text):,} bytes to learn, {len(held_out):,} held out; {ORDER}-grams: {baseline:.3f} bits per byte")
-    results = {"train_bytes": len(text), "held_out_bytes": len(held_out), "five_gram_bits_per_byte": round(baseline, 3)}
+    results: dict[str, Any] = {
+        "train_bytes": len(text),
+        "held_out_bytes": len(held_out),
+        "five_gram_bits_per_byte": round(baseline, 3),
+    }
     results |= {"steps": options.steps, "batch": options.batch, "length": options.length}
+    results |= earlier_results(options.output, results)
     for family in options.families:
         torch.manual_seed(0)
         model = make_model(family, options.length)
@@ -192,7 +226,14 @@ def main() -> None:
         seconds = time.perf_counter() - start
         bits = evaluate(model, held_out, length=options.length)
         print(f"{family}: {bits:.3f} bits per byte on held-out files after {seconds:.0f} s")
-        results[family] = {"parameters": size, "seconds": round(seconds), "bits_per_byte": round(bits, 3)}
+        sample = write_sample(model, held_out, length=options.length)
+        print(f"{sample['prompt']}|{sample['written']}")
+        results[family] = {
+            "parameters": size,
+            "seconds": round(seconds),
+            "bits_per_byte": round(bits, 3),
+            "sample": sample,
+        }
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

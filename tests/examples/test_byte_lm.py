@@ -41,11 +41,19 @@ def test_probabilities_sum_to_one():
 def test_a_few_steps_learn(family, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(byte_lm, "EVALUATED", 4)
     output = tmp_path / "results.json"
+    other = {"mega": "diffllama", "diffllama": "mega"}[family]
+    output.write_text(json.dumps({"train_bytes": 50000, "steps": 12, other: "of other settings"}))
     words = ["byte_lm", "--families", family, "--steps", "12", "--batch", "4", "--length", "64", "--bytes", "50000"]
     monkeypatch.setattr(sys, "argv", [*words, "--output", str(output)])
     byte_lm.main()
     results = json.loads(output.read_text())
     assert results["train_bytes"] == 50000
+    assert other not in results
     assert results[family]["bits_per_byte"] < 6  # 8 before training
     assert 1_200_000 < results[family]["parameters"] < 1_400_000
+    assert results[family]["sample"]["prompt"].startswith("def ")
+    assert results[family]["sample"]["written"]
     assert "5-grams" in capsys.readouterr().out
+    settings = {name: value for name, value in results.items() if name != family}
+    assert byte_lm.earlier_results(output, settings) == {family: results[family]}
+    assert byte_lm.earlier_results(output, {**settings, "steps": 13}) == {}
