@@ -1,10 +1,11 @@
 """Train a LongT5 from scratch to write the one-line docstring of a Python function from its source.
 
 The functions are those of the Python library and of the packages that are installed beside PyTorch; whole packages are
-held out. The model learns for some minutes on two cores, and the figure is ROUGE-L on held-out functions, beside two
-baselines: the first line of the source, and the words of the function's name.
+held out. The model first learns to repeat the function's name, since what to say stands in the source and looking there
+is the hardest to learn, then to write summaries. It learns for some minutes on two cores, and the figure is ROUGE-L on
+held-out functions, beside two baselines: the first line of the source, and the words of the function's name.
 
-    python examples/docstrings_longt5.py [--minutes 12] [--output results.json]
+    python examples/docstrings_longt5.py [--minutes 8] [--output results.json]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sysconfig
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class Examples:
 
 def make_model(vocabulary: int, width: int) -> longspan.LongT5ForConditionalGeneration:
     """A small LongT5 with transient-global attention and shared embeddings."""
-    return longspan.LongT5ForConditionalGeneration(
+    model = longspan.LongT5ForConditionalGeneration(
         longspan.LongT5Config(
             vocab_size=vocabulary,
             d_model=width,
@@ -189,6 +190,12 @@ def make_model(vocabulary: int, width: int) -> longspan.LongT5ForConditionalGene
             decoder_start_token_id=PAD,
         )
     )
+    # cross-attention begins by passing on what it looks at: words of the source are likely before anything is learnt
+    for block in model.decoder.block:
+        attention = block.layer[1].EncDecAttention
+        for projection in (attention.v, attention.o):
+            torch.nn.init.eye_(projection.weight)
+    return model
 
 
 def loss_of(model: Any, sources: Tensor, summaries: Tensor) -> Tensor:
@@ -283,14 +290,15 @@ def evaluate(model: Any, tokenizer: Tokenizer, functions: Sequence[Function], op
 def main() -> None:
     """Collect, train, write, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=12.0, help="time to learn")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time to learn")
+    parser.add_argument("--practice", type=float, default=0.3, help="share of the time in which names are repeated")
     parser.add_argument("--steps", type=int, default=100_000, help="most steps of the optimiser")
-    parser.add_argument("--batch", type=int, default=16, help="functions of a step")
-    parser.add_argument("--length", type=int, default=80, help="most tokens of a source")
+    parser.add_argument("--batch", type=int, default=32, help="functions of a step")
+    parser.add_argument("--length", type=int, default=48, help="most tokens of a source")
     parser.add_argument("--target", type=int, default=24, help="most tokens of a summary")
     parser.add_argument("--width", type=int, default=128, help="width of the model")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the tokenizer")
-    parser.add_argument("--rate", type=float, default=5e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--functions", type=int, default=20_000, help="most functions to learn from")
     parser.add_argument("--per-package", type=int, default=800, help="most functions of one package")
     parser.add_argument("--evaluated", type=int, default=500, help="held-out functions")
@@ -307,16 +315,23 @@ def main() -> None:
     size = sum(parameter.numel() for parameter in model.parameters())
     examples = Examples.of(known, tokenizer, length=options.length, target=options.target)
     print(f"LongT5: {size:,} parameters, {tokenizer.get_vocab_size()} tokens")
-    start = time.perf_counter()
-    steps, loss = train(
-        model, examples, seconds=60 * options.minutes, steps=options.steps, batch=options.batch, rate=options.rate
+    names_only = Examples.of(
+        [replace(function, summary=function.name) for function in known],
+        tokenizer,
+        length=options.length,
+        target=options.target,
     )
+    start, seconds = time.perf_counter(), 60 * options.minutes
+    settings = {"steps": options.steps, "batch": options.batch, "rate": options.rate}
+    practised, _ = train(model, names_only, seconds=options.practice * seconds, **settings)
+    steps, loss = train(model, examples, seconds=(1 - options.practice) * seconds, **settings)
     results: dict[str, Any] = {
         "train_functions": len(known),
         "held_out_functions": len(held_out),
         "held_out_packages": names,
         "parameters": size,
         "seconds": round(time.perf_counter() - start),
+        "practice_steps": practised,
         "steps": steps,
         "loss": round(loss, 3),
         **{name: getattr(options, name) for name in ("batch", "length", "width", "vocabulary", "rate", "beams")},
