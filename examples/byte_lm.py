@@ -27,6 +27,7 @@ FAMILIES = ("mega", "diffllama")
 ORDER = 5
 EVALUATED = 256  # windows of the held-out text
 PROMPT, WRITTEN = 160, 240  # bytes of held-out text that a sample goes on from, and bytes that it adds
+SAMPLES = 4
 
 
 def library_bytes(limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,21 +170,26 @@ def evaluate(model: torch.nn.Module, text: np.ndarray, *, length: int) -> float:
 
 
 @torch.no_grad()
-def write_sample(model: Any, text: np.ndarray, *, length: int) -> dict[str, str]:
-    """What a model writes behind some held-out text, which begins where a function does."""
+def write_samples(model: Any, text: np.ndarray, *, length: int) -> list[dict[str, str]]:
+    """What a model writes behind some beginnings of functions in held-out text."""
     model.eval()
-    start = text.tobytes().index(b"\ndef ", len(text) // 2) + 1
-    prompt = text[start : start + min(PROMPT, length // 2)]
     torch.manual_seed(0)
-    rows = model.generate(
-        torch.from_numpy(prompt.astype(np.int64))[None],
-        max_new_tokens=min(WRITTEN, length - len(prompt)),
-        do_sample=True,
-        temperature=0.4,
-        eos_token_id=None,
-    )
-    written = bytes(rows[0, len(prompt) :].tolist())
-    return {"prompt": prompt.tobytes().decode("utf-8", "replace"), "written": written.decode("utf-8", "replace")}
+    samples = []
+    for part in range(1, SAMPLES + 1):
+        start = text.tobytes().index(b"\ndef ", len(text) * part // (SAMPLES + 1)) + 1
+        prompt = text[start : start + min(PROMPT, length // 2)]
+        rows = model.generate(
+            torch.from_numpy(prompt.astype(np.int64))[None],
+            max_new_tokens=min(WRITTEN, length - len(prompt)),
+            do_sample=True,
+            temperature=0.7,
+            eos_token_id=None,
+        )
+        written = bytes(rows[0, len(prompt) :].tolist())
+        samples.append(
+            {"prompt": prompt.tobytes().decode("utf-8", "replace"), "written": written.decode("utf-8", "replace")}
+        )
+    return samples
 
 
 def earlier_results(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
@@ -226,13 +232,14 @@ def main() -> None:
         seconds = time.perf_counter() - start
         bits = evaluate(model, held_out, length=options.length)
         print(f"{family}: {bits:.3f} bits per byte on held-out files after {seconds:.0f} s")
-        sample = write_sample(model, held_out, length=options.length)
-        print(f"{sample['prompt']}|{sample['written']}")
+        samples = write_samples(model, held_out, length=options.length)
+        for sample in samples:
+            print(f"--- {sample['prompt']}|{sample['written']}")
         results[family] = {
             "parameters": size,
             "seconds": round(seconds),
             "bits_per_byte": round(bits, 3),
-            "sample": sample,
+            "samples": samples,
         }
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

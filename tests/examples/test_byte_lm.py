@@ -51,8 +51,9 @@ def test_a_few_steps_learn(family, tmp_path, monkeypatch, capsys):
     assert other not in results
     assert results[family]["bits_per_byte"] < 6  # 8 before training
     assert 1_200_000 < results[family]["parameters"] < 1_400_000
-    assert results[family]["sample"]["prompt"].startswith("def ")
-    assert results[family]["sample"]["written"]
+    assert len(results[family]["samples"]) == byte_lm.SAMPLES
+    assert all(sample["prompt"].startswith("def ") for sample in results[family]["samples"])
+    assert all(sample["written"] for sample in results[family]["samples"])
     assert "5-grams" in capsys.readouterr().out
     settings = {name: value for name, value in results.items() if name != family}
     assert byte_lm.earlier_results(output, settings) == {family: results[family]}
