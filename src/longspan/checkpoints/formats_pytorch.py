@@ -270,15 +270,15 @@ def _read_legacy(file: BlockFile) -> _Archive:
     """Read the format before PyTorch 1.6: five pickles (magic, protocol, system, object, storage keys), then bytes."""
     path = file.path
     parsed = _Archive()
-    with path.open("rb") as raw:
-        unpickler = parsed.unpickler(_Bounded(raw, file.size), path)  # type: ignore[arg-type]
+    with _Bounded(path, file.size) as stream:
+        unpickler = parsed.unpickler(stream, path)
         _check_magic(unpickler, path)
         protocol, system = unpickler.load(), unpickler.load()
         if protocol != _LEGACY_PROTOCOL or not system.get("little_endian", True):
             raise CheckpointError(f"{path} must hold little-endian numbers in protocol {_LEGACY_PROTOCOL}.")
         parsed.content = unpickler.load()
         keys = unpickler.load()
-        _place_storages(file, parsed, keys, raw.tell())
+        _place_storages(file, parsed, keys, stream.tell())
     return parsed
 
 
@@ -311,13 +311,13 @@ def _place_storages(file: BlockFile, parsed: _Archive, keys: Iterable[Any], posi
         raise CheckpointError(f"{file.path} is damaged: it has no bytes for storage {', '.join(lost)}.")
 
 
-class _Bounded:
-    """A stream that never reads beyond the end of its file, whatever length the file claims."""
+class _Bounded(io.BufferedReader):
+    """A file that makes no room for more bytes than it has, whatever length it claims."""
 
-    def __init__(self, raw: BinaryIO, size: int) -> None:
-        self._raw = raw
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(io.FileIO(path))
         self._size = size
-        self.readline, self.tell = raw.readline, raw.tell
 
-    def read(self, count: int) -> bytes:
-        return self._raw.read(max(0, min(count, self._size - self._raw.tell())))
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))

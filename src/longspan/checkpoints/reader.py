@@ -12,9 +12,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -226,7 +227,7 @@ class BlockFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file: BinaryIO = path.open("rb")
+        self._file: BufferedReader = path.open("rb")
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
@@ -278,7 +279,7 @@ class BlockFile:
             return os.preadv(self._file.fileno(), [view], offset)
         with self._lock:
             self._file.seek(offset)
-            return int(self._file.readinto(view) or 0)  # type: ignore[attr-defined]
+            return self._file.readinto(view)
 
     def _cut_short(self, needed: int) -> CheckpointError:
         return CheckpointError(
