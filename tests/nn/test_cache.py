@@ -250,3 +250,6 @@ class TestEncoderDecoderCache:
             EncoderDecoderCache.from_legacy_cache([(*pair(1), pair(1)[0])])
         with pytest.raises(InputError, match="a cache that can change its size. Received: StaticCache"):
             EncoderDecoderCache(StaticCache(CONFIG), DynamicCache()).crop(1)
+        for cache in (StaticCache(CONFIG), EncoderDecoderCache(DynamicCache(), StaticCache(CONFIG))):
+            with pytest.raises(InputError, match="a cache that can change its size. Received: StaticCache"):
+                cache.batch_repeat_interleave(2)

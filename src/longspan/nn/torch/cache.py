@@ -55,6 +55,14 @@ class Cache:
         """Take the rows `beam_idx` (B,) of the batch in that order, as beam search needs."""
         raise NotImplementedError
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch `repeats` times in place, keeping copies of one row together.
+
+        Raises:
+            InputError: If the cache cannot change its size.
+        """
+        raise _cannot_resize(self)
+
     def to_legacy_cache(self) -> LegacyCache:
         """Return the cache as nested tuples, one per layer."""
         return tuple(self)
@@ -358,7 +366,7 @@ class EncoderDecoderCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row of the batch `repeats` times, in both parts."""
         for cache in (self.self_attention_cache, self.cross_attention_cache):
-            self._dynamic(cache).batch_repeat_interleave(repeats)
+            cache.batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows `indices` of the batch, in that order, in both parts."""
@@ -375,8 +383,12 @@ class EncoderDecoderCache(Cache):
     @staticmethod
     def _dynamic(cache: Cache) -> DynamicCache:
         if not isinstance(cache, DynamicCache):
-            raise InputError(f"this needs a cache that can change its size. Received: {type(cache).__name__}")
+            raise _cannot_resize(cache)
         return cache
+
+
+def _cannot_resize(cache: Cache) -> InputError:
+    return InputError(f"this needs a cache that can change its size. Received: {type(cache).__name__}")
 
 
 def _check_pair(key: Tensor, value: Tensor, layer_index: int) -> None:
