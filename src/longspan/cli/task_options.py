@@ -119,7 +119,7 @@ def task_command(own: Callable[..., Asked]) -> Callable[..., None]:
 
     del command.__wrapped__
     keyword = inspect.Parameter.KEYWORD_ONLY
-    command.__signature__ = inspect.Signature([one.replace(kind=keyword) for one in parameters])  # type: ignore[attr-defined]
+    vars(command)["__signature__"] = inspect.Signature([one.replace(kind=keyword) for one in parameters])
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
 

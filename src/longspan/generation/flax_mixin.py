@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,7 +73,13 @@ class Lengths:
 
 
 class FlaxGenerationMixin(StoredGenerationConfig):
-    """Gives a Flax model with a language modelling head the method `generate`."""
+    """Gives a Flax model with a language modelling head the method `generate`.
+
+    The annotations name what it needs of the model.
+    """
+
+    params: Any
+    _fingerprint: Callable[[], tuple[str, bool]]
 
     def max_positions(self) -> int | None:
         """Tokens of a row at most, or None if the model has no limit."""
@@ -130,13 +136,13 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         numbers = {name: getattr(lengths, name) for name in ("prompt", "least", "greatest", "first")}
         with contextlib.nullcontext() if trace else jax.disable_jit():
             ids, end, scores = self._generation_program(
-                self.params if params is None else params,  # type: ignore[attr-defined]
+                self.params if params is None else params,
                 jax.random.PRNGKey(0) if prng_key is None else prng_key,
                 arrays,
                 {name: jnp.int32(number) for name, number in numbers.items()},
                 search=search,
                 room=lengths.room,
-                fingerprint=self._fingerprint(),  # type: ignore[attr-defined]
+                fingerprint=self._fingerprint(),
             )
         stop = lengths.first + lengths.greatest if is_traced(end) else int(end)
         ids = ids[:, lengths.first : stop]

@@ -66,11 +66,17 @@ class Callbacks:
 
 
 class GenerationMixin(StoredGenerationConfig):
-    """Gives a model with a language modelling head the method `generate`."""
+    """Gives a model with a language modelling head the method `generate`.
+
+    The annotations name what it needs of the model.
+    """
 
     #: several rows of one prompt read one copy of the encoder's states
     shares_source_between_rows: ClassVar[bool] = False
     device: torch.device
+    forward: Callable[..., Any]
+    #: only models with an encoder have it
+    get_encoder: Callable[[], Any]
 
     # -- what families differ in ------------------------------------------------------------------------------------
 
@@ -190,7 +196,7 @@ class GenerationMixin(StoredGenerationConfig):
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         """Tell settings from inputs of the model, and combine the settings."""
         own = {name: kwargs.pop(name) for name in list(kwargs) if GenerationConfig.is_setting(name)}
-        known = set(inspect.signature(self.forward).parameters) - _OWN_INPUTS  # type: ignore[attr-defined]
+        known = set(inspect.signature(self.forward).parameters) - _OWN_INPUTS
         unknown = {name: value for name, value in kwargs.items() if name not in known}
         for name in _ABSENT_ARGUMENTS:
             if unknown.get(name) is None:
@@ -270,7 +276,7 @@ class GenerationMixin(StoredGenerationConfig):
             mask = own_mask if mask is None else mask
         head_mask = given.pop("head_mask", None)
         if encoded is None:
-            encoded = self.get_encoder()(  # type: ignore[attr-defined]
+            encoded = self.get_encoder()(
                 input_ids=ids,
                 attention_mask=mask,
                 inputs_embeds=embeds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -267,9 +268,9 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         InputError: an id is not in the vocabulary (when the processor runs).
     """
 
-    def __init__(self, sequence_bias: dict[tuple[int, ...], float] | Sequence[Sequence[object]]) -> None:
+    def __init__(self, sequence_bias: dict[tuple[int, ...], float] | Sequence[Sequence[Any]]) -> None:
         pairs = sequence_bias.items() if isinstance(sequence_bias, dict) else sequence_bias
-        self.biases: dict[tuple[int, ...], float] = {tuple(ids): float(bias) for ids, bias in pairs}  # type: ignore[arg-type]
+        self.biases: dict[tuple[int, ...], float] = {tuple(ids): float(bias) for ids, bias in pairs}
         self._prepared: tuple[Tensor, list[tuple[Tensor, int, float]]] | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -79,22 +79,20 @@ def make_processors(
 
 def _repetition_rules(config: GenerationConfig, source: Tensor | None) -> list[LogitsProcessor]:
     rules: list[LogitsProcessor] = []
-    wants_source = config.encoder_repetition_penalty not in (None, 1.0) or config.encoder_no_repeat_ngram_size
-    if wants_source and source is None:
+    penalty, size = config.encoder_repetition_penalty, config.encoder_no_repeat_ngram_size
+    if source is None and (penalty not in (None, 1.0) or size):
         raise InputError(
             "encoder_repetition_penalty and encoder_no_repeat_ngram_size need the ids of the source. "
             "Received: a source without ids"
         )
-    if config.encoder_repetition_penalty not in (None, 1.0):
-        penalty = config.encoder_repetition_penalty
-        rules.append(processors.EncoderRepetitionPenaltyLogitsProcessor(penalty, source))  # type: ignore[arg-type]
+    if source is not None and penalty not in (None, 1.0):
+        rules.append(processors.EncoderRepetitionPenaltyLogitsProcessor(penalty, source))
     if config.repetition_penalty not in (None, 1.0):
         rules.append(processors.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.no_repeat_ngram_size:
         rules.append(processors.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.encoder_no_repeat_ngram_size:
-        size = config.encoder_no_repeat_ngram_size
-        rules.append(processors.EncoderNoRepeatNGramLogitsProcessor(size, source))  # type: ignore[arg-type]
+    if source is not None and size:
+        rules.append(processors.EncoderNoRepeatNGramLogitsProcessor(size, source))
     return rules
 
 

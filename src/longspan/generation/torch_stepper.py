@@ -158,7 +158,7 @@ class Stepper:
             return
         times, batch = self.rows, self.batch
         if self.cache is not None and int(self.cache.get_seq_length()) > 0:
-            self._own_cache().batch_repeat_interleave(times)  # type: ignore[attr-defined]
+            self._own_cache().batch_repeat_interleave(times)
         self.prompt = self.prompt.repeated(times)
         self.mask = None if self.mask is None else self.mask.repeat_interleave(times, dim=0)
         self.seen_ids = self.seen_ids.repeat_interleave(times, dim=0)
@@ -171,8 +171,9 @@ class Stepper:
     def _own_cache(self) -> Cache:
         """The part of the cache that differs between the rows of a prompt."""
         assert self.cache is not None
-        shared = isinstance(self.cache, EncoderDecoderCache) and self.model.shares_source_between_rows
-        return self.cache.self_attention_cache if shared else self.cache  # type: ignore[attr-defined]
+        if isinstance(self.cache, EncoderDecoderCache) and self.model.shares_source_between_rows:
+            return self.cache.self_attention_cache
+        return self.cache
 
     def reorder(self, rows: Tensor) -> None:
         """Go on with the rows (R,) in that order; each stays with its prompt."""
