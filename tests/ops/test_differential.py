@@ -146,6 +146,66 @@ def test_half_precision(implementation, kind, dtype):
         assert gradient_error(tensor.grad, expected) <= 2 * TOLERANCE[name]
 
 
+@pytest.mark.parametrize(("num_maps", "num_kv"), HEADS)
+@pytest.mark.usefixtures("small_blocks")
+def test_half_precision_with_any_number_of_key_value_heads(num_maps, num_kv):
+    case = Case("padded", num_maps=num_maps, num_kv=num_kv)
+    with torch.no_grad():
+        output = differential_attention(*case.tensors(torch.bfloat16), **case.options()).output
+    assert_close(output, case.expected()[0], "bfloat16")
+
+
+@pytest.fixture
+def shifts(monkeypatch):
+    """First rows of the blocks whose softmax is shifted by the maximum of each row."""
+    starts = []
+    shifted = differential_chunked._softmax_maps
+
+    def count(rows, columns, block, memory):
+        starts.append(block.rows.start)
+        return shifted(rows, columns, block, memory)
+
+    monkeypatch.setattr(differential_chunked, "_softmax_maps", count)
+    return starts
+
+
+@torch.no_grad()
+def attend_to_exact_scores(scores, *, dtype=torch.bfloat16):
+    """Two maps over one key head with these scores of six keys: output and definition."""
+    query = torch.ones(1, 2, 6, HEAD_DIM, dtype=dtype) / HEAD_DIM
+    key = scores[None, None, :, None].expand(1, 1, 6, HEAD_DIM).to(dtype)
+    value = torch.randn(1, 1, 6, HEAD_DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors = (query * torch.tensor([1.0, 0.5], dtype=dtype)[:, None, None], key, value)
+    wide = (tensor.double() for tensor in tensors)
+    lam = torch.tensor(0.4)
+    expected = differential_attention(*wide, lam.double(), scale=1.0, implementation="eager").output
+    return differential_attention(*tensors, lam, scale=1.0, implementation="chunked").output, expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "shifted"),
+    [
+        ([1.0, 2.0, -1.0, 0.5, 3.0, -2.0], []),
+        ([30.0, -30.0, 8.0, 0.0, 31.0, -31.0], []),
+        ([-200.0, -200.0, -201.0, -200.0, -201.0, -200.0], [0, 3]),  # all powers would be 0
+        ([300.0, 299.0, 300.0, -300.0, 0.0, 300.0], [0, 3]),  # all would be infinite
+        ([1.0, 2.0, -1.0, 200.0, 3.0, 198.0], [3]),
+    ],
+)
+@pytest.mark.usefixtures("small_blocks")
+def test_rows_are_shifted_by_their_maximum_where_powers_leave_the_range(scores, shifted, shifts):
+    output, expected = attend_to_exact_scores(torch.tensor(scores))
+    assert_close(output, expected.numpy(), "bfloat16")
+    assert shifts == shifted
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_dtypes_are_always_shifted(dtype, shifts):
+    output, expected = attend_to_exact_scores(torch.tensor([1.0, 2.0, -1.0, 0.5, 3.0, -2.0]), dtype=dtype)
+    assert_close(output, expected.numpy(), str(dtype).removeprefix("torch."))
+    assert shifts == [0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("small_blocks")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan.nn.torch.linear import Linear, activated_linear
+from longspan.nn.torch.linear import Linear, gated_linear
 from longspan.ops.torch import matmul as ops
 from longspan.ops.torch.matmul import linear, linear_silu, matmul
 
@@ -142,14 +142,38 @@ def test_linear_silu_has_a_gradient(fused):
 
 @torch.no_grad()
 def test_a_watched_or_replaced_layer_is_called(fused):
-    layer, x = Linear(64, 48), torch.randn(40, 64)
-    expected = F.silu(layer(x))
-    torch.testing.assert_close(activated_linear(layer, F.silu, x), expected)
+    layer, other, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
+    up = other(x)
+    expected = F.silu(layer(x)) * up
+    torch.testing.assert_close(gated_linear(layer, other, F.silu, x), expected)
     assert fused == [True]
     seen = []
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    torch.testing.assert_close(activated_linear(layer, F.silu, x), expected)
-    torch.testing.assert_close(activated_linear(torch.nn.Sequential(layer), F.silu, x), expected)
-    torch.testing.assert_close(activated_linear(layer, torch.tanh, x), layer(x).tanh())
+    torch.testing.assert_close(gated_linear(layer, other, F.silu, x), expected)
+    torch.testing.assert_close(gated_linear(torch.nn.Sequential(layer), other, F.silu, x), expected)
+    torch.testing.assert_close(gated_linear(layer, other, torch.tanh, x), layer(x).tanh() * up)
     assert len(seen) == 4
     assert fused == [True]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("watched", ["gate", "up"])
+def test_what_a_hook_saw_stays_as_it_was(watched):
+    layers = {"gate": Linear(64, 48), "up": Linear(64, 48)}
+    x, seen = torch.randn(40, 64), []
+    expected = layers[watched](x)
+    layers[watched].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    product = gated_linear(layers["gate"], layers["up"], lambda states: states, x)
+    assert torch.equal(seen[0], expected)
+    torch.testing.assert_close(product, F.linear(x, layers["gate"].weight, layers["gate"].bias) * layers["up"](x))
+
+
+def test_gradients_of_a_gated_product_equal_the_definition():
+    gate, up, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
+    gated_linear(gate, up, F.silu, x).square().sum().backward()
+    exact = [torch.nn.Linear(64, 48).double() for _ in range(2)]
+    for ours, theirs in zip((gate, up), exact, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    (F.silu(exact[0](x.double())) * exact[1](x.double())).square().sum().backward()
+    for ours, theirs in zip((gate, up), exact, strict=True):
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad.float(), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.torch_attention import AttentionPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.cache import Cache
-from longspan.nn.torch.linear import Linear, activated_linear
+from longspan.nn.torch.linear import Linear, gated_linear
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
@@ -197,8 +197,7 @@ class DiffLlamaMLP(nn.Module):
         return in_token_blocks(self._block, hidden_states, width=self.up_proj.out_features)
 
     def _block(self, hidden_states: Tensor) -> Tensor:
-        activated = activated_linear(self.gate_proj, self.activation, hidden_states)
-        return self.down_proj(activated * self.up_proj(hidden_states))
+        return self.down_proj(gated_linear(self.gate_proj, self.up_proj, self.activation, hidden_states))
 
 
 class DiffLlamaDecoderLayer(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
@@ -19,20 +20,23 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def activated_linear(layer: nn.Module, activation: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    """activation(layer(states)), by one kernel where the layer is plain and nobody looks at what it returns.
+def gated_linear(gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """activation(gate(states)) ∘ up(states) (Shazeer, 2020), in one tensor less where nobody looks at the parts.
 
     Args:
-        layer: A linear layer, or what an adapter put in its place.
+        gate: A linear layer, or what an adapter put in its place.
+        up: Likewise.
         activation: Function of single numbers.
         states: (..., in).
 
     Returns:
         (..., out).
     """
-    if activation is not F.silu or type(layer) is not Linear or _is_watched(layer):
-        return activation(layer(states))
-    return linear_silu(states, layer.weight, layer.bias)
+    if type(gate) is not Linear or _is_watched(gate):
+        return activation(gate(states)) * up(states)
+    fused = activation is F.silu
+    activated = linear_silu(states, gate.weight, gate.bias) if fused else activation(gate(states))
+    return activated * up(states) if torch.is_grad_enabled() else activated.mul_(up(states))
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -33,8 +33,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     flat = x.reshape(-1, width)
     normed = torch.empty_like(flat)
     size = max(BLOCK_ENTRIES // width, 1)
+    wide = torch.empty(min(size, flat.shape[0]), width, dtype=torch.promote_types(x.dtype, torch.float32))
     for rows, target in zip(flat.split(size), normed.split(size), strict=True):
-        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
+        block = wide[: rows.shape[0]].copy_(rows)
+        norms = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
         inverse = norms.square_().div_(width).add_(eps).rsqrt_()
-        target.copy_((rows * inverse).mul_(weight))
+        target.copy_(block.mul_(inverse).mul_(weight))
     return normed.view(x.shape)
