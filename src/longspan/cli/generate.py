@@ -9,21 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Framework, Json, Quiet
-from longspan.cli.task_options import (
-    EXIT_CODES,
-    Asked,
-    BatchTokens,
-    Exclude,
-    Include,
-    InputFormat,
-    Output,
-    Overwrite,
-    Resume,
-    Strict,
-    TaskCall,
-    TextField,
-)
+from longspan.cli.task_options import EXIT_CODES, Asked, MaxLength, TaskCall, call_command
 from longspan.errors import InputError
 
 GENERATE_EPILOG = f"""[bold]Examples[/bold]
@@ -48,7 +34,6 @@ SUMMARIZE_EPILOG = f"""[bold]Examples[/bold]
 {EXIT_CODES}"""
 
 _SEARCH = "How to choose words"
-_Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="Model directory or hub repository.")]
 _MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to write.")]
 _MinNewTokens = Annotated[int | None, typer.Option("--min-new-tokens", help="Fewest tokens to write.")]
 _MaxInput = Annotated[int | None, typer.Option("--max-input", help="Read only that many tokens of the input.")]
@@ -69,29 +54,16 @@ _Ngram = Annotated[
 ]
 
 
-_OnLong = Annotated[
-    str,
-    typer.Option(
-        help="Texts longer than the model: window (summarised part by part), truncate or error.",
-        rich_help_panel="Long documents",
-    ),
-]
-_MaxLength = Annotated[
-    int | None,
-    typer.Option(help="Most tokens of a window; default as the model says.", rich_help_panel="Long documents"),
-]
-
-
+@call_command(without=("on_long", "stride", "max_length"))
 def generate(
-    model: _Model,
+    call: TaskCall,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Text to continue; - reads it from stdin.")
     ] = None,
-    file: Annotated[
+    paths: Annotated[
         list[Path] | None,
         typer.Option("--file", "-f", help="Read prompts from a file or folder; may be repeated."),
     ] = None,
-    output: Output = None,
     max_new_tokens: _MaxNewTokens = 128,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
@@ -103,19 +75,6 @@ def generate(
     seed: _Seed = None,
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
-    framework: Framework = "torch",
-    device: Device = None,
-    dtype: Dtype = "float32",
-    batch_tokens: BatchTokens = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    text_field: TextField = "text",
-    input_format: InputFormat = "txt",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    strict: Strict = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Continue a prompt, or answer it with a model that has an encoder; the text appears as it is written.
 
@@ -131,44 +90,33 @@ def generate(
         top_p=top_p,
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram,
+        seed=seed,
     )
-    if prompt not in (None, "-") and file:
-        raise InputError(f"give a prompt or a file, not both. Received: a prompt and --file {file[0]}")
-    if prompt in (None, "-") and _is_table(file or [], output):
+    if prompt not in (None, "-") and paths:
+        raise InputError(f"give a prompt or a file, not both. Received: a prompt and --file {paths[0]}")
+    if prompt in (None, "-") and _is_table(call):
         if max_input is not None or stop:
             raise typer.BadParameter("rows know no --max-input and no --stop", param_hint="--output")
-        call = TaskCall(
-            file or [Path("-")],
-            output,
-            model={"model": model, "framework": framework, "device": device, "dtype": dtype},
-            settings={"batch_tokens": batch_tokens},
-            files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
-            resume=resume,
-            overwrite=overwrite,
-            strict=strict,
-            quiet=quiet,
-            as_json=as_json,
-        )
-        if _has_encoder(model):
-            call.run(Asked("answer-text", {**settings, "seed": seed}))
+        if _has_encoder(call.model["model"]):
+            call.run(Asked("answer-text", settings))
         else:
-            call.run(Asked("continue", {**settings, "seed": seed, "return_full_text": False}))
+            call.run(Asked("continue", {**settings, "return_full_text": False}))
         return
-    if output is not None:
-        raise InputError(f"--output takes what --file or the standard input holds. Received: a prompt and {output}")
-    _refuse_others(framework)
-    text = _read(prompt, file[0] if file else None)
-    writer = _Writer(model, device=device, dtype=dtype)
-    writer.write(text, settings, seed=seed, max_input=max_input, as_json=as_json)
+    if call.output is not None:
+        raise InputError(
+            f"--output takes what --file or the standard input holds. Received: a prompt and {call.output}"
+        )
+    text = _read(prompt, paths[0] if paths else None)
+    _Writer(**call.model).write(text, settings, max_input=max_input, as_json=call.as_json)
 
 
+@call_command(without=("stride",))
 def summarize(
-    model: _Model,
+    call: TaskCall,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[PATHS]", help="Texts to summarise: files and folders; default stdin."),
     ] = None,
-    output: Output = None,
     max_new_tokens: _MaxNewTokens = 256,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
@@ -176,21 +124,14 @@ def summarize(
     num_beams: _Beams = 1,
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
-    on_long: _OnLong = "window",
-    max_length: _MaxLength = None,
-    framework: Framework = "torch",
-    device: Device = None,
-    dtype: Dtype = "float32",
-    batch_tokens: BatchTokens = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    text_field: TextField = "text",
-    input_format: InputFormat = "txt",
-    resume: Resume = True,
-    overwrite: Overwrite = False,
-    strict: Strict = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    on_long: Annotated[
+        str,
+        typer.Option(
+            help="Texts longer than the model: window (summarised part by part), truncate or error.",
+            rich_help_panel="Long documents",
+        ),
+    ] = "window",
+    max_length: MaxLength = None,
 ) -> None:
     """Summarise long texts with a model that has an encoder, such as LongT5.
 
@@ -204,36 +145,24 @@ def summarize(
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram,
     )
-    _refuse_without_encoder(model, paths or [])
-    if _is_table(paths or [], output) or max_length is not None or on_long != "window":
+    _refuse_without_encoder(call.model["model"], paths or [])
+    if _is_table(call) or max_length is not None or on_long != "window":
         if max_input is not None:
             raise typer.BadParameter("give --max-length and --on-long truncate instead", param_hint="--max-input")
-        TaskCall(
-            paths or [Path("-")],
-            output,
-            model={"model": model, "framework": framework, "device": device, "dtype": dtype},
-            settings={"batch_tokens": batch_tokens, "on_long": on_long, "max_length": max_length},
-            files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
-            resume=resume,
-            overwrite=overwrite,
-            strict=strict,
-            quiet=quiet,
-            as_json=as_json,
-        ).run(Asked("summarize", {**settings, "prefix": prefix}))
+        call.run(Asked("summarize", {**settings, "prefix": prefix}))
         return
-    _refuse_others(framework)
-    [path] = paths or [Path("-")]
-    writer = _Writer(model, device=device, dtype=dtype)
-    writer.write(prefix + _read_document(path), settings, seed=None, max_input=max_input, as_json=as_json)
+    text = prefix + _read_document(call.paths[0])
+    _Writer(**call.model).write(text, settings, max_input=max_input, as_json=call.as_json)
 
 
-def _is_table(paths: list[Path], output: Path | None) -> bool:
+def _is_table(call: TaskCall) -> bool:
     """True if the result is a table: there is an output, or there may be several texts."""
     from longspan.documents.kinds import kind_of
 
-    if output is not None or len(paths) > 1:
+    if call.output is not None or len(call.paths) > 1:
         return True
-    return any(path.is_dir() or kind_of(path.name, tables=True) in ("jsonl", "csv", "parquet") for path in paths)
+    [path] = call.paths
+    return path.is_dir() or kind_of(path.name, tables=True) in ("jsonl", "csv", "parquet")
 
 
 def _has_encoder(model: str) -> bool:
@@ -255,11 +184,6 @@ def _refuse_without_encoder(model: str, paths: list[Path]) -> None:
             "summarize needs a model with an encoder and a decoder, such as LongT5; `longspan generate` continues "
             f"a prompt with others. Received: {model}, a {config.model_type} model"
         )
-
-
-def _refuse_others(framework: str) -> None:
-    if framework not in ("torch", "pt"):
-        raise InputError(f"One text is written with --framework torch, several with any. Received: {framework}")
 
 
 def _read_document(path: Path) -> str:
@@ -303,27 +227,27 @@ def _settings(**given: Any) -> dict[str, Any]:
 class _Writer:
     """A model with its tokenizer."""
 
-    def __init__(self, name: str, *, device: str | None, dtype: str) -> None:
+    def __init__(self, model: str, *, device: str | None, dtype: str, framework: str) -> None:
+        if framework not in ("torch", "pt"):
+            raise InputError(f"One text is written with --framework torch, several with any. Received: {framework}")
         import torch
 
         from longspan import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-        self.has_encoder = _has_encoder(name)
+        self.has_encoder = _has_encoder(model)
         kind = AutoModelForSeq2SeqLM if self.has_encoder else AutoModelForCausalLM
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = kind.from_pretrained(name, dtype=dtype, device_map=where)
+        self.model = kind.from_pretrained(model, dtype=dtype, device_map=where)
 
-    def write(
-        self, text: str, settings: dict[str, Any], *, seed: int | None, max_input: int | None, as_json: bool
-    ) -> None:
+    def write(self, text: str, settings: dict[str, Any], *, max_input: int | None, as_json: bool) -> None:
         """Generate, and print the text as it grows, or the whole of it at the end."""
         from longspan.generation.streamers import TextStreamer
 
         ids = self._encode(text)[:max_input]
         streams = not as_json and settings.get("num_beams", 1) == 1
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        rows = self.model.generate([ids], tokenizer=self.tokenizer, seed=seed, streamer=streamer, **settings)
+        rows = self.model.generate([ids], tokenizer=self.tokenizer, streamer=streamer, **settings)
         if streams:
             return
         new = rows[0].tolist()[1 if self.has_encoder else len(ids) :]

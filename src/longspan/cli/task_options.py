@@ -6,9 +6,9 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,16 +106,40 @@ def task_command(own: Callable[..., Asked]) -> Callable[..., None]:
     Returns:
         The command.
     """
-    options = dict(inspect.signature(own, eval_str=True).parameters)
+    return _command(own, lambda call, options: call.run(own(**options)))
+
+
+def call_command(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command that may run the task or do something else; otherwise as `task_command`.
+
+    Args:
+        without: Shared options that the command does not have.
+
+    Returns:
+        Makes the command of a function that is given, before its own options, the call.
+    """
+    return lambda own: _command(own, lambda call, options: own(call, **options), without=without, num_given=1)
+
+
+def _command(
+    own: Callable[..., Any],
+    act: Callable[[TaskCall, dict[str, Any]], None],
+    *,
+    without: Sequence[str] = (),
+    num_given: int = 0,
+) -> Callable[..., None]:
+    """A command with the options of `own`, but for the first `num_given`, and the shared ones; it calls `act`."""
+    options = dict(list(inspect.signature(own, eval_str=True).parameters.items())[num_given:])
     shared = dict(inspect.signature(_shared, eval_str=True).parameters)
     head = {name: options.get(name, shared[name]) for name in ("paths", "model", "output")}
-    tail = {name: one for name, one in shared.items() if name not in options}
+    tail = {name: one for name, one in shared.items() if name not in (*options, *without)}
     parameters = list({**head, **options, **tail}.values())
 
     @functools.wraps(own)
     def command(**given: Any) -> None:
-        asked = own(**{name: given[name] for name in options})
-        _shared(**{name: value for name, value in given.items() if name in shared}).run(asked)
+        call = _shared(**{name: value for name, value in given.items() if name in shared})
+        settings = {name: value for name, value in call.settings.items() if name not in without}
+        act(replace(call, settings=settings), {name: given[name] for name in options})
 
     del command.__wrapped__
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -147,7 +171,7 @@ def _shared(
 ) -> TaskCall:
     """The options that all tasks share."""
     return TaskCall(
-        paths,
+        paths or [Path("-")],
         output,
         model={"model": model, "framework": framework, "device": device, "dtype": dtype},
         settings={"batch_tokens": batch_tokens, "on_long": on_long, "stride": stride, "max_length": max_length},
