@@ -43,10 +43,15 @@ def assert_equal_indexes(actual: Path, expected: Path) -> None:
         assert np.array_equal(column, right_rows.integers()[name])
 
 
-@pytest.mark.parametrize(("name", "kills"), [("out.parquet", 10), ("out.npz", 8), ("out", 8)])
-def test_killed_runs_resume_to_the_same_result(tmp_path: Path, big_corpus: Path, tiny_dir: Path, name: str, kills: int):
+@pytest.mark.parametrize(
+    ("name", "kills", "on_long"),
+    [("out.parquet", 10, "window"), ("out.npz", 8, "window"), ("out", 8, "window"), ("out.parquet", 4, "error")],
+)
+def test_killed_runs_resume_to_the_same_result(
+    tmp_path: Path, big_corpus: Path, tiny_dir: Path, name: str, kills: int, on_long: str
+):
     command = [sys.executable, WORKER, kills, tmp_path, name, "embed", big_corpus, "--model", tiny_dir]
-    command += ["--batch-tokens", 64, "--quiet"]
+    command += ["--batch-tokens", 64, "--quiet", "--on-long", on_long]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     finished = [folder for folder in tmp_path.iterdir() if folder.name != "undisturbed"]
@@ -54,3 +59,6 @@ def test_killed_runs_resume_to_the_same_result(tmp_path: Path, big_corpus: Path,
     for folder in finished:
         assert_equal_indexes(folder / name, tmp_path / "undisturbed" / name)
         assert [path.name for path in folder.iterdir()] == [name]
+    rows = {Path(one.path).name: one.rows for one in open_index(tmp_path / "undisturbed" / name).info.files}
+    assert min(rows["0.txt"], rows["records.jsonl"]) > 0
+    assert (rows["1.txt"] > 0) == (on_long == "window")
