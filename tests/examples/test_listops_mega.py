@@ -7,6 +7,7 @@ import json
 import re
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from examples import listops_mega as example
 
+ROOT = Path(__file__).parents[2]
 SHORT = {"lengths": (4, 40), "max_depth": 4, "max_args": 5}
 
 
@@ -263,3 +265,16 @@ def test_only_the_benchmark_is_called_so():
     assert example.settings_of(example.read_options([]))["task"] == "ListOps as in Long Range Arena"
     for words in (["--lengths", "20", "120"], ["--max-depth", "5"], ["--train-examples", "1000"]):
         assert "not to be compared" in example.settings_of(example.read_options(words))["task"]
+
+
+def test_the_document_says_what_the_results_say():
+    results = json.loads((ROOT / "benchmarks/results/listops.json").read_text())
+    text = " ".join((ROOT / "docs/mega.md").read_text().split())
+    tables = results["baseline_accuracy"]
+    best = tables["outermost_operator_and_digits"]
+    assert f"{results['accuracy']} % of the held-out expressions after {results['steps']:,} steps" in text
+    assert f"{best} %, {tables['outermost_operator']} % and {tables['majority']} %" in text
+    assert f"{results['parameters']:,} parameters" in text
+    assert f"{results['mean_tokens']} tokens on average" in text
+    assert results["task"] == "shorter ListOps: not to be compared with the paper"
+    assert results["accuracy"] > best + 5
