@@ -288,7 +288,10 @@ POOLINGS = {"mean": MeanPoolClassifier, "first": FirstTokenClassifier}
 
 
 def make_model(options: argparse.Namespace) -> nn.Module:
-    """The paper's MEGA for this task; width, depth, chunks, normalisation and bias can be set otherwise."""
+    """The paper's MEGA for this task; width, depth, chunks, normalisation and bias can be set otherwise.
+
+    The settings are those of the published command for ListOps. Its moving average sees 1,024 tokens, here it sees all.
+    """
     config = longspan.MegaConfig(
         vocab_size=OPERATOR + len(NAMES),
         num_labels=10,
