@@ -24,7 +24,8 @@ class ModelOutput(Mapping[str, Any]):
         return tuple(value for _, value in self._present())
 
     def _present(self) -> list[tuple[str, Any]]:
-        pairs = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        pairs = ((field.name, getattr(self, field.name)) for field in fields)
         return [(name, value) for name, value in pairs if value is not None]
 
     @overload
@@ -55,4 +56,4 @@ class ModelOutput(Mapping[str, Any]):
 
     @classmethod
     def _names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # a dataclass

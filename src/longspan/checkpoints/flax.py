@@ -28,13 +28,13 @@ Params = dict[str, Any]
 
 def flatten(params: Mapping[str, Any]) -> dict[Path, Any]:
     """Path of every parameter to its array (or what else the tree holds)."""
-    flat: dict[Path, Any] = flatten_dict(dict(params))  # type: ignore[no-untyped-call]
+    flat: dict[Path, Any] = flatten_dict(dict(params))  # type: ignore[no-untyped-call]  # Flax has no types here
     return flat
 
 
 def unflatten(flat: Mapping[Path, Any]) -> Params:
     """The tree of plain dicts that `flatten` took apart."""
-    params: Params = unflatten_dict(dict(flat))  # type: ignore[no-untyped-call]
+    params: Params = unflatten_dict(dict(flat))  # type: ignore[no-untyped-call]  # Flax has no types here
     return params
 
 

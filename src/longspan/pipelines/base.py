@@ -116,9 +116,14 @@ class Pipeline(ABC):
         **settings: Any,
     ) -> None:
         self.options = self.options_class().updated(settings, self.task)
-        place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        place: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         self.framework = resolve_framework(framework, model)
-        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model  # type: ignore[arg-type]
+        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model
         self.model = load_task_model(
             self.framework,
             source,

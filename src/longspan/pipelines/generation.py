@@ -100,9 +100,14 @@ class GenerationPipeline(ABC):
         check_at_least("batch_tokens", batch_tokens, 1)
         check_at_least("batch_size", batch_size, 1)
         self.options, self.settings = self._updated(self.options_class(), dict(self.defaults), settings)
-        place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        place: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         self.framework = resolve_framework(framework, model)
-        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model  # type: ignore[arg-type]
+        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model
         self._writer = load_writer(
             self.framework, source, self.model_task, device=device_name(device), dtype=dtype_name(dtype)
         )

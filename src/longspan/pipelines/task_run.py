@@ -222,16 +222,16 @@ class TaskRun:
             rows: Rows = []
             problems: list[Problem] = []
             for entry in block:
-                result = next(results) if isinstance(entry.item, Document) else entry.item
-                if isinstance(result, InputError):
-                    line = int(entry.item.lines.numbers[0]) if entry.item.record is not None else None  # type: ignore[union-attr]
-                    result = Problem(entry.source.name, str(result), line)
-                if isinstance(result, Problem):
-                    problems.append(result)
-                    self.report_problem(result)
-                else:
-                    self.report.num_documents += 1
-                    rows += self._task.table(entry.item, entry.source.name, entry.record, result)  # type: ignore[arg-type]
+                item, source = entry.item, entry.source.name
+                if isinstance(item, Document):
+                    result = next(results)
+                    if not isinstance(result, InputError):
+                        self.report.num_documents += 1
+                        rows += self._task.table(item, source, entry.record, result)
+                        continue
+                    item = Problem(source, str(result), _line(item))
+                problems.append(item)
+                self.report_problem(item)
             yield rows, problems, block[-1]
 
     def _entries(self, sources: Sequence[SourceFile], begin: tuple[int, int]) -> Iterator[list[_Entry]]:
@@ -276,7 +276,12 @@ def find_sources(
 def _refuse_empty(item: Document | Problem, source: SourceFile) -> Document | Problem:
     if isinstance(item, Problem) or item.text.strip():
         return item
-    return Problem(source.name, "no text", int(item.lines.numbers[0]) if item.record is not None else None)
+    return Problem(source.name, "no text", _line(item))
+
+
+def _line(document: Document) -> int | None:
+    """Line of a record in its file; None for a whole file."""
+    return int(document.lines.numbers[0]) if document.record is not None else None
 
 
 def work_folder(output: Path) -> Path:

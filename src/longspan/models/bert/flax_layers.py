@@ -320,7 +320,7 @@ class FlaxBertLayerCollection(nn.Module):
             states.append(hidden_states)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
-        return tuple(states), tuple(attentions), tuple(cross_attentions)  # type: ignore[arg-type]
+        return tuple(states), tuple(attentions), tuple(cross_attentions)  # type: ignore[arg-type]  # None if not wanted
 
 
 class FlaxBertEncoder(nn.Module):

@@ -406,13 +406,14 @@ class BertModel(BertPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
             if not 0 <= layer < len(self.encoder.layer):
                 raise InputError(f"layers to prune must lie in [0, {len(self.encoder.layer)}). Received: {layer}")
-            self.encoder.layer[layer].attention.prune_heads(list(heads))  # type: ignore[operator,union-attr]
+            block: Any = self.encoder.layer[layer]
+            block.attention.prune_heads(list(heads))
 
     def forward(
         self,
@@ -462,7 +463,7 @@ class BertModel(BertPreTrainedModel):
         """
         config = self.config
         batch, length = input_shape(input_ids, inputs_embeds)
-        device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]
+        device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         needs_weights = resolve(output_attentions, config.output_attentions)
         use_cache = self.encoder.resolve_use_cache(config.is_decoder and resolve(use_cache, config.use_cache))
         self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states, past_key_values)

@@ -113,8 +113,8 @@ class _WithPredictionHead(BertPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary and its bias."""
-        self.cls.predictions.decoder = new_embeddings  # type: ignore[assignment]
-        self.cls.predictions.bias = new_embeddings.bias  # type: ignore[assignment]
+        self.cls.predictions.decoder = new_embeddings  # type: ignore[assignment]  # any module of its shape
+        self.cls.predictions.bias = new_embeddings.bias  # type: ignore[assignment]  # any module of its shape
 
 
 class BertForPreTraining(_WithPredictionHead):

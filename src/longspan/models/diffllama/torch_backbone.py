@@ -93,13 +93,14 @@ class DiffLlamaModel(DiffLlamaPreTrainedModel, CheckpointedLayers):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
-        self.embed_tokens = value  # type: ignore[assignment]
+        self.embed_tokens = value  # type: ignore[assignment]  # any module of its shape
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
             if not 0 <= layer < len(self.layers):
                 raise InputError(f"layers to prune must lie in [0, {len(self.layers)}). Received: {layer}")
-            self.layers[layer].self_attn.prune_heads(heads)  # type: ignore[operator,union-attr]
+            block: Any = self.layers[layer]
+            block.self_attn.prune_heads(heads)
 
     def forward(
         self,

@@ -97,7 +97,7 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def make_token_step(self, request: StepRequest) -> TokenStep | None:
         """A leaner way to read one token of each row, for plain modules and a cache that grows."""

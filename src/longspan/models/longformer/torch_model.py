@@ -93,13 +93,14 @@ class LongformerModel(LongformerPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value  # type: ignore[assignment]
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
             if not 0 <= layer < len(self.encoder.layer):
                 raise InputError(f"layers to prune must lie in [0, {len(self.encoder.layer)}). Received: {layer}")
-            self.encoder.layer[layer].attention.prune_heads(list(heads))  # type: ignore[operator,union-attr]
+            block: Any = self.encoder.layer[layer]
+            block.attention.prune_heads(list(heads))
 
     def forward(
         self,
@@ -141,7 +142,7 @@ class LongformerModel(LongformerPreTrainedModel):
         """
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
-        device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]
+        device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         if input_ids is not None:
             check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
         if token_type_ids is not None:
@@ -226,8 +227,8 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary and its bias."""
-        self.lm_head.decoder = new_embeddings  # type: ignore[assignment]
-        self.lm_head.bias = new_embeddings.bias  # type: ignore[assignment]
+        self.lm_head.decoder = new_embeddings  # type: ignore[assignment]  # any module of its shape
+        self.lm_head.bias = new_embeddings.bias  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,
@@ -321,7 +322,7 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         """
         if global_attention_mask is None:
             shape = input_shape(input_ids, inputs_embeds)
-            device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]
+            device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
             global_attention_mask = _at_real_tokens(first_token(shape, device), attention_mask)
         outputs = self.longformer(
             input_ids,

@@ -287,6 +287,6 @@ class FlaxLongT5Decoder(FlaxLongT5Stack):
         return FlaxBaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=states[-1],
             hidden_states=states if output_hidden_states else None,
-            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]
-            cross_attentions=weights[1] if output_attentions else None,  # type: ignore[arg-type]
+            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]  # all are there
+            cross_attentions=weights[1] if output_attentions else None,  # type: ignore[arg-type]  # all are there
         )

@@ -281,5 +281,5 @@ class FlaxLongT5Encoder(FlaxLongT5Stack):
         return FlaxBaseModelOutput(
             last_hidden_state=states[-1],
             hidden_states=states if output_hidden_states else None,
-            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]
+            attentions=weights[0] if output_attentions else None,  # type: ignore[arg-type]  # all are there
         )

@@ -221,7 +221,7 @@ class FlaxLongT5EncoderModel(FlaxLongT5PreTrainedModel):
     module_class: ClassVar[type[nn.Module]] = FlaxLongT5EncoderModule
     has_decoder: ClassVar[bool] = False
 
-    def __call__(  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # without a decoder, none of its inputs
         self,
         input_ids: Any,
         attention_mask: Any = None,

@@ -369,7 +369,8 @@ class LongT5Decoder(CheckpointedLayers):
             padding = key_mask(attention_mask, batch=batch, num_keys=described, name="decoder_attention_mask")
             mask = mask & extend_mask(padding, num_keys)
         offsets = torch.arange(num_keys, device=mask.device)[None, :] - cache_position[:, None]
-        attention = self.block[0].layer[0].SelfAttention  # type: ignore[union-attr,index]
+        block: Any = self.block[0]
+        attention = block.layer[0].SelfAttention
         source_mask = None
         if encoder_attention_mask is not None:
             source_mask = key_mask(

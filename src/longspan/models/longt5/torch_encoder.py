@@ -320,7 +320,8 @@ class LongT5Encoder(CheckpointedLayers):
     def _plan(self, inputs_embeds: Tensor, attention_mask: Tensor | None, needs_weights: bool) -> EncoderPlan:
         config, device = self.config, inputs_embeds.device
         real = None if attention_mask is None else attention_mask.to(device) != 0
-        attention = self.block[0].layer[0].attention  # type: ignore[union-attr,index]
+        block: Any = self.block[0]
+        attention = block.layer[0].attention
         offsets = torch.arange(-config.local_radius, config.local_radius + 1, device=device)
         bias = self.buckets(offsets, attention.relative_attention_bias)
         summaries = summary_bias = None

@@ -22,14 +22,14 @@ from longspan.ops.torch.token_blocks import in_token_blocks
 def linear(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     """A projection without bias that remembers the standard deviation of its initial weights."""
     projection: nn.Linear = Linear(in_features, out_features, bias=False)
-    projection.init_std = std  # type: ignore[assignment]
+    projection.init_std = std  # type: ignore[assignment]  # a mark, no tensor
     return projection
 
 
 def embedding(num_embeddings: int, embedding_dim: int, *, std: float) -> nn.Embedding:
     """An embedding that remembers the standard deviation of its initial weights."""
     table = nn.Embedding(num_embeddings, embedding_dim)
-    table.init_std = std  # type: ignore[assignment]
+    table.init_std = std  # type: ignore[assignment]  # a mark, no tensor
     return table
 
 

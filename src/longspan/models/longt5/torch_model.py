@@ -57,10 +57,10 @@ class LongT5PreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embeddings everywhere."""
-        self.shared = value  # type: ignore[assignment]
+        self.shared = value  # type: ignore[assignment]  # any module of its shape
         for stack in (self.get_encoder(), self.get_decoder()):
             if stack is not None:
-                stack.embed_tokens = value  # type: ignore[assignment]
+                stack.embed_tokens = value  # type: ignore[assignment]  # any module of its shape
 
     def get_encoder(self) -> LongT5Encoder:
         """The encoder, which can be called by itself."""
@@ -274,7 +274,7 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def make_token_step(self, request: StepRequest) -> TokenStep | None:
         """A leaner way to read one token of each row, for plain modules and a cache that grows."""

@@ -181,7 +181,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""
-        self.embedding_layer.word_embeddings = value  # type: ignore[assignment]
+        self.embedding_layer.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,

@@ -108,10 +108,10 @@ class MegaCache(Cache):
         raise InputError(f"the cache of MEGA cannot be shortened. Received: max_length={max_length}")
 
     def _apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.layers = tuple(
-            MegaLayerCache(*(None if tensor is None else function(tensor) for tensor in layer))  # type: ignore[arg-type]
-            for layer in self.layers
-        )
+        changed: list[list[Any]] = [
+            [None if tensor is None else function(tensor) for tensor in layer] for layer in self.layers
+        ]
+        self.layers = tuple(MegaLayerCache(*layer) for layer in changed)
         self.mask = None if self.mask is None else function(self.mask)
 
     def __len__(self) -> int:

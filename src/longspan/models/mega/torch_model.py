@@ -98,7 +98,7 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,
@@ -203,7 +203,7 @@ class MegaForMaskedLM(MegaPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
-        self.mlm_head = new_embeddings  # type: ignore[assignment]
+        self.mlm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,

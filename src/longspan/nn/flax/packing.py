@@ -66,7 +66,7 @@ def plan_packing(mask: npt.NDArray[np.bool_]) -> Packing:
             segments[row, start:stop] = segment
             places[sequence, tokens] = row * capacity + np.arange(start, stop)
             start = stop
-    return Packing(indices=indices, segments=segments, places=places)  # type: ignore[arg-type]
+    return Packing(indices=indices, segments=segments, places=places)  # type: ignore[arg-type]  # NumPy arrays will do
 
 
 def packed_size(packing: Packing) -> int:

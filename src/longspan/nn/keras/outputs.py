@@ -30,7 +30,7 @@ class TFModelOutput(ModelOutput, MutableMapping[str, Any]):
 
     def __post_init__(self) -> None:
         # `tf.function` rebuilds a mapping that it returns from an iterator of (key, value)
-        first = dataclasses.fields(self)[0].name  # type: ignore[arg-type]
+        first = dataclasses.fields(self)[0].name  # type: ignore[arg-type]  # every subclass is a dataclass
         pairs = getattr(self, first)
         if isinstance(pairs, Iterator):
             setattr(self, first, None)

@@ -28,6 +28,9 @@ class TaskTraining:
 
     #: name of a label -> field of the output that it is compared with
     targets: ClassVar[Mapping[str, str]] = {}
+    #: of `keras.Model`
+    loss: Any
+    losses: list[Tensor]
 
     def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor]) -> Tensor:
         """The model's own loss, (1,).
@@ -56,7 +59,7 @@ class TaskTraining:
         """The loss that `fit` minimises: the one given to `compile`, or else the model's own; plus added losses."""
         parent: Any = super()
         _check_named(y_pred)
-        if self.loss is not None:  # type: ignore[attr-defined]
+        if self.loss is not None:
             y, y_pred = self._pair(y, y_pred)
             return parent.compute_loss(x, y, y_pred, sample_weight, training=training)
         if sample_weight is not None:
@@ -71,7 +74,7 @@ class TaskTraining:
                 f"training without a loss in compile() needs labels, as y or among the inputs ({wanted}). "
                 "Received: neither"
             )
-        added = [ops.sum(ops.cast(loss, own.dtype)) for loss in self.losses]  # type: ignore[attr-defined]
+        added = [ops.sum(ops.cast(loss, own.dtype)) for loss in self.losses]
         return sum(added, ops.mean(own))
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -84,7 +87,7 @@ class TaskTraining:
         if y is not None:
             y, y_pred = self._pair(y, y_pred)
             if not isinstance(y, Mapping | Sequence):
-                y, y_pred = self.align(y, y_pred) if self.loss is None else (y, y_pred)  # type: ignore[attr-defined]
+                y, y_pred = self.align(y, y_pred) if self.loss is None else (y, y_pred)
                 sample_weight = _counts(y) if sample_weight is None else sample_weight
         return parent.compute_metrics(x, y, y_pred, sample_weight)
 

@@ -111,7 +111,7 @@ class PreTrainedModel(nn.Module):
             if not getattr(module, "_is_initialised", False):
                 if not is_skipping_init():
                     self._init_weights(module)
-                module._is_initialised = True  # type: ignore[assignment]
+                module._is_initialised = True  # type: ignore[assignment]  # a mark, no tensor
         if self.config.pruned_heads and self.base_model is self:
             self._prune_heads(self.config.pruned_heads)
         self.tie_weights()

@@ -209,7 +209,7 @@ class StaticCache(Cache):
         self._values: list[Tensor] = []
         self._lengths: list[Tensor] = []
         if None not in (max_batch_size, device, dtype):
-            self._allocate(max_batch_size, torch.device(device), dtype)  # type: ignore[arg-type]
+            self._allocate(max_batch_size, torch.device(device), dtype)  # type: ignore[arg-type]  # none is None
 
     def update(
         self, key: Tensor, value: Tensor, layer_index: int, cache_position: Tensor | None = None
