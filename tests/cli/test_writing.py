@@ -85,6 +85,25 @@ def test_prompts_of_records(cli: Any, models: dict[str, Path], tmp_path: Path) -
     assert answer(TEXTS[0])[0]["generated_text"] in output.read_text()
 
 
+@pytest.mark.parametrize("name", ["diffllama-lm", "longt5"])
+def test_rows_end_at_a_text(cli: Any, models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:4]))
+    arguments = ("generate", "--file", prompts, "-m", models[name], *LIMIT)
+    whole = [row["written"] for row in rows_of(cli(*arguments)[1])]
+    stop = whole[0].split()[1]
+    code, out, err = cli(*arguments, "--stop", stop)
+    assert (code, err) == (0, "")
+    ended = [row["written"] for row in rows_of(out)]
+    assert stop in ended[0]
+    assert len(ended[0]) < len(whole[0])
+    for before, after in zip(whole, ended, strict=True):
+        assert before.startswith(after)
+        assert before == after or stop in after
+    shown = cli("generate", TEXTS[0], "-m", models[name], *LIMIT, "--stop", stop)[1].strip()
+    assert shown.removeprefix("##") == ended[0].strip(), "but for the mark of a stream that begins inside of a word"
+
+
 def test_long_texts(cli: Any, models: dict[str, Path], records: Path) -> None:
     arguments = ("summarize", records, "-m", models["longt5"], *LIMIT, "--max-length", 40)
     code, out, err = cli(*arguments, "--on-long", "error")
@@ -146,7 +165,9 @@ def test_bad_records_are_named_and_the_rest_is_done(cli: Any, models: dict[str, 
         (("summarize", "a.txt", "-m", "longt5", "-o", "o.csv", "--max-input", "3"), 2, "give --max-length and"),
         (("summarize", "a.txt", "-m", "longt5", "--framework", "flax"), 1, "One text is written with --framework"),
         (("generate", "x", "-m", "longt5", "-o", "o.csv"), 1, "--output takes what --file or the standard input holds"),
-        (("generate", "-f", "a.txt", "-m", "longt5", "-o", "o.csv", "--stop", "x"), 2, "rows know no --max-input"),
+        (("generate", "-f", "a.txt", "-m", "longt5", "-o", "o.csv", "--max-input", "3"), 2, "rows know no --max-input"),
+        (("generate", "-f", "a.txt", "-m", "longt5", "-o", "o.csv", "--stop", "x", "--framework", "flax"), 1,
+         "--stop needs --framework torch. Received: --framework flax"),
         (("generate", "-f", "a.txt", "-m", "longt5", "-o", "o.csv", "--top-p", "2"), 1, "top_p must lie in (0, 1]"),
         (("generate", "-f", "z.txt", "-m", "longt5", "-o", "o.csv"), 1, "Each path must exist. Received: z.txt"),
         (("summarize", "bad.txt", "-m", "longt5"), 1, "A document must be readable. Received: bad.txt: binary file"),

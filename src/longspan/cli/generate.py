@@ -95,8 +95,10 @@ def generate(
     if prompt not in (None, "-") and paths:
         raise InputError(f"give a prompt or a file, not both. Received: a prompt and --file {paths[0]}")
     if prompt in (None, "-") and _is_table(call):
-        if max_input is not None or stop:
-            raise typer.BadParameter("rows know no --max-input and no --stop", param_hint="--output")
+        if max_input is not None:
+            raise typer.BadParameter("rows know no --max-input", param_hint="--output")
+        if stop and call.model["framework"] not in ("torch", "pt"):
+            raise InputError(f"--stop needs --framework torch. Received: --framework {call.model['framework']}")
         if _has_encoder(call.model["model"]):
             call.run(Asked("answer-text", settings))
         else:

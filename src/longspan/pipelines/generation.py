@@ -168,6 +168,8 @@ class GenerationPipeline(ABC):
     def _generate(self, rows: list[list[int]], settings: Settings, progress: Progress) -> list[list[list[int]]]:
         """Ids that the model writes for each row; several for `num_return_sequences` above 1."""
         each = int(settings.get("num_return_sequences") or 1)
+        if self.framework == "torch" and settings.get("stop_strings"):
+            settings = {"tokenizer": self.tokenizer, **settings}
         written: list[list[list[int]]] = [[] for _ in rows]
         batches = plan_batches(
             [len(row) for row in rows],
