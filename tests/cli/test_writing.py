@@ -95,6 +95,9 @@ def test_rows_end_at_a_text(cli: Any, models: dict[str, Path], tmp_path: Path, n
     code, out, err = cli(*arguments, "--stop", stop)
     assert (code, err) == (0, "")
     ended = [row["written"] for row in rows_of(out)]
+    output = tmp_path / "out.jsonl"
+    assert cli(*arguments, "--stop", stop, "-o", output)[0] == 0
+    assert rows_of(output.read_text()) == rows_of(out)
     assert stop in ended[0]
     assert len(ended[0]) < len(whole[0])
     for before, after in zip(whole, ended, strict=True):
