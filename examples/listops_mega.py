@@ -12,7 +12,9 @@ for nine minutes:
 Two cores learn short expressions in five minutes; that is another task, not to be compared with published figures:
 
     python examples/listops_mega.py --lengths 10 60 --max-depth 4 --max-args 5 --layers 4 --batch 32 --rate 3e-3 \
-        --warm-up 100 --dropout 0 --minutes 5 --output results.json
+        --warm-up 100 --dropout 0 --minutes 5 --seed 1 --output results.json
+
+Those settings were chosen by the expressions of seed 0.
 """
 
 from __future__ import annotations

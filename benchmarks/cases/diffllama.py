@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, matmul_rate
 
 WIDTH, INNER, MAPS, KV_HEADS, HEAD_DIM, LAYERS, LENGTH = 1024, 4096, 16, 8, 64, 2, 2048
 ABOUT = f"{LAYERS} layers 1024 wide, 16/8 heads, {LENGTH} tokens"
@@ -61,6 +62,32 @@ def better(peers: dict[str, Any], run: Callable[[Any], Any]) -> tuple[str, Any]:
     return name, peers[name]
 
 
+def parts_to_floor(model: Any, dtype: str) -> dict[str, float]:
+    """Times of the attention and of a feed-forward block, as multiples of the time that their products must take."""
+    import torch
+
+    from longspan.ops.torch.differential import differential_attention
+
+    kind = getattr(torch, dtype)
+    query, key, value = (torch.randn(1, heads, LENGTH, HEAD_DIM).to(kind) for heads in (MAPS, KV_HEADS, KV_HEADS))
+    lam, states = torch.tensor(0.5), torch.randn(1, LENGTH, WIDTH).to(kind)
+    attention = LENGTH * (LENGTH + 1) * (MAPS * HEAD_DIM + MAPS // 2 * 2 * HEAD_DIM)
+    works = {
+        "attention_to_floor": (lambda: differential_attention(query, key, value, lam), attention),
+        "feed_forward_to_floor": (lambda: model.layers[0].mlp(states), 2 * LENGTH * 3 * WIDTH * INNER),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in works}
+    with torch.no_grad():
+        for _ in range(9):
+            for name, (run, flops) in works.items():
+                run()
+                start = time.perf_counter()
+                run()
+                seconds = time.perf_counter() - start
+                ratios[name].append(seconds * matmul_rate(dtype, rounds=3) / flops)
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
 def forward(dtype: str) -> Work:
     """One forward pass in evaluation mode."""
     import torch
@@ -81,7 +108,7 @@ def forward(dtype: str) -> Work:
         tolerance={"float32": 1e-5, "bfloat16": 5e-2}[dtype],
         flops=decoder_flops(LENGTH),
         floor_dtype=dtype,
-        extra={"peer_attention": name},
+        extra={"peer_attention": name, **parts_to_floor(ours, dtype)},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from longspan.nn.torch.linear import Linear, gated_linear
@@ -17,10 +18,43 @@ def calls(monkeypatch):
     """The shapes of the products that oneDNN was given."""
     shapes = []
     original = ops._onednn
-    monkeypatch.setattr(
-        ops, "_onednn", lambda a, b, bias=None: shapes.append((tuple(a.shape), tuple(b.shape))) or original(a, b, bias)
-    )
+
+    def record(a, b, bias=None, **options):
+        shapes.append((tuple(a.shape), tuple(b.shape)))
+        return original(a, b, bias, **options)
+
+    monkeypatch.setattr(ops, "_onednn", record)
     return shapes
+
+
+class Kernel(TorchDispatchMode):
+    """Collects the weights that oneDNN is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.weights.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_part_of_a_larger_tensor_is_copied_first():
+    """The kernel for other strides is hundreds of times as slow."""
+    whole, x = torch.randn(128, 96), torch.randn(70, 48)
+    part = whole[:, :48]
+    with Kernel() as kernel:
+        results = [linear(x, part), linear(x, part.contiguous()), matmul(x, part.t()), matmul(x, whole[:48, :64])]
+        results.append(linear_silu(x, part))
+    assert len(kernel.weights) == 5
+    assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in kernel.weights)
+    expected = F.linear(x, part.contiguous())
+    for result in results[:3]:
+        torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(results[3], x @ whole[:48, :64])
+    torch.testing.assert_close(results[4], F.silu(expected))
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "strided"])

@@ -56,9 +56,11 @@ def _serves(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool
     )
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A bᵀ + bias for (..., K), (N, K) and (N,)."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
+    """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
+    if not (b.is_contiguous() or b.t().is_contiguous()):
+        b = b.contiguous()  # a part of a larger tensor would go to a kernel that is hundreds of times as slow
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, activation, [], "")
     return result
 
 
@@ -167,8 +169,7 @@ def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     if not _fuses_silu(x, weight, bias):
         return F.silu(linear(x, weight, bias))
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [], "")
-    return result
+    return _onednn(x, weight, bias, activation="swish")
 
 
 def _fuses_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

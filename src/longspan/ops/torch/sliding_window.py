@@ -211,7 +211,7 @@ def is_traced(tensor: Tensor) -> bool:
     """True inside torch.compile, torch.export, torch.jit.trace and transforms of torch.func."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]  # not exported by its stubs
         or torch._C._are_functorch_transforms_active()
         or type(tensor) not in (Tensor, torch.nn.Parameter)
     )
