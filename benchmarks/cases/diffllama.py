@@ -13,13 +13,20 @@ WIDTH, INNER, MAPS, KV_HEADS, HEAD_DIM, LAYERS, LENGTH = 1024, 4096, 16, 8, 64, 
 ABOUT = f"{LAYERS} layers 1024 wide, 16/8 heads, {LENGTH} tokens"
 
 
+def attention_flops(length: int) -> float:
+    """Products of the attention of a layer: a query meets the keys before it, a pair of maps its values once."""
+    return float(length * (length + 1) * (MAPS * HEAD_DIM + MAPS // 2 * 2 * HEAD_DIM))
+
+
+def feed_forward_flops(length: int) -> float:
+    """Products of the feed-forward block of a layer."""
+    return float(2 * length * 3 * WIDTH * INNER)
+
+
 def decoder_flops(length: int) -> float:
-    """Matrix products of the layers; each query meets the keys before it, each pair of maps its values once."""
-    projections = 2 * WIDTH * MAPS * HEAD_DIM + 2 * WIDTH * KV_HEADS * HEAD_DIM
-    linear = 2 * length * (projections + 3 * WIDTH * INNER)
-    visible = length * (length + 1) / 2
-    attention = 2 * visible * (MAPS * HEAD_DIM + MAPS // 2 * 2 * HEAD_DIM)
-    return float(LAYERS * (linear + attention))
+    """Matrix products of the layers."""
+    projections = 2 * length * (2 * WIDTH * MAPS * HEAD_DIM + 2 * WIDTH * KV_HEADS * HEAD_DIM)
+    return LAYERS * (projections + feed_forward_flops(length) + attention_flops(length))
 
 
 def models(dtype: str) -> tuple[dict[str, Any], Any]:
@@ -72,10 +79,9 @@ def parts_to_floor(model: Any, dtype: str) -> dict[str, float]:
     heads = (torch.randn(1, LENGTH, number, HEAD_DIM).to(kind) for number in (MAPS, KV_HEADS, KV_HEADS))
     query, key, value = (states.transpose(1, 2) for states in heads)  # as the model has them
     lam, states = torch.tensor(0.5), torch.randn(1, LENGTH, WIDTH).to(kind)
-    attention = LENGTH * (LENGTH + 1) * (MAPS * HEAD_DIM + MAPS // 2 * 2 * HEAD_DIM)
     works = {
-        "attention_to_floor": (lambda: differential_attention(query, key, value, lam), attention),
-        "feed_forward_to_floor": (lambda: model.layers[0].mlp(states), 2 * LENGTH * 3 * WIDTH * INNER),
+        "attention_to_floor": (lambda: differential_attention(query, key, value, lam), attention_flops(LENGTH)),
+        "feed_forward_to_floor": (lambda: model.layers[0].mlp(states), feed_forward_flops(LENGTH)),
     }
     ratios: dict[str, list[float]] = {name: [] for name in works}
     with torch.no_grad():

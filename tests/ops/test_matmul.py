@@ -202,6 +202,17 @@ def test_what_a_hook_saw_stays_as_it_was(watched):
     torch.testing.assert_close(product, F.linear(x, layers["gate"].weight, layers["gate"].bias) * layers["up"](x))
 
 
+@torch.no_grad()
+def test_a_gated_product_can_be_mapped_over_some_weights():
+    gate, x, weights = Linear(64, 48), torch.randn(40, 64), torch.randn(3, 48, 64)
+
+    def product(weight):
+        return gated_linear(gate, lambda states: F.linear(states, weight), F.silu, x)
+
+    expected = torch.stack([F.silu(gate(x)) * F.linear(x, weight) for weight in weights])
+    torch.testing.assert_close(torch.func.vmap(product)(weights), expected)
+
+
 def test_gradients_of_a_gated_product_equal_the_definition():
     gate, up, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
     gated_linear(gate, up, F.silu, x).square().sum().backward()

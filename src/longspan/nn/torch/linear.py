@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from longspan.ops.torch.matmul import linear, linear_silu
+from longspan.ops.torch.sliding_window import is_traced
 
 
 class Linear(nn.Linear):
@@ -36,7 +37,9 @@ def gated_linear(gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], 
         return activation(gate(states)) * up(states)
     fused = activation is F.silu
     activated = linear_silu(states, gate.weight, gate.bias) if fused else activation(gate(states))
-    return activated * up(states) if torch.is_grad_enabled() else activated.mul_(up(states))
+    if torch.is_grad_enabled() or is_traced(states):
+        return activated * up(states)
+    return activated.mul_(up(states))
 
 
 def _is_watched(layer: nn.Module) -> bool:

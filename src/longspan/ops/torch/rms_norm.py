@@ -33,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     flat = x.reshape(-1, width)
     normed = torch.empty_like(flat)
     size = max(BLOCK_ENTRIES // width, 1)
-    wide = torch.empty(min(size, flat.shape[0]), width, dtype=torch.promote_types(x.dtype, torch.float32))
+    wide = flat.new_empty((min(size, flat.shape[0]), width), dtype=torch.promote_types(x.dtype, torch.float32))
     for rows, target in zip(flat.split(size), normed.split(size), strict=True):
         block = wide[: rows.shape[0]].copy_(rows)
         norms = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
