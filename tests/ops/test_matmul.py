@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.tolerances import assert_close
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -108,10 +109,18 @@ def test_second_derivatives(calls):
     assert calls
 
 
+def test_bfloat16_without_gradients(calls):
+    x, weight, bias = torch.randn(2, 40, 33).bfloat16(), torch.randn(35, 33).bfloat16(), torch.randn(35).bfloat16()
+    assert_close(linear(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()), "bfloat16")
+    assert len(calls) == bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def test_where_it_cannot_serve_all_goes_as_usual(calls):
     x, weight = torch.randn(64, 64), torch.randn(64, 64)
     linear(x.double(), weight.double())
-    linear(x.bfloat16(), weight.bfloat16())
+    linear(x.half(), weight.half())
+    linear(x.bfloat16(), weight.bfloat16().requires_grad_())
+    linear(x[:8].bfloat16(), weight.bfloat16())
     linear(x[:8], weight)  # too few rows
     linear(x[:, :8], weight[:, :8])
     matmul(x[:8], weight)
@@ -147,8 +156,8 @@ def test_operations_are_counted_whatever_the_kernel():
 def fused(monkeypatch):
     """Whether each call of `linear_silu` went to one kernel."""
     answers = []
-    original = ops._fuses_silu
-    monkeypatch.setattr(ops, "_fuses_silu", lambda *tensors: answers.append(original(*tensors)) or answers[-1])
+    original = ops._takes_inference
+    monkeypatch.setattr(ops, "_takes_inference", lambda *tensors: answers.append(original(*tensors)) or answers[-1])
     return answers
 
 

@@ -13,8 +13,8 @@ EPS = 1e-3
 
 
 @pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of three rows, so that short inputs take the path for many entries, and a short last block."""
+def many_entries(monkeypatch):
+    """Short inputs take the path for many entries, in blocks of three rows and a shorter last one."""
     monkeypatch.setattr(ops, "BLOCK_ENTRIES", 3 * 16)
     monkeypatch.setattr(ops, "_FEW_ENTRIES", 0)
 
@@ -29,7 +29,7 @@ def case(dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("many_entries")
 def test_equals_the_definition(dtype):
     x, weight, expected = case(dtype)
     kept = x.clone()
@@ -41,15 +41,25 @@ def test_equals_the_definition(dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("entries", [0, ops._FEW_ENTRIES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_as_weight(dtype, entries, monkeypatch):
+    monkeypatch.setattr(ops, "_FEW_ENTRIES", entries)
+    x, _, _ = case(dtype)
+    expected = rms_norm(x, torch.full((16,), 0.25, dtype=dtype), EPS)
+    assert_close(rms_norm(x, 0.25, EPS), expected, str(dtype).removeprefix("torch."))
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("many_entries")
 def test_can_be_mapped():
     x, weight, expected = case(torch.float32)
     assert_close(torch.func.vmap(lambda row: rms_norm(row, weight, EPS))(x), expected.numpy())
 
 
 @torch.no_grad()
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("many_entries")
 def test_computes_where_its_input_is():
     x, weight, expected = case(torch.float32)
     with torch.device("meta"):

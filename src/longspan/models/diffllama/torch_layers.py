@@ -16,6 +16,7 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.torch_attention import AttentionPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.cache import Cache
+from longspan.nn.torch.hooks import is_watched
 from longspan.nn.torch.linear import Linear, gated_linear
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
@@ -146,8 +147,16 @@ class DiffLlamaAttention(nn.Module):
             output_weights=plan.output_weights,
         )
         heads = attended.output  # (B, S, A/2, 2D)
-        scale = torch.full((2 * self.head_dim,), 1.0 - self.lambda_init, dtype=heads.dtype, device=heads.device)
-        return self.o_proj(rms_norm(heads, scale, self.eps).flatten(2)), attended
+        width = self.o_proj.in_features
+        projected = in_token_blocks(
+            self._project_out, heads.flatten(2), width=width, is_watched=lambda: is_watched(self.o_proj)
+        )
+        return projected, attended
+
+    def _project_out(self, heads: Tensor) -> Tensor:
+        """(..., A·D) -> (..., H)."""
+        normed = rms_norm(heads.unflatten(-1, (-1, 2 * self.head_dim)), 1.0 - self.lambda_init, self.eps)
+        return self.o_proj(normed.flatten(-2))
 
     def _split(self, states: Tensor, num_heads: int) -> Tensor:
         """(B, S, heads · D) -> (B, S, heads, D)."""
@@ -187,6 +196,7 @@ class DiffLlamaMLP(nn.Module):
 
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__()
+        self.inner_size = config.intermediate_size
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
@@ -194,7 +204,7 @@ class DiffLlamaMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return in_token_blocks(self._block, hidden_states, width=self.up_proj.out_features)
+        return in_token_blocks(self._block, hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self))
 
     def _block(self, hidden_states: Tensor) -> Tensor:
         return self.down_proj(gated_linear(self.gate_proj, self.up_proj, self.activation, hidden_states))
@@ -218,6 +228,11 @@ class DiffLlamaDecoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), the maps and their differences; arguments of `DiffLlamaAttention`."""
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
-        hidden_states = hidden_states + attended
-        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = in_token_blocks(
+            self._feed_forward, hidden_states, attended, width=self.mlp.inner_size, is_watched=lambda: is_watched(self)
+        )
         return hidden_states, maps.weights, maps.differential_weights
+
+    def _feed_forward(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

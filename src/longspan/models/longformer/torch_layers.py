@@ -16,6 +16,7 @@ from longspan.models.longformer.config import LongformerConfig
 from longspan.models.longformer.torch_global import GlobalPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.base import CheckpointedLayers
+from longspan.nn.torch.hooks import is_watched
 from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.resizing import keep_features, remaining_features
@@ -303,7 +304,8 @@ class LongformerLayer(nn.Module):
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
         if self.chunk_size_feed_forward == 0:
-            return in_token_blocks(self._feed_forward, hidden_states, width=self.intermediate.dense.out_features)
+            width = self.intermediate.dense.out_features
+            return in_token_blocks(self._feed_forward, hidden_states, width=width, is_watched=lambda: is_watched(self))
         chunks = hidden_states.split(self.chunk_size_feed_forward, dim=1)
         return torch.cat([self._feed_forward(chunk) for chunk in chunks], dim=1)
 

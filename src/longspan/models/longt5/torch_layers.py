@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.hooks import is_watched
 from longspan.nn.torch.linear import Linear
 from longspan.ops import patterns
 from longspan.ops.torch.rms_norm import rms_norm
@@ -111,7 +112,9 @@ class LongT5LayerFF(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return in_token_blocks(self._feed_forward, hidden_states, width=self.inner_size)
+        return in_token_blocks(
+            self._feed_forward, hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self)
+        )
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
+from longspan.nn.torch.hooks import is_watched
 from longspan.ops.torch.matmul import linear, linear_silu
 from longspan.ops.torch.sliding_window import is_traced
 
@@ -33,14 +33,10 @@ def gated_linear(gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], 
     Returns:
         (..., out).
     """
-    if type(gate) is not Linear or _is_watched(gate):
+    if type(gate) is not Linear or is_watched(gate):
         return activation(gate(states)) * up(states)
     fused = activation is F.silu
     activated = linear_silu(states, gate.weight, gate.bias) if fused else activation(gate(states))
     if torch.is_grad_enabled() or is_traced(states):
         return activated * up(states)
     return activated.mul_(up(states))
-
-
-def _is_watched(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or _has_any_global_hook())

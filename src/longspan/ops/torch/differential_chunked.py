@@ -137,6 +137,7 @@ class _Block:
             (B, A, R, M - bias_from). It is finite, so that a row that sees nothing gives numbers, which are replaced
             by 0, and adding it is four times as fast as filling by a mask.
         bias_from: Keys before this one are seen by all rows.
+        diagonal: If row i sees the keys up to `bias_from` + `diagonal` + i, and no mask hides more: this number.
         empty: Rows that see no key, (B, R); None if there are none.
     """
 
@@ -144,7 +145,52 @@ class _Block:
     num_keys: int
     bias: Tensor
     bias_from: int
+    diagonal: int | None
     empty: Tensor | None
+
+    def add_bias(self, scores: Tensor) -> None:
+        """Hide the scores, (B, A, R, M), of what is not seen."""
+        scores[..., self.bias_from :].add_(self.bias)
+
+
+class _Memory:
+    """One piece of memory for the blocks of a call: fresh memory costs as much as a pass over it.
+
+    Args:
+        like: Gives dtype and device.
+        size: Entries of the largest block.
+    """
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.flat = like.new_empty(size)
+
+    def shaped(self, *shape: int) -> Tensor:
+        """A tensor of this shape; valid until the next call."""
+        return self.flat[: math.prod(shape)].view(shape)
+
+
+class _Prefix:
+    """The first keys of every head, or their values, in one piece.
+
+    The half-precision product of a CPU copies what is not in one piece, into fresh memory at each call. Here one
+    memory serves all blocks.
+
+    Args:
+        states: (B, K, T, D), or (B, K, T, 2, D) for two heads side by side.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self.copies = states.element_size() == 2 and states.device.type == "cpu"
+        self.states = states.contiguous()  # copies of its parts are faster for it
+        self.memory: _Memory | None = None
+
+    def first(self, number: int) -> Tensor:
+        """(B, K, M, D or 2D); valid until the next call."""
+        part = self.states[:, :, :number]
+        if self.copies and not part.is_contiguous():
+            self.memory = self.memory or _Memory(self.states, self.states.numel())
+            part = self.memory.shaped(*part.shape).copy_(part)
+        return part.flatten(3)
 
 
 def _blocks(
@@ -157,22 +203,28 @@ def _blocks(
     if segment_ids is not None and bool((segment_ids == segment_ids[:, :1]).all()):
         segment_ids = None
     keys = torch.arange(num_keys, device=key.device)
+    places = range(num_keys - num_queries, num_keys) if position is None else position.tolist()
     position = keys[num_keys - num_queries :] if position is None else position
-    places = position.tolist()
     size = _block_rows(query, num_keys)
+    offsets: list[int] = []
+    bias = query.new_empty(0, 0)
     for start in range(0, num_queries, size):
         rows = slice(start, min(start + size, num_queries))
         seen = min(max(places[rows]) + 1, num_keys)
         if key_mask is None and segment_ids is None:
             first = min(min(places[rows]) + 1, seen) // MASK_MULTIPLE * MASK_MULTIPLE
-            yield _Block(rows, seen, _bias(keys[first:seen] > position[rows, None], query.dtype), first, None)
+            previous, offsets = offsets, [place - first for place in places[rows]]
+            if offsets != previous or bias.shape[1] != seen - first:  # most blocks look alike
+                bias = _bias(keys[first:seen] > position[rows, None], query.dtype)
+            in_steps = offsets == list(range(offsets[0], offsets[0] + len(offsets)))
+            yield _Block(rows, seen, bias, first, offsets[0] if in_steps else None, None)
             continue
         hidden = (keys[:seen] > position[rows, None])[None]
         if key_mask is not None:
             hidden = hidden | ~key_mask[:, None, :seen]
         if segment_ids is not None:
             hidden = hidden | (segment_ids[:, position[rows], None] != segment_ids[:, None, :seen])
-        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, hidden.all(dim=-1).expand(batch, -1))
+        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, None, hidden.all(dim=-1).expand(batch, -1))
 
 
 def _block_rows(query: Tensor, num_keys: int) -> int:
@@ -182,9 +234,9 @@ def _block_rows(query: Tensor, num_keys: int) -> int:
     return min(max(BLOCK_BYTES // max(row_bytes, 1), MIN_ROWS), max(num_queries, 1))
 
 
-def _score_memory(query: Tensor, num_keys: int) -> Tensor:
-    """Memory for the scores of any block of a call."""
-    return query.new_empty(query.shape[0] * query.shape[1] * _block_rows(query, num_keys) * num_keys)
+def _block_memory(query: Tensor, num_keys: int, width: int) -> _Memory:
+    """Memory for so many entries of each row of each map of any block."""
+    return _Memory(query, query.shape[0] * query.shape[1] * _block_rows(query, num_keys) * width)
 
 
 def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
@@ -192,41 +244,31 @@ def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min / 2)
 
 
-def _columns(key: Tensor, num_queries: int) -> Tensor:
-    """(B, K, T, D) -> (B, K, D, T), in one piece in either layout.
-
-    Many half-precision queries repay a copy to (B, K, D, T) (measured: 1.4×).
-    """
-    if key.element_size() == 2 and num_queries >= 4 * MIN_ROWS:
-        return key.transpose(-1, -2).contiguous()
-    return key.contiguous().transpose(-1, -2)
+def _matmul(a: Tensor, b: Tensor, memory: _Memory | None = None) -> Tensor:
+    """(B, K, M, N) and (B, K, N, P) -> (B, K, M, P), in `memory` if given."""
+    left, right = a.flatten(0, 1), b.flatten(0, 1)
+    out = None if memory is None else memory.shaped(*left.shape[:2], right.shape[2])
+    return batched_matmul(left, right, out=out).unflatten(0, a.shape[:2])
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """(B, K, M, N) and (B, K, N, P) -> (B, K, M, P)."""
-    return batched_matmul(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
-
-
-def _scores(rows: Tensor, columns: Tensor, block: _Block, memory: Tensor) -> Tensor:
-    """The scores of a block, (B, A, R, M), at the start of `memory`; large and negative where a key is hidden.
+def _scores(rows: Tensor, keys: Tensor, block: _Block, memory: _Memory) -> Tensor:
+    """The scores of a block, (B, A, R, M), as if all keys were seen.
 
     Args:
         rows: The block's scaled queries by key head, (B, K, A/K·R, D).
-        columns: The keys, (B, K, D, T).
+        keys: Those that the block can see, (B, K, M, D).
         block: The block.
-        memory: Of `_score_memory`.
+        memory: Where to write them.
     """
-    a, b = rows.flatten(0, 1), columns[..., : block.num_keys].flatten(0, 1)
-    scores = memory[: a.shape[0] * a.shape[1] * block.num_keys].view(*a.shape[:2], block.num_keys)
-    batched_matmul(a, b, out=scores)
-    scores = scores.view(rows.shape[0], -1, block.rows.stop - block.rows.start, block.num_keys)
-    scores[..., block.bias_from :].add_(block.bias)
-    return scores
+    a, b = rows.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)
+    scores = batched_matmul(a, b, out=memory.shaped(*a.shape[:2], block.num_keys))
+    return scores.view(rows.shape[0], -1, block.rows.stop - block.rows.start, block.num_keys)
 
 
-def _softmax_maps(rows: Tensor, columns: Tensor, block: _Block, memory: Tensor) -> Tensor:
+def _softmax_maps(rows: Tensor, keys: Tensor, block: _Block, memory: _Memory) -> Tensor:
     """The maps of a block, (B, A, R, M); arguments as of `_scores`."""
-    scores = _scores(rows, columns, block, memory)
+    scores = _scores(rows, keys, block, memory)
+    block.add_bias(scores)
     return torch.softmax(scores, dim=-1, out=scores)
 
 
@@ -241,7 +283,11 @@ def _unshifted_difference(scores: Tensor, lam: float, block: _Block) -> Tensor |
     Returns:
         What the first half is yet to be divided by, (B, A/2, R, 1); None if a row needs the shift by its maximum.
     """
+    if block.diagonal is None:
+        block.add_bias(scores)
     powers = torch.exp2(scores, out=scores)
+    if block.diagonal is not None:
+        powers[..., block.bias_from :].tril_(block.diagonal)  # faster than a bias
     sums = powers.sum(dim=-1, keepdim=True)  # added up in float32, then rounded
     if block.empty is not None:
         sums.masked_fill_(block.empty[:, None, :, None], 1.0)
@@ -254,10 +300,10 @@ def _unshifted_difference(scores: Tensor, lam: float, block: _Block) -> Tensor |
     return own
 
 
-def _scaled_rows(query: Tensor, num_kv: int, block: _Block, scale: float) -> Tensor:
+def _scaled_rows(query: Tensor, num_kv: int, block: _Block, scale: float, memory: _Memory) -> Tensor:
     """(B, A, S, D) -> the block's rows by key head, (B, K, A/K·R, D)."""
     rows = query[:, :, block.rows]
-    scaled = torch.mul(rows, scale, out=query.new_empty(rows.shape))
+    scaled = torch.mul(rows, scale, out=memory.shaped(*rows.shape))
     return scaled.view(query.shape[0], num_kv, -1, query.shape[-1])
 
 
@@ -286,33 +332,33 @@ def _doubled(maps: Tensor) -> Tensor:
     return maps
 
 
-def _joined(value: Tensor) -> Tensor | None:
-    """The two value heads of each pair side by side, (B, K, T, D) -> (B, K/2, T, 2D).
+def _joined(value: Tensor) -> Tensor:
+    """The two value heads of each pair side by side, a view: (B, K, T, D) -> (B, K/2, T, 2, D).
 
-    None if K is odd: then the maps of one key head may belong to both halves.
+    As it is if K is odd: then the maps of one key head may belong to both halves.
     """
-    return None if value.shape[1] % 2 else torch.cat(value.chunk(2, dim=1), dim=-1)
+    return value if value.shape[1] % 2 else value.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4)
 
 
-def _value_product(maps: Tensor, value: Tensor, joined: Tensor | None) -> Tensor:
+def _value_product(maps: Tensor, values: Tensor, memory: _Memory, *, paired: bool) -> Tensor:
     """Meet the differences with their values.
 
     Args:
         maps: (B, A, R, M); the first half holds the differences, the second is overwritten if need be.
-        value: (B, K, T, D).
-        joined: Of `_joined`.
+        values: Of the keys that the block can see: (B, K, M, D), or of pairs of heads, (B, K/2, M, 2D).
+        memory: Where to write the products.
+        paired: True for pairs.
 
     Returns:
         (B, R, A/2, 2D).
     """
     batch, num_maps, num_rows, num_keys = maps.shape
-    half, num_kv, head_dim = num_maps // 2, value.shape[1], value.shape[-1]
-    if joined is None:
-        rows = _doubled(maps).view(batch, num_kv, -1, num_keys)
-        product = _matmul(rows, value[:, :, :num_keys]).view(batch, 2, half, num_rows, head_dim)
-        return product.permute(0, 3, 2, 1, 4).flatten(3)
-    rows = maps[:, :half].view(batch, num_kv // 2, -1, num_keys)
-    return _matmul(rows, joined[:, :, :num_keys]).view(batch, half, num_rows, -1).transpose(1, 2)
+    half, heads = num_maps // 2, values.shape[1]
+    if not paired:
+        product = _matmul(_doubled(maps).view(batch, heads, -1, num_keys), values, memory)
+        return product.view(batch, 2, half, num_rows, -1).permute(0, 3, 2, 1, 4).flatten(3)
+    product = _matmul(maps[:, :half].view(batch, heads, -1, num_keys), values, memory)
+    return product.view(batch, half, num_rows, -1).transpose(1, 2)
 
 
 def _forward(
@@ -329,28 +375,33 @@ def _forward(
 ) -> Tensor:
     batch, num_maps, num_queries, head_dim = query.shape
     num_kv = key.shape[1]
-    factor, generator, joined = float(lam), _generator(seed, query.device), _joined(value)
-    value = value.contiguous() if joined is None else value
-    columns, memory = _columns(key, num_queries), _score_memory(query, key.shape[2])
+    factor, generator = float(lam), _generator(seed, query.device)
+    num_keys = key.shape[2]
+    keys, values = _Prefix(key), _Prefix(_joined(value))
+    memory = _block_memory(query, num_keys, num_keys)
+    row_memory, product_memory = (_block_memory(query, num_keys, head_dim) for _ in range(2))
     output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
     in_range = query.dtype == torch.bfloat16 and generator is None
     for block in _blocks(query, key, position, key_mask, segment_ids):
-        divisor = None
+        seen_keys, seen_values, divisor = keys.first(block.num_keys), values.first(block.num_keys), None
         if in_range:
-            rows = _scaled_rows(query, num_kv, block, scale * LOG2_E)
-            maps = _scores(rows, columns, block, memory)
+            rows = _scaled_rows(query, num_kv, block, scale * LOG2_E, row_memory)
+            maps = _scores(rows, seen_keys, block, memory)
             divisor = _unshifted_difference(maps, factor, block)
         if divisor is None:
             in_range = False  # the next rows would hardly do better
-            maps = _softmax_maps(_scaled_rows(query, num_kv, block, scale), columns, block, memory)
+            rows = _scaled_rows(query, num_kv, block, scale, row_memory)
+            maps = _softmax_maps(rows, seen_keys, block, memory)
             factors = _dropout_factors(maps, dropout, generator)
             if factors is not None:
                 maps.mul_(factors)
             _subtract(maps, factor)
-        product = _value_product(maps, value, joined)
-        if divisor is not None:
-            product = product.float().div_(divisor.transpose(1, 2))
-        target = output[:, block.rows].copy_(product)
+        product = _value_product(maps, seen_values, product_memory, paired=num_kv % 2 == 0)
+        target = output[:, block.rows]
+        if divisor is None:
+            target.copy_(product)
+        else:
+            torch.div(product, divisor.transpose(1, 2), out=target)
         if block.empty is not None:
             target.masked_fill_(block.empty[..., None, None], 0.0)
     return output
@@ -369,22 +420,23 @@ def _backward(
     scale: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, num_maps, num_queries, head_dim = query.shape
+    batch, num_maps, _, head_dim = query.shape
     num_kv = key.shape[1]
-    key, value = key.contiguous(), value.contiguous()
     factor, generator = float(lam), _generator(seed, query.device)
-    columns, memory = _columns(key, num_queries), _score_memory(query, key.shape[2])
+    keys, values = _Prefix(key), _Prefix(value)
+    memory, row_memory = (_block_memory(query, key.shape[2], width) for width in (key.shape[2], head_dim))
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     grad_key, grad_value = (torch.zeros(key.shape, dtype=torch.float32, device=key.device) for _ in range(2))
     grad_lam = torch.zeros((), dtype=torch.float32, device=lam.device)
     for block in _blocks(query, key, position, key_mask, segment_ids):
-        rows, seen = _scaled_rows(query, num_kv, block, scale), block.num_keys
-        maps = _softmax_maps(rows, columns, block, memory)
+        rows, seen = _scaled_rows(query, num_kv, block, scale, row_memory), block.num_keys
+        seen_keys, seen_values = keys.first(seen), values.first(seen)
+        maps = _softmax_maps(rows, seen_keys, block, memory)
         factors = _dropout_factors(maps, dropout, generator)
         dropped = maps if factors is None else maps * factors
         grad_rows = _grad_rows(grad, num_kv, block)
         # by the maps: both value halves reach the same difference
-        grad_maps = _matmul(grad_rows, value[:, :, :seen].transpose(-1, -2)).view(maps.shape)
+        grad_maps = _matmul(grad_rows, seen_values.transpose(-1, -2)).view(maps.shape)
         grad_first, grad_second = grad_maps.chunk(2, dim=1)
         grad_first.add_(grad_second)
         grad_lam -= (grad_first * dropped[:, num_maps // 2 :]).sum(dtype=torch.float32)
@@ -396,7 +448,7 @@ def _backward(
         difference = _doubled(dropped).view(batch, num_kv, -1, seen)
         grad_value[:, :, :seen] += _matmul(difference.transpose(-1, -2), grad_rows)
         grad_key[:, :, :seen] += _matmul(grad_scores.transpose(-1, -2), rows)
-        grad_block = _matmul(grad_scores, key[:, :, :seen]).mul_(scale)
+        grad_block = _matmul(grad_scores, seen_keys).mul_(scale)
         grad_query[:, :, block.rows] = grad_block.view(batch, num_maps, -1, head_dim)
     return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_lam.to(lam.dtype)
 
