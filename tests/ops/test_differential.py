@@ -130,7 +130,7 @@ def test_maps_are_those_before_the_subtraction():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["causal", "padded", "dead"])
+@pytest.mark.parametrize("kind", ["causal", "static", "padded", "dead"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("small_blocks")
 def test_half_precision(implementation, kind, dtype):
@@ -155,15 +155,39 @@ def test_half_precision_with_any_number_of_key_value_heads(num_maps, num_kv):
     assert_close(output, case.expected()[0], "bfloat16")
 
 
+@pytest.mark.parametrize("kind", ["causal", "static", "scattered"])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(70, 70), (130, 133), (40, 200)])
+@pytest.mark.usefixtures("small_blocks")
+def test_half_precision_in_many_blocks(num_queries, num_keys, kind):
+    """Blocks end at, before and behind the places where their masks begin."""
+    case = Case(kind, num_queries=num_queries, num_keys=num_keys)
+    with torch.no_grad():
+        output = differential_attention(*case.tensors(torch.bfloat16), **case.options()).output
+    assert_close(output, case.expected()[0], "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.usefixtures("small_blocks")
+def test_keys_and_values_may_lie_in_memory_as_a_model_makes_them(dtype):
+    case = Case("causal", num_queries=70, num_keys=70, num_kv=2, num_maps=4)
+    *tensors, lam = case.tensors(dtype)
+    with torch.no_grad():
+        strided = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in tensors]
+        kept = [tensor.clone() for tensor in strided]
+        output = differential_attention(*strided, lam, **case.options()).output
+    assert_close(output, case.expected()[0], str(dtype).removeprefix("torch."))
+    assert all(torch.equal(*pair) for pair in zip(strided, kept, strict=True))
+
+
 @pytest.fixture
 def shifts(monkeypatch):
     """First rows of the blocks whose softmax is shifted by the maximum of each row."""
     starts = []
     shifted = differential_chunked._softmax_maps
 
-    def count(rows, columns, block, memory):
+    def count(rows, keys, block, memory):
         starts.append(block.rows.start)
-        return shifted(rows, columns, block, memory)
+        return shifted(rows, keys, block, memory)
 
     monkeypatch.setattr(differential_chunked, "_softmax_maps", count)
     return starts
