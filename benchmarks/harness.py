@@ -18,6 +18,7 @@ other rows.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fnmatch
 import gc
 import importlib
@@ -38,6 +39,11 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "jax", "flax", "tensorflow", "keras", "numpy")
+#: variables of the environment that change speed
+SETTINGS = (
+    "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE",
+)  # fmt: skip
 
 
 @dataclass
@@ -169,6 +175,9 @@ def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
 def peak_memory(run: Callable[[], Any]) -> int:
     """Bytes by which the resident memory of this process rises at most during one run."""
     gc.collect()
+    c_library = ctypes.CDLL(None)
+    if hasattr(c_library, "malloc_trim"):  # what building the case freed would hide what the run takes
+        c_library.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
     before = status("VmRSS")
     result = run()
@@ -226,6 +235,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory),
         "python": platform.python_version(),
         "packages": versions,
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
 
 
@@ -244,8 +254,10 @@ def render(stored: dict[str, Any]) -> str:
     """The Markdown table of a result file."""
     spec = stored["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in spec["packages"].items())
+    settings = ", ".join(f"`{name}={value}`" for name, value in spec.get("settings", {}).items())
+    set_to = f" Set: {settings}." if settings else ""
     lines = [
-        f"{spec['cpu']}, {spec['cores']} cores, {spec['memory_gib']} GiB; Python {spec['python']}, {versions}.",
+        f"{spec['cpu']}, {spec['cores']} cores, {spec['memory_gib']} GiB; Python {spec['python']}, {versions}.{set_to}",
         "",
         "Ratio: time of the peer ÷ time of longspan, median over interleaved rounds. Floor: time ÷ time that the "
         "case's floating-point operations take at the rate of a large matrix product. Memory: peak rise of one run. "
@@ -283,7 +295,7 @@ def _number(value: Any) -> str:
 def main() -> int:
     """Command line of the harness."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
-    parser.add_argument("--only", default="*", help="run the cases whose name matches this pattern")
+    parser.add_argument("--only", nargs="+", default=["*"], help="run the cases whose name matches a pattern")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: as the case says)")
     parser.add_argument("--file", default="cpu", help="name of the result file")
     parser.add_argument("--list", action="store_true", help="list the cases")
@@ -297,7 +309,7 @@ def main() -> int:
         figures = memory_case(chosen, options.side) if options.side else time_case(chosen, options.rounds)
         print(json.dumps(figures))
         return 0
-    names = [name for name in sorted(CASES) if fnmatch.fnmatch(name, options.only)]
+    names = [name for name in sorted(CASES) if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)]
     if options.list or not names:
         print("\n".join(f"{name:45} {CASES[name].about}" for name in (names or sorted(CASES))))
         return 0 if names else 1

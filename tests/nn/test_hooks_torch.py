@@ -66,6 +66,22 @@ def test_a_hook_sees_all_tokens(make, monkeypatch):
     assert len(seen) == 1
 
 
+@torch.no_grad()
+def test_a_block_put_in_its_place_gets_all_axes(monkeypatch):
+    model, _ = diffllama("mlp")
+    monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 1)
+    seen = []
+
+    class Other(nn.Module):
+        def forward(self, hidden_states):
+            seen.append(hidden_states.shape)
+            return hidden_states
+
+    model.layers[0].mlp = Other()
+    model(torch.randint(1, 50, (2, 96)))
+    assert seen == [(2, 96, 32)]
+
+
 @pytest.mark.parametrize(
     "register",
     [

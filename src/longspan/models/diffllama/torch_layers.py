@@ -146,12 +146,10 @@ class DiffLlamaAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             output_weights=plan.output_weights,
         )
-        heads = attended.output  # (B, S, A/2, 2D)
-        width = self.o_proj.in_features
-        projected = in_token_blocks(
-            self._project_out, heads.flatten(2), width=width, is_watched=lambda: is_watched(self.o_proj)
-        )
-        return projected, attended
+        heads = attended.output.flatten(2)  # (B, S, A·D)
+        return in_token_blocks(
+            self._project_out, heads, width=heads.shape[-1], is_watched=lambda: is_watched(self.o_proj)
+        ), attended
 
     def _project_out(self, heads: Tensor) -> Tensor:
         """(..., A·D) -> (..., H)."""
@@ -221,6 +219,7 @@ class DiffLlamaDecoderLayer(nn.Module):
     def __init__(self, config: DiffLlamaConfig, *, layer_index: int) -> None:
         super().__init__()
         self.self_attn = DiffLlamaAttention(config, layer_index=layer_index)
+        self.inner_size = config.intermediate_size
         self.mlp = DiffLlamaMLP(config)
         self.input_layernorm = DiffLlamaRMSNorm(hidden_size=config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = DiffLlamaRMSNorm(hidden_size=config.hidden_size, eps=config.rms_norm_eps)
@@ -229,7 +228,12 @@ class DiffLlamaDecoderLayer(nn.Module):
         """(B, S, H) -> (B, S, H), the maps and their differences; arguments of `DiffLlamaAttention`."""
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
         hidden_states = in_token_blocks(
-            self._feed_forward, hidden_states, attended, width=self.mlp.inner_size, is_watched=lambda: is_watched(self)
+            self._feed_forward,
+            hidden_states,
+            attended,
+            width=self.inner_size,
+            # what somebody put in place of the block may need all axes
+            is_watched=lambda: type(self.mlp) is not DiffLlamaMLP or is_watched(self),
         )
         return hidden_states, maps.weights, maps.differential_weights
 
