@@ -179,6 +179,25 @@ def test_keys_and_values_may_lie_in_memory_as_a_model_makes_them(dtype):
     assert all(torch.equal(*pair) for pair in zip(strided, kept, strict=True))
 
 
+@pytest.mark.parametrize("num_kv", [2, 3])
+@pytest.mark.usefixtures("small_blocks")
+def test_half_precision_products_are_given_what_lies_in_one_piece(num_kv, monkeypatch):
+    """They copy anything else, into fresh memory at each call."""
+    case = Case("causal", num_queries=70, num_keys=70, num_kv=num_kv, num_maps=2 * num_kv)
+    original, pieces = differential_chunked.batched_matmul, []
+
+    def record(a, b, **options):
+        pieces.extend(tensor.is_contiguous() or tensor.transpose(1, 2).is_contiguous() for tensor in (a, b))
+        return original(a, b, **options)
+
+    monkeypatch.setattr(differential_chunked, "batched_matmul", record)
+    case.query, case.key, case.value = (array[:1] for array in (case.query, case.key, case.value))
+    with torch.no_grad():
+        differential_attention(*case.tensors(torch.bfloat16), scale=case.scale)
+    assert len(pieces) == 2 * 2 * 24  # two products of each block
+    assert all(pieces)
+
+
 @pytest.fixture
 def shifts(monkeypatch):
     """First rows of the blocks whose softmax is shifted by the maximum of each row."""

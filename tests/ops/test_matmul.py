@@ -43,7 +43,7 @@ class Kernel(TorchDispatchMode):
 
 @torch.no_grad()
 def test_a_part_of_a_larger_tensor_is_copied_first():
-    """The kernel for other strides is hundreds of times as slow."""
+    """The kernel for other strides is far slower."""
     whole, x = torch.randn(128, 96), torch.randn(70, 48)
     part = whole[:, :48]
     with Kernel() as kernel:

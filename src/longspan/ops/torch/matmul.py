@@ -60,7 +60,7 @@ def _serves(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
     """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
     if not (b.is_contiguous() or b.t().is_contiguous()):
-        b = b.contiguous()  # a part of a larger tensor would go to a kernel that is hundreds of times as slow
+        b = b.contiguous()  # a part of a larger tensor would go to a kernel that is far slower
     result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, activation, [], "")
     return result
 

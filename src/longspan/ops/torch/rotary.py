@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from longspan.ops.rotary_tables import RotaryTable
-from longspan.ops.torch.sliding_window import is_traced
 
 
 def select_frequencies(
@@ -76,7 +75,4 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (B, S, H, D): x · cos + swap(x) · sin, where swap exchanges the halves.
     """
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    if torch.is_grad_enabled() or is_traced(x):
-        return torch.addcmul(swapped * sin, x, cos)
-    return swapped.mul_(sin).addcmul_(x, cos)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
