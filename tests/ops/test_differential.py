@@ -204,9 +204,9 @@ def shifts(monkeypatch):
     starts = []
     shifted = differential_chunked._softmax_maps
 
-    def count(rows, keys, block, memory):
+    def count(rows, keys, block, num_maps, memory):
         starts.append(block.rows.start)
-        return shifted(rows, keys, block, memory)
+        return shifted(rows, keys, block, num_maps, memory)
 
     monkeypatch.setattr(differential_chunked, "_softmax_maps", count)
     return starts

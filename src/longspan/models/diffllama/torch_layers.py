@@ -22,7 +22,7 @@ from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.rotary import apply_rotary, rotary_cos_sin, select_frequencies
-from longspan.ops.torch.token_blocks import in_token_blocks
+from longspan.ops.torch.token_blocks import add_in_token_blocks, in_token_blocks
 
 #: reparametrisation vectors of λ
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -227,16 +227,14 @@ class DiffLlamaDecoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), the maps and their differences; arguments of `DiffLlamaAttention`."""
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
-        hidden_states = in_token_blocks(
+        hidden_states = add_in_token_blocks(
             self._feed_forward,
-            hidden_states,
-            attended,
+            hidden_states + attended,
             width=self.inner_size,
             # what somebody put in place of the block may need all axes
             is_watched=lambda: type(self.mlp) is not DiffLlamaMLP or is_watched(self),
         )
         return hidden_states, maps.weights, maps.differential_weights
 
-    def _feed_forward(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.mlp(self.post_attention_layernorm(hidden_states))

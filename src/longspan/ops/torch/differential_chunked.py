@@ -18,7 +18,7 @@ Both passes are one custom operator each, so that a traced graph holds them whol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,9 +135,8 @@ class _Block:
         num_keys: M.
         bias: Added to the scores, large and negative where a row does not see a key; broadcastable to
             (B, A, R, M - bias_from). It is finite, so that a row that sees nothing gives numbers, which are replaced
-            by 0, and adding it is four times as fast as filling by a mask.
+            by 0, and adding it is three to four times as fast as filling by a mask or cutting a triangle.
         bias_from: Keys before this one are seen by all rows.
-        diagonal: If row i sees the keys up to `bias_from` + `diagonal` + i, and no mask hides more: this number.
         empty: Rows that see no key, (B, R); None if there are none.
     """
 
@@ -145,7 +144,6 @@ class _Block:
     num_keys: int
     bias: Tensor
     bias_from: int
-    diagonal: int | None
     empty: Tensor | None
 
     def add_bias(self, scores: Tensor) -> None:
@@ -166,7 +164,8 @@ class _Memory:
 
     def shaped(self, *shape: int) -> Tensor:
         """A tensor of this shape; valid until the next call."""
-        return self.flat[: math.prod(shape)].view(shape)
+        strides = [math.prod(shape[axis:]) for axis in range(1, len(shape) + 1)]
+        return self.flat.as_strided(shape, strides)  # one call instead of two: blocks make many small ones
 
 
 class _Prefix:
@@ -181,16 +180,19 @@ class _Prefix:
 
     def __init__(self, states: Tensor) -> None:
         self.copies = states.element_size() == 2 and states.device.type == "cpu"
-        self.states = states.contiguous()  # copies of its parts are faster for it
+        self.states = states.contiguous().flatten(3).flatten(0, 1)  # copies of its parts are faster for one piece
         self.memory: _Memory | None = None
 
     def first(self, number: int) -> Tensor:
-        """(B, K, M, D or 2D); valid until the next call."""
-        part = self.states[:, :, :number]
-        if self.copies and not part.is_contiguous():
-            self.memory = self.memory or _Memory(self.states, self.states.numel())
-            part = self.memory.shaped(*part.shape).copy_(part)
-        return part.flatten(3)
+        """(B·K, M, D or 2D); valid until the next call."""
+        heads, num_keys, width = self.states.shape
+        if number == num_keys:
+            return self.states
+        part = self.states[:, :number]
+        if not self.copies or heads == 1:
+            return part
+        self.memory = self.memory or _Memory(self.states, self.states.numel())
+        return self.memory.shaped(heads, number, width).copy_(part)
 
 
 def _blocks(
@@ -206,25 +208,37 @@ def _blocks(
     places = range(num_keys - num_queries, num_keys) if position is None else position.tolist()
     position = keys[num_keys - num_queries :] if position is None else position
     size = _block_rows(query, num_keys)
-    offsets: list[int] = []
+    offsets: Sequence[int] = []
     bias = query.new_empty(0, 0)
     for start in range(0, num_queries, size):
         rows = slice(start, min(start + size, num_queries))
-        seen = min(max(places[rows]) + 1, num_keys)
+        lowest, highest = _ends(places[rows])
+        seen = min(highest + 1, num_keys)
         if key_mask is None and segment_ids is None:
-            first = min(min(places[rows]) + 1, seen) // MASK_MULTIPLE * MASK_MULTIPLE
-            previous, offsets = offsets, [place - first for place in places[rows]]
+            first = min(lowest + 1, seen) // MASK_MULTIPLE * MASK_MULTIPLE
+            previous, offsets = offsets, _moved(places[rows], -first)
             if offsets != previous or bias.shape[1] != seen - first:  # most blocks look alike
                 bias = _bias(keys[first:seen] > position[rows, None], query.dtype)
-            in_steps = offsets == list(range(offsets[0], offsets[0] + len(offsets)))
-            yield _Block(rows, seen, bias, first, offsets[0] if in_steps else None, None)
+            yield _Block(rows, seen, bias, first, None)
             continue
         hidden = (keys[:seen] > position[rows, None])[None]
         if key_mask is not None:
             hidden = hidden | ~key_mask[:, None, :seen]
         if segment_ids is not None:
             hidden = hidden | (segment_ids[:, position[rows], None] != segment_ids[:, None, :seen])
-        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, None, hidden.all(dim=-1).expand(batch, -1))
+        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, hidden.all(dim=-1).expand(batch, -1))
+
+
+def _ends(places: Sequence[int]) -> tuple[int, int]:
+    """The smallest and the largest; at once for a range."""
+    return (places[0], places[-1]) if isinstance(places, range) else (min(places), max(places))
+
+
+def _moved(places: Sequence[int], step: int) -> Sequence[int]:
+    """All places plus a number."""
+    if isinstance(places, range):
+        return range(places.start + step, places.stop + step)
+    return [place + step for place in places]
 
 
 def _block_rows(query: Tensor, num_keys: int) -> int:
@@ -244,30 +258,38 @@ def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min / 2)
 
 
-def _matmul(a: Tensor, b: Tensor, memory: _Memory | None = None) -> Tensor:
-    """(B, K, M, N) and (B, K, N, P) -> (B, K, M, P), in `memory` if given."""
-    left, right = a.flatten(0, 1), b.flatten(0, 1)
-    out = None if memory is None else memory.shaped(*left.shape[:2], right.shape[2])
-    return batched_matmul(left, right, out=out).unflatten(0, a.shape[:2])
+def _scaled_rows(query: Tensor, num_kv: int, num_keys: int, scale: float) -> list[Tensor]:
+    """(B, A, S, D) -> the scaled rows of each block by key head, (B·K, A/K·R, D)."""
+    batch, num_maps, num_queries, head_dim = query.shape
+    size = _block_rows(query, num_keys)
+    whole = num_queries // size * size
+    blocks: list[Tensor] = []
+    for part, rows in ((query[:, :, :whole], size), (query[:, :, whole:], num_queries - whole)):
+        if part.shape[2]:
+            by_block = part.unflatten(2, (-1, rows)).permute(2, 0, 1, 3, 4)  # (blocks, B, A, R, D)
+            scaled = torch.mul(by_block, scale, out=query.new_empty(by_block.shape))
+            blocks += scaled.view(-1, batch * num_kv, num_maps // num_kv * rows, head_dim).unbind()
+    return blocks
 
 
-def _scores(rows: Tensor, keys: Tensor, block: _Block, memory: _Memory) -> Tensor:
+def _scores(rows: Tensor, keys: Tensor, block: _Block, num_maps: int, memory: _Memory) -> Tensor:
     """The scores of a block, (B, A, R, M), as if all keys were seen.
 
     Args:
-        rows: The block's scaled queries by key head, (B, K, A/K·R, D).
-        keys: Those that the block can see, (B, K, M, D).
+        rows: The block's scaled queries by key head, (B·K, A/K·R, D).
+        keys: Those that the block can see, (B·K, M, D).
         block: The block.
+        num_maps: A.
         memory: Where to write them.
     """
-    a, b = rows.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)
-    scores = batched_matmul(a, b, out=memory.shaped(*a.shape[:2], block.num_keys))
-    return scores.view(rows.shape[0], -1, block.rows.stop - block.rows.start, block.num_keys)
+    out = memory.shaped(rows.shape[0], rows.shape[1], block.num_keys)
+    scores = batched_matmul(rows, keys.transpose(1, 2), out=out)
+    return scores.view(-1, num_maps, block.rows.stop - block.rows.start, block.num_keys)
 
 
-def _softmax_maps(rows: Tensor, keys: Tensor, block: _Block, memory: _Memory) -> Tensor:
+def _softmax_maps(rows: Tensor, keys: Tensor, block: _Block, num_maps: int, memory: _Memory) -> Tensor:
     """The maps of a block, (B, A, R, M); arguments as of `_scores`."""
-    scores = _scores(rows, keys, block, memory)
+    scores = _scores(rows, keys, block, num_maps, memory)
     block.add_bias(scores)
     return torch.softmax(scores, dim=-1, out=scores)
 
@@ -283,11 +305,8 @@ def _unshifted_difference(scores: Tensor, lam: float, block: _Block) -> Tensor |
     Returns:
         What the first half is yet to be divided by, (B, A/2, R, 1); None if a row needs the shift by its maximum.
     """
-    if block.diagonal is None:
-        block.add_bias(scores)
+    block.add_bias(scores)
     powers = torch.exp2(scores, out=scores)
-    if block.diagonal is not None:
-        powers[..., block.bias_from :].tril_(block.diagonal)  # touches half of what a bias does
     sums = powers.sum(dim=-1, keepdim=True)  # added up in float32, then rounded
     if block.empty is not None:
         sums.masked_fill_(block.empty[:, None, :, None], 1.0)
@@ -298,13 +317,6 @@ def _unshifted_difference(scores: Tensor, lam: float, block: _Block) -> Tensor |
     own, other = sums.chunk(2, dim=1)
     first.addcmul_(second, own / other, value=-lam)
     return own
-
-
-def _scaled_rows(query: Tensor, num_kv: int, block: _Block, scale: float, memory: _Memory) -> Tensor:
-    """(B, A, S, D) -> the block's rows by key head, (B, K, A/K·R, D)."""
-    rows = query[:, :, block.rows]
-    scaled = torch.mul(rows, scale, out=memory.shaped(*rows.shape))
-    return scaled.view(query.shape[0], num_kv, -1, query.shape[-1])
 
 
 def _dropout_factors(maps: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor | None:
@@ -345,7 +357,7 @@ def _value_product(maps: Tensor, values: Tensor, memory: _Memory, *, paired: boo
 
     Args:
         maps: (B, A, R, M); the first half holds the differences, the second is overwritten if need be.
-        values: Of the keys that the block can see: (B, K, M, D), or of pairs of heads, (B, K/2, M, 2D).
+        values: Of the keys that the block can see: (B·K, M, D), or of pairs of heads, (B·K/2, M, 2D).
         memory: Where to write the products.
         paired: True for pairs.
 
@@ -353,12 +365,13 @@ def _value_product(maps: Tensor, values: Tensor, memory: _Memory, *, paired: boo
         (B, R, A/2, 2D).
     """
     batch, num_maps, num_rows, num_keys = maps.shape
-    half, heads = num_maps // 2, values.shape[1]
-    if not paired:
-        product = _matmul(_doubled(maps).view(batch, heads, -1, num_keys), values, memory)
-        return product.view(batch, 2, half, num_rows, -1).permute(0, 3, 2, 1, 4).flatten(3)
-    product = _matmul(maps[:, :half].view(batch, heads, -1, num_keys), values, memory)
-    return product.view(batch, half, num_rows, -1).transpose(1, 2)
+    half, heads, width = num_maps // 2, values.shape[0], values.shape[2]
+    left = maps[:, :half] if paired else _doubled(maps)
+    left = left.reshape(heads, -1, num_keys)
+    product = batched_matmul(left, values, out=memory.shaped(heads, left.shape[1], width))
+    if paired:
+        return product.view(batch, half, num_rows, width).transpose(1, 2)
+    return product.view(batch, 2, half, num_rows, width).permute(0, 3, 2, 1, 4).flatten(3)
 
 
 def _forward(
@@ -374,36 +387,34 @@ def _forward(
     dropout: float,
 ) -> Tensor:
     batch, num_maps, num_queries, head_dim = query.shape
-    num_kv = key.shape[1]
+    num_kv, num_keys = key.shape[1:3]
     factor, generator = float(lam), _generator(seed, query.device)
-    num_keys = key.shape[2]
     keys, values = _Prefix(key), _Prefix(_joined(value))
-    memory = _block_memory(query, num_keys, num_keys)
-    row_memory, product_memory = (_block_memory(query, num_keys, head_dim) for _ in range(2))
+    memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
     output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
+    targets = output.split(_block_rows(query, num_keys), dim=1)
     in_range = query.dtype == torch.bfloat16 and generator is None
-    for block in _blocks(query, key, position, key_mask, segment_ids):
+    rows = _scaled_rows(query, num_kv, num_keys, scale * LOG2_E if in_range else scale)
+    for index, block in enumerate(_blocks(query, key, position, key_mask, segment_ids)):
         seen_keys, seen_values, divisor = keys.first(block.num_keys), values.first(block.num_keys), None
         if in_range:
-            rows = _scaled_rows(query, num_kv, block, scale * LOG2_E, row_memory)
-            maps = _scores(rows, seen_keys, block, memory)
+            maps = _scores(rows[index], seen_keys, block, num_maps, memory)
             divisor = _unshifted_difference(maps, factor, block)
+            if divisor is None:  # the next rows would hardly do better
+                in_range, rows = False, _scaled_rows(query, num_kv, num_keys, scale)
         if divisor is None:
-            in_range = False  # the next rows would hardly do better
-            rows = _scaled_rows(query, num_kv, block, scale, row_memory)
-            maps = _softmax_maps(rows, seen_keys, block, memory)
+            maps = _softmax_maps(rows[index], seen_keys, block, num_maps, memory)
             factors = _dropout_factors(maps, dropout, generator)
             if factors is not None:
                 maps.mul_(factors)
             _subtract(maps, factor)
         product = _value_product(maps, seen_values, product_memory, paired=num_kv % 2 == 0)
-        target = output[:, block.rows]
         if divisor is None:
-            target.copy_(product)
+            targets[index].copy_(product)
         else:
-            torch.div(product, divisor.transpose(1, 2), out=target)
+            torch.div(product, divisor.transpose(1, 2), out=targets[index])
         if block.empty is not None:
-            target.masked_fill_(block.empty[..., None, None], 0.0)
+            targets[index].masked_fill_(block.empty[..., None, None], 0.0)
     return output
 
 
@@ -421,43 +432,47 @@ def _backward(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, num_maps, _, head_dim = query.shape
-    num_kv = key.shape[1]
+    num_kv, num_keys = key.shape[1:3]
     factor, generator = float(lam), _generator(seed, query.device)
     keys, values = _Prefix(key), _Prefix(value)
-    memory, row_memory = (_block_memory(query, key.shape[2], width) for width in (key.shape[2], head_dim))
+    memory = _block_memory(query, num_keys, num_keys)
     grad_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    grad_key, grad_value = (torch.zeros(key.shape, dtype=torch.float32, device=key.device) for _ in range(2))
+    grad_key, grad_value = (  # (B·K, T, D)
+        torch.zeros(batch * num_kv, num_keys, head_dim, dtype=torch.float32, device=key.device) for _ in range(2)
+    )
     grad_lam = torch.zeros((), dtype=torch.float32, device=lam.device)
-    for block in _blocks(query, key, position, key_mask, segment_ids):
-        rows, seen = _scaled_rows(query, num_kv, block, scale, row_memory), block.num_keys
+    scaled = _scaled_rows(query, num_kv, num_keys, scale)
+    for rows, block in zip(scaled, _blocks(query, key, position, key_mask, segment_ids), strict=True):
+        seen = block.num_keys
         seen_keys, seen_values = keys.first(seen), values.first(seen)
-        maps = _softmax_maps(rows, seen_keys, block, memory)
+        maps = _softmax_maps(rows, seen_keys, block, num_maps, memory)
         factors = _dropout_factors(maps, dropout, generator)
         dropped = maps if factors is None else maps * factors
         grad_rows = _grad_rows(grad, num_kv, block)
         # by the maps: both value halves reach the same difference
-        grad_maps = _matmul(grad_rows, seen_values.transpose(-1, -2)).view(maps.shape)
+        grad_maps = batched_matmul(grad_rows, seen_values.transpose(1, 2)).view(maps.shape)
         grad_first, grad_second = grad_maps.chunk(2, dim=1)
         grad_first.add_(grad_second)
         grad_lam -= (grad_first * dropped[:, num_maps // 2 :]).sum(dtype=torch.float32)
         torch.mul(grad_first, -factor, out=grad_second)
         if factors is not None:
             grad_maps.mul_(factors)
-        grad_scores = torch._softmax_backward_data(grad_maps, maps, -1, maps.dtype).view(batch, num_kv, -1, seen)
+        grad_scores = torch._softmax_backward_data(grad_maps, maps, -1, maps.dtype).view(batch * num_kv, -1, seen)
         _subtract(dropped, factor)
-        difference = _doubled(dropped).view(batch, num_kv, -1, seen)
-        grad_value[:, :, :seen] += _matmul(difference.transpose(-1, -2), grad_rows)
-        grad_key[:, :, :seen] += _matmul(grad_scores.transpose(-1, -2), rows)
-        grad_block = _matmul(grad_scores, seen_keys).mul_(scale)
+        difference = _doubled(dropped).view(batch * num_kv, -1, seen)
+        grad_value[:, :seen] += batched_matmul(difference.transpose(1, 2), grad_rows)
+        grad_key[:, :seen] += batched_matmul(grad_scores.transpose(1, 2), rows)
+        grad_block = batched_matmul(grad_scores, seen_keys).mul_(scale)
         grad_query[:, :, block.rows] = grad_block.view(batch, num_maps, -1, head_dim)
-    return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_lam.to(lam.dtype)
+    grad_key, grad_value = (grad.to(key.dtype).view(key.shape) for grad in (grad_key, grad_value))
+    return grad_query, grad_key, grad_value, grad_lam.to(lam.dtype)
 
 
 def _grad_rows(grad: Tensor, num_kv: int, block: _Block) -> Tensor:
-    """The gradient of a block's output by value head, (B, K, A/K·R, D); 0 where a row sees nothing."""
+    """The gradient of a block's output by value head, (B·K, A/K·R, D); 0 where a row sees nothing."""
     rows = grad[:, block.rows]  # (B, R, A/2, 2D)
     if block.empty is not None:
         rows = rows.masked_fill(block.empty[..., None, None], 0.0)
     head_dim = rows.shape[-1] // 2
     halves = rows.unflatten(-1, (2, head_dim)).permute(0, 3, 2, 1, 4)  # (B, 2, A/2, R, D)
-    return halves.reshape(rows.shape[0], num_kv, -1, head_dim)
+    return halves.reshape(rows.shape[0] * num_kv, -1, head_dim)

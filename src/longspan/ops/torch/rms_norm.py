@@ -28,19 +28,25 @@ def rms_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
         (..., H) in the dtype of `x`.
     """
     width = x.shape[-1]
-    by_feature = weight if isinstance(weight, Tensor) else x.new_full((width,), weight)
-    tracks = torch.is_grad_enabled() and (x.requires_grad or by_feature.requires_grad)
+    by_feature = weight if isinstance(weight, Tensor) else None
+    tracks = torch.is_grad_enabled() and (x.requires_grad or (by_feature is not None and by_feature.requires_grad))
     if tracks or x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _FEW_ENTRIES:
-        return F.rms_norm(x, (width,), by_feature, eps)
+        return F.rms_norm(x, (width,), weight if isinstance(weight, Tensor) else x.new_full((width,), weight), eps)
     # a number c becomes a part of the root: c · x / √(m + eps) = x / √((m + eps) / c²)
     shrink = 1.0 if isinstance(weight, Tensor) else weight**-2
     rows = x.reshape(-1, width)
-    wide, size = torch.promote_types(x.dtype, torch.float32), max(BLOCK_ENTRIES // width, 1)
-    # in blocks, since PyTorch makes a wide copy of what it gets
-    norms = torch.cat([torch.linalg.vector_norm(block, dim=-1, dtype=wide) for block in rows.split(size)])
+    norms = _norms(rows)
+    means = torch.zeros_like(norms)
     mean_squares = norms.square_().mul_(shrink / width)
-    normed = torch.batch_norm(
-        rows[None], None, None, torch.zeros_like(mean_squares), mean_squares, False, 0.0, shrink * eps, False
-    )
-    normed = normed.mul_(weight) if isinstance(weight, Tensor) else normed
-    return normed.view(x.shape)
+    normed = torch.native_batch_norm(rows[None], None, None, means, mean_squares, False, 0.0, shrink * eps)[0]
+    return (normed if by_feature is None else normed.mul_(by_feature)).view(x.shape)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """The length of each row, (R, H) -> (R,), at least in float32."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    if rows.numel() <= BLOCK_ENTRIES:
+        return torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
+    # in blocks, since PyTorch makes a wide copy of what it gets
+    blocks = rows.split(max(BLOCK_ENTRIES // rows.shape[1], 1))
+    return torch.cat([torch.linalg.vector_norm(block, dim=-1, dtype=wide) for block in blocks])

@@ -17,32 +17,63 @@ MULTIPLE = 64
 
 
 def in_token_blocks(
-    function: Callable[..., Tensor], *states: Tensor, width: int, is_watched: Callable[[], bool] = lambda: False
+    function: Callable[[Tensor], Tensor],
+    states: Tensor,
+    *,
+    width: int,
+    is_watched: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Apply a function that treats every token by itself.
 
     Without gradients on a CPU it goes block by block; otherwise, and while a graph is traced, at once.
 
     Args:
-        function: Maps tensors (..., H) to (..., H').
-        *states: Its tensors, (..., H), with the same tokens.
+        function: Maps (..., H) to (..., H').
+        states: (..., H).
         width: Features of the widest activation inside the function.
         is_watched: True if somebody looks into the function, who wants to see all tokens at once.
 
     Returns:
         (..., H').
     """
-    tokens = _block_tokens(states[0], width)
+    tokens = _block_tokens(states, width)
     if tokens is None or is_watched():
-        return function(*states)
-    shape, flat = states[0].shape[:-1], [tensor.reshape(-1, tensor.shape[-1]) for tensor in states]
-    results = (function(*blocks) for blocks in zip(*(tensor.split(tokens) for tensor in flat), strict=True))
-    first = next(results)
+        return function(states)
+    shape, blocks = states.shape[:-1], states.reshape(-1, states.shape[-1]).split(tokens)
+    first = function(blocks[0])
     output = first.new_empty(shape.numel(), first.shape[-1])
-    output[:tokens] = first
-    for start, result in zip(range(tokens, shape.numel(), tokens), results, strict=True):
-        output[start : start + tokens] = result
+    targets = output.split(tokens)
+    targets[0].copy_(first)
+    for target, block in zip(targets[1:], blocks[1:], strict=True):
+        target.copy_(function(block))
     return output.unflatten(0, shape)
+
+
+def add_in_token_blocks(
+    function: Callable[[Tensor], Tensor],
+    states: Tensor,
+    *,
+    width: int,
+    is_watched: Callable[[], bool] = lambda: False,
+) -> Tensor:
+    """States + function(states), in blocks as `in_token_blocks`; then the sum replaces the states in their memory.
+
+    Args:
+        function: Maps (..., H) to (..., H).
+        states: (..., H); not to be used any more.
+        width: As for `in_token_blocks`.
+        is_watched: Likewise.
+
+    Returns:
+        (..., H).
+    """
+    tokens = _block_tokens(states, width)
+    if tokens is None or is_watched():
+        return states + function(states)
+    states = states.contiguous()
+    for block in states.view(-1, states.shape[-1]).split(tokens):
+        block += function(block)
+    return states
 
 
 def _block_tokens(states: Tensor, width: int) -> int | None:
