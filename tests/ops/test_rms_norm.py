@@ -75,3 +75,15 @@ def test_gradients_equal_the_definition():
     (exact[0] / (exact[0].square().mean(dim=-1, keepdim=True) + EPS).sqrt() * exact[1]).sin().sum().backward()
     for leaf, other in zip(leaves, exact, strict=True):
         torch.testing.assert_close(leaf.grad, other.grad.float(), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [40, 1024])  # as a whole, and in parts whose lengths are rounded
+def test_the_root_of_half_precision_is_nearly_exact(width):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, width, generator=generator).to(torch.bfloat16)
+    exact = x.double().square().mean(dim=-1).sqrt()
+    error = ops._norms(x) / width**0.5 / exact - 1
+    assert error.square().mean().sqrt() < 4e-4
+    assert error.abs().max() < 2e-3
+    assert error.mean().abs() < 5e-5  # no bias

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 #: entries whose norms are taken at a time: 8 MiB of float32
 BLOCK_ENTRIES = 2**21
+#: entries of a bfloat16 row whose squares are added up before their root is rounded
+PART = 32
 #: entries up to which the number of calls counts and not their memory, as when one token is generated
 _FEW_ENTRIES = 2**14
 
@@ -18,6 +20,8 @@ def rms_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
     Without gradients on a CPU, many entries go to PyTorch's batch normalisation with known statistics, where each row
     is a channel of mean 0: it reads and writes half precision in one pass, and PyTorch's own root-mean-square norm
     spends most of its time on temporaries. Half precision is then rounded before the weights as well as after them.
+    In bfloat16 the lengths of parts of a row are rounded too, since a kernel that gives float32 makes a wide copy
+    first: at 1,024 features the root is off by 0.03 %, a tenth of what one rounding of the result may be.
 
     Args:
         x: (..., H).
@@ -44,9 +48,11 @@ def rms_norm(x: Tensor, weight: Tensor | float, eps: float) -> Tensor:
 
 def _norms(rows: Tensor) -> Tensor:
     """The length of each row, (R, H) -> (R,), at least in float32."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    if rows.numel() <= BLOCK_ENTRIES:
-        return torch.linalg.vector_norm(rows, dim=-1, dtype=wide)
+    wide, width = torch.promote_types(rows.dtype, torch.float32), rows.shape[1]
+    if rows.dtype == torch.bfloat16 and width % PART == 0:
+        parts = torch.linalg.vector_norm(rows.unflatten(1, (-1, PART)), dim=-1)
+        return torch.linalg.vector_norm(parts, dim=-1, dtype=wide)
     # in blocks, since PyTorch makes a wide copy of what it gets
-    blocks = rows.split(max(BLOCK_ENTRIES // rows.shape[1], 1))
-    return torch.cat([torch.linalg.vector_norm(block, dim=-1, dtype=wide) for block in blocks])
+    blocks = rows.split(max(BLOCK_ENTRIES // width, 1))
+    norms = [torch.linalg.vector_norm(block, dim=-1, dtype=wide) for block in blocks]
+    return norms[0] if len(norms) == 1 else torch.cat(norms)

@@ -11,7 +11,7 @@ from longspan.ops.torch.sliding_window import is_traced
 
 #: most bytes that the widest activation of a block takes: several of them stay below what the C library gives back to
 #: the operating system (a fresh page costs more than the arithmetic on it), and mostly in the cache
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 6 * 2**20
 #: blocks hold a multiple of so many tokens, which suits matrix products
 MULTIPLE = 64
 
