@@ -152,6 +152,7 @@ from .nn.torch.cache import DynamicCache as DynamicCache
 from .nn.torch.cache import EncoderDecoderCache as EncoderDecoderCache
 from .nn.torch.cache import StaticCache as StaticCache
 from .nn.torch.growing_cache import GrowingCache as GrowingCache
+from .nn.torch.prepacking import prepacked_weights as prepacked_weights
 from .pipelines.pipeline import pipeline as pipeline
 from .pipelines.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .to_long import lengthen_checkpoint as lengthen_checkpoint

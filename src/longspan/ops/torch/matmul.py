@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from longspan.ops.torch.prepacked import prepacked
+
 #: fewest rows of a product for which setting up the kernel pays off
 _MIN_ROWS = 32
 #: fewest columns and summands, likewise
@@ -59,7 +61,10 @@ def _serves(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool
 
 def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
     """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
-    if not (b.is_contiguous() or b.t().is_contiguous()):
+    laid_out = prepacked(b)
+    if laid_out is not None:
+        b = laid_out
+    elif not (b.is_contiguous() or b.t().is_contiguous()):
         b = b.contiguous()  # a part of a larger tensor would go to a kernel that is far slower
     result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, activation, [], "")
     return result
@@ -141,8 +146,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    if x.dtype == torch.bfloat16 and _takes_inference(x, weight, bias):
-        return _onednn(x, weight, bias)  # the usual way ends there too, by a longer path
+    if _takes_inference(x, weight, bias):
+        return _onednn(x, weight, bias)  # in bfloat16 the usual way ends there too, by a longer path
     width = x.shape[-1]
     tracks = _tracks(x, weight, bias)
     # a traced graph must not depend on sizes
@@ -180,10 +185,11 @@ def _tracks(*tensors: Tensor | None) -> bool:
 
 
 def _takes_inference(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """True if oneDNN's linear layer can take many rows of these, in float32 or bfloat16, without a gradient."""
+    """True if oneDNN's linear layer serves best, in float32 or bfloat16, without a gradient."""
     if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.bfloat16) or _tracks(x, weight, bias):
         return False
-    small = x.numel() < _MIN_ROWS * x.shape[-1] or min(weight.shape) < _MIN_WIDTH
+    few_rows = x.numel() < _MIN_ROWS * x.shape[-1] and prepacked(weight) is None
+    small = few_rows or min(weight.shape) < _MIN_WIDTH
     if small or not _serves(x, weight, bias, dtype=x.dtype):
         return False
     return x.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
