@@ -276,12 +276,14 @@ class SentenceEncoder:
         budget = self.batch_tokens if batch_tokens is None else batch_tokens
         lengths = [len(piece.ids) for piece in pieces]
         backend = self._backend
-        for batch in plan_batches(lengths, budget, fixed_shapes=backend.fixed_shapes, max_length=backend.max_positions):
-            chosen = [pieces[index] for index in batch.indices if lengths[index]]
-            if chosen:
-                vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
-            amount = sum(amounts[index] for index in batch.indices)
-            progress.advance(amount, sum(piece.num_tokens for piece in chosen))
+        batches = plan_batches(lengths, budget, fixed_shapes=backend.fixed_shapes, max_length=backend.max_positions)
+        with backend.reading(sum(lengths)):
+            for batch in batches:
+                chosen = [pieces[index] for index in batch.indices if lengths[index]]
+                if chosen:
+                    vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
+                amount = sum(amounts[index] for index in batch.indices)
+                progress.advance(amount, sum(piece.num_tokens for piece in chosen))
         return vectors
 
     def _run_batch(self, pieces: Sequence[Piece], shape: tuple[int, int]) -> Floats:

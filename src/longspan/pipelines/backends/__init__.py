@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -41,6 +42,10 @@ class Encoder(Protocol):
     @property
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
+        ...
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """What to hold while batches of so many tokens in all are run."""
         ...
 
     def encode_batch(
@@ -91,6 +96,10 @@ class TaskModel(Protocol):
     @property
     def input_names(self) -> frozenset[str]:
         """Names of the inputs that the model takes."""
+        ...
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """What to hold while batches of so many tokens in all are run."""
         ...
 
     def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:

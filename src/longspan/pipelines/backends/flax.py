@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import jax
@@ -75,6 +76,10 @@ class EncoderBackend:
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Nothing: compiled programs hold what they need."""
+        return nullcontext()
 
     def encode_batch(
         self,
@@ -164,6 +169,10 @@ class TaskBackend:
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Nothing: compiled programs hold what they need."""
+        return nullcontext()
 
     def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""

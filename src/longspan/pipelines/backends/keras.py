@@ -86,6 +86,10 @@ class EncoderBackend:
         """Graphs traced so far (TensorFlow)."""
         return sum(program.experimental_get_tracing_count() for program in self._programs.values())
 
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Nothing: compiled programs hold what they need."""
+        return nullcontext()
+
     def encode_batch(
         self,
         input_ids: npt.NDArray[np.int64],
@@ -167,6 +171,10 @@ class TaskBackend:
     def num_programs(self) -> int:
         """Graphs traced so far (TensorFlow)."""
         return sum(program.experimental_get_tracing_count() for program in self._programs.values())
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Nothing: compiled programs hold what they need."""
+        return nullcontext()
 
     def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
 from longspan.models.registry import get_model_class
+from longspan.nn.torch.prepacking import prepacked_weights
 from longspan.pipelines.backends import Inputs, longest_input
 from longspan.tasks import TASKS
 from longspan.to_long import to_long
@@ -24,6 +26,10 @@ from longspan.to_long import to_long
 #: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
+
+
+#: tokens from which on laying out the weights for them repays, and most bytes of weights that get a second copy
+_WORTH_PREPACKING, _MOST_PREPACKED_BYTES = 2**16, 2**30
 
 
 class EncoderBackend:
@@ -79,6 +85,10 @@ class EncoderBackend:
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Weights laid out beforehand, if so many tokens repay it."""
+        return _prepacked(self._model, self._device, num_tokens)
 
     @torch.inference_mode()
     def encode_batch(
@@ -167,6 +177,10 @@ class TaskBackend:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
 
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Weights laid out beforehand, if so many tokens repay it."""
+        return _prepacked(self._model, self._device, num_tokens)
+
     @torch.inference_mode()
     def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
@@ -243,3 +257,10 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise InputError(f"device must exist on this machine. Received: device={name!r} ({reason})") from error
     return device
+
+
+def _prepacked(model: Any, device: torch.device, num_tokens: int) -> AbstractContextManager[object]:
+    if device.type != "cpu" or num_tokens < _WORTH_PREPACKING:
+        return nullcontext()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return prepacked_weights(model) if size <= _MOST_PREPACKED_BYTES else nullcontext()
