@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -95,11 +97,17 @@ def parts_to_floor(model: Any, dtype: str) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def forward(dtype: str) -> Work:
-    """One forward pass in evaluation mode."""
+def forward(dtype: str, *, prepacked: bool = False) -> Work:
+    """One forward pass in evaluation mode; `prepacked`: with our weights laid out beforehand."""
     import torch
 
+    import longspan
+
     peers, ours = models(dtype)
+    if prepacked:
+        held = contextlib.ExitStack()
+        held.enter_context(longspan.prepacked_weights(ours))
+        atexit.register(held.close)  # each case has a process of its own
     states = torch.randn(1, LENGTH, WIDTH).to(getattr(torch, dtype))
 
     def run(model: Any) -> Any:
@@ -183,6 +191,28 @@ def forward_float32() -> Work:
 @case("diffllama/forward/bfloat16", ABOUT, at_least=2.5, floor_at_most=1.3, rounds=11)
 def forward_bfloat16() -> Work:
     return forward("bfloat16")
+
+
+@case(
+    "diffllama/prepacked/float32",
+    f"{ABOUT}, inside prepacked_weights",
+    at_least=1.7,
+    floor_at_most=1.3,
+    rounds=5,
+)
+def prepacked_float32() -> Work:
+    return forward("float32", prepacked=True)
+
+
+@case(
+    "diffllama/prepacked/bfloat16",
+    f"{ABOUT}, inside prepacked_weights",
+    at_least=2.5,
+    floor_at_most=1.3,
+    rounds=11,
+)
+def prepacked_bfloat16() -> Work:
+    return forward("bfloat16", prepacked=True)
 
 
 @case("diffllama/train/float32", f"{ABOUT}, training step", at_least=1.5, rounds=3)
