@@ -164,6 +164,19 @@ def test_a_compiled_model_runs_inside():
         assert_close(compiled(ids, use_cache=False).last_hidden_state, expected)
 
 
+@torch.no_grad()
+def test_shared_and_computed_weights(layer):
+    other, x = Linear(48, 64), torch.randn(40, 48)
+    other.weight = layer.weight
+    parametrized = nn.utils.parametrizations.weight_norm(Linear(48, 64))
+    expected = [module(x) for module in (layer, other, parametrized)]
+    with longspan.prepacked_weights(nn.ModuleList([layer, other, parametrized])), Kernel() as kernel:
+        assert len(prepacked._kept) == 1
+        for module, output in zip((layer, other, parametrized), expected, strict=True):
+            assert_close(module(x), output)
+    assert (kernel.laid_out, kernel.plain) == (2, 1)
+
+
 def test_inference_mode(layer):
     x = torch.randn(40, 48)
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from longspan.errors import InputError
 from longspan.nn.torch.linear import Linear
@@ -42,11 +42,14 @@ def prepacked_weights(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a module of PyTorch. Received: {type(model).__name__}")
-    layers = (module for module in model.modules() if isinstance(module, Linear))
-    # tensors made in inference mode do not count their changes
-    weights = [layer.weight for layer in layers if can_pack(layer.weight) and not layer.weight.is_inference()]
-    added = prepack(weights)
+    weights = (module.weight for module in model.modules() if isinstance(module, Linear))
+    added = prepack(weight for weight in weights if _can_be_watched(weight) and can_pack(weight))
     try:
         yield model
     finally:
         release(added)
+
+
+def _can_be_watched(weight: Tensor) -> bool:
+    """True for a plain parameter whose changes PyTorch counts: none that is computed, or made in inference mode."""
+    return type(weight) is nn.Parameter and not weight.is_inference()

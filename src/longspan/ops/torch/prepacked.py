@@ -32,10 +32,12 @@ def prepack(weights: Iterable[Tensor]) -> list[Tensor]:
     Returns:
         The weights that had none yet.
     """
-    added = [weight for weight in weights if prepacked(weight) is None]
-    for weight in added:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
-        _kept[id(weight)] = _Prepacked(weight, weight._version, weight.data_ptr(), packed)
+    added = []
+    for weight in weights:
+        if prepacked(weight) is None:  # two layers may share it
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+            _kept[id(weight)] = _Prepacked(weight, weight._version, weight.data_ptr(), packed)
+            added.append(weight)
     return added
 
 
