@@ -13,6 +13,7 @@ from benchmarks.harness import Work, case, matmul_rate
 
 WIDTH, INNER, MAPS, KV_HEADS, HEAD_DIM, LAYERS, LENGTH = 1024, 4096, 16, 8, 64, 2, 2048
 ABOUT = f"{LAYERS} layers 1024 wide, 16/8 heads, {LENGTH} tokens"
+PREPACKED = f"{ABOUT}, inside prepacked_weights"
 
 
 def attention_flops(length: int) -> float:
@@ -193,24 +194,12 @@ def forward_bfloat16() -> Work:
     return forward("bfloat16")
 
 
-@case(
-    "diffllama/prepacked/float32",
-    f"{ABOUT}, inside prepacked_weights",
-    at_least=1.7,
-    floor_at_most=1.3,
-    rounds=5,
-)
+@case("diffllama/prepacked/float32", PREPACKED, at_least=1.7, floor_at_most=1.3, rounds=5)
 def prepacked_float32() -> Work:
     return forward("float32", prepacked=True)
 
 
-@case(
-    "diffllama/prepacked/bfloat16",
-    f"{ABOUT}, inside prepacked_weights",
-    at_least=2.5,
-    floor_at_most=1.3,
-    rounds=11,
-)
+@case("diffllama/prepacked/bfloat16", PREPACKED, at_least=2.5, floor_at_most=1.3, rounds=11)
 def prepacked_bfloat16() -> Work:
     return forward("bfloat16", prepacked=True)
 

@@ -109,7 +109,7 @@ def test_weights_in_their_own_place(made, family, monkeypatch):
     assert made[-1].head.packed is None
     run(model, ids, mask)
     assert made[-1].head.packed is not None
-    monkeypatch.setattr(torch_lean, "_MOST_PACKED_BYTES", 100)
+    monkeypatch.setattr(torch_lean, "MOST_BYTES", 100)
     run(model, ids, mask)
     assert made[-1].head.packed is None
 

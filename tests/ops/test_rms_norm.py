@@ -78,12 +78,12 @@ def test_gradients_equal_the_definition():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("width", [40, 1024])  # as a whole, and in parts whose lengths are rounded
-def test_the_root_of_half_precision_is_nearly_exact(width):
+@pytest.mark.parametrize(("width", "most"), [(40, 1e-6), (128, 1e-3), (1024, 4e-4)])  # 40: as a whole, no parts
+def test_the_root_of_half_precision_is_nearly_exact(width, most):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2000, width, generator=generator).to(torch.bfloat16)
     exact = x.double().square().mean(dim=-1).sqrt()
     error = ops._norms(x) / width**0.5 / exact - 1
-    assert error.square().mean().sqrt() < 4e-4
-    assert error.abs().max() < 2e-3
+    assert error.square().mean().sqrt() < most
+    assert error.abs().max() < 4 * most
     assert error.mean().abs() < 5e-5  # no bias

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longspan.ops.torch import token_blocks
-from longspan.ops.torch.token_blocks import in_token_blocks
+from longspan.ops.torch.token_blocks import add_in_token_blocks, in_token_blocks
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 4), (2, 64, 4), (3, 100, 4), (1, 1000, 4)])
@@ -34,3 +34,21 @@ def test_gradients_go_through_one_call():
     in_token_blocks(function, states, width=10**6).sum().backward()
     assert calls == [states.shape]
     assert (states.grad == 2).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 4), (2, 64, 4), (3, 100, 4)])
+def test_a_sum_in_blocks(monkeypatch, shape):
+    monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 64 * 4 * 16)
+    states = torch.randn(shape).transpose(0, 1)
+    expected = states + states.sin()
+    with torch.no_grad():
+        result = add_in_token_blocks(torch.sin, states.clone(), width=16)
+    assert torch.equal(result, expected)
+
+
+def test_a_sum_with_gradients_leaves_the_states():
+    states = torch.randn(1, 5000, 4, requires_grad=True)
+    kept = states.detach().clone()
+    add_in_token_blocks(torch.sin, states, width=10**6).sum().backward()
+    assert torch.equal(states.detach(), kept)
+    torch.testing.assert_close(states.grad, 1 + kept.cos())

@@ -19,9 +19,8 @@ from torch.nn.modules import module as _module
 
 from longspan.nn.torch.cache import Cache
 from longspan.ops.torch.few_rows import can_pack
+from longspan.ops.torch.prepacked import MOST_BYTES
 
-#: bytes of weights up to which a second copy in oneDNN's layout is kept while generating
-_MOST_PACKED_BYTES = 2**30
 #: new tokens from which on laying out the weights repays; one row of float32 gains less
 _WORTH_PACKING, _WORTH_PACKING_ONE_ROW = 16, 64
 #: bytes of weights below which one row of float32 gains as much
@@ -68,7 +67,7 @@ class StepRequest:
         size = sum(weight.numel() * weight.element_size() for weight in weights)
         gains_less = self.rows == 1 and weights[0].dtype == torch.float32 and size > _FEW_BYTES
         least = _WORTH_PACKING_ONE_ROW if gains_less else _WORTH_PACKING
-        return self.num_tokens >= least and size <= _MOST_PACKED_BYTES and can_pack(weights[0])
+        return self.num_tokens >= least and size <= MOST_BYTES and can_pack(weights[0])
 
 
 def is_plain(modules: Iterable[nn.Module], kinds: Iterable[type[nn.Module]]) -> bool:

@@ -18,7 +18,7 @@ def prepacked_weights(model: nn.Module) -> Iterator[nn.Module]:
     """Keep a second copy of the weights of linear layers in the order in which a CPU reads them fastest.
 
     Inside the block, calls without gradients (`torch.no_grad`) take the copies; the numbers are the same up to
-    rounding. It is for many calls of one model: laying out the weights costs about as much as one call. A weight that
+    rounding. It is for many calls of one model: laying out the weights may take as long as a call. A weight that
     changes inside the block is noticed and used as it then is, without its copy; only values written through
     `weight.data` go unseen, since PyTorch does not count them. Compiled models and other devices run as ever.
 

@@ -135,7 +135,7 @@ class _Block:
         num_keys: M.
         bias: Added to the scores, large and negative where a row does not see a key; broadcastable to
             (B, A, R, M - bias_from). It is finite, so that a row that sees nothing gives numbers, which are replaced
-            by 0, and adding it is three to four times as fast as filling by a mask or cutting a triangle.
+            by 0, and adding it is faster than filling by a mask or cutting out a triangle.
         bias_from: Keys before this one are seen by all rows.
         empty: Rows that see no key, (B, R); None if there are none.
     """

@@ -19,6 +19,7 @@ from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConf
 from longspan.errors import InputError
 from longspan.models.registry import get_model_class
 from longspan.nn.torch.prepacking import prepacked_weights
+from longspan.ops.torch.prepacked import MOST_BYTES
 from longspan.pipelines.backends import Inputs, longest_input
 from longspan.tasks import TASKS
 from longspan.to_long import to_long
@@ -26,10 +27,8 @@ from longspan.to_long import to_long
 #: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
-
-
-#: tokens from which on laying out the weights for them repays, and most bytes of weights that get a second copy
-_WORTH_PREPACKING, _MOST_PREPACKED_BYTES = 2**16, 2**30
+#: Tokens from which on laying out the weights for them repays.
+_WORTH_PREPACKING = 2**16
 
 
 class EncoderBackend:
@@ -263,4 +262,4 @@ def _prepacked(model: Any, device: torch.device, num_tokens: int) -> AbstractCon
     if device.type != "cpu" or num_tokens < _WORTH_PREPACKING:
         return nullcontext()
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return prepacked_weights(model) if size <= _MOST_PREPACKED_BYTES else nullcontext()
+    return prepacked_weights(model) if size <= MOST_BYTES else nullcontext()
