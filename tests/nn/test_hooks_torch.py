@@ -8,6 +8,7 @@ from tests.tolerances import assert_close
 from torch import nn
 
 import longspan
+from longspan.models.diffllama import torch_layers
 from longspan.nn.torch.hooks import is_watched
 from longspan.ops.torch import token_blocks
 
@@ -31,20 +32,36 @@ def diffllama(name):
     return longspan.DiffLlamaModel(config), f"layers.0.{name}"
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """The shapes of the blocks that DiffLlama's feed-forward layers are given."""
+    shapes, original = [], torch_layers.add_in_token_blocks
+
+    def record(function, states, inputs, **options):
+        def watched(block):
+            shapes.append(block.shape)
+            return function(block)
+
+        return original(watched, states, inputs, **options)
+
+    monkeypatch.setattr(torch_layers, "add_in_token_blocks", record)
+    return shapes
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "calls_unwatched"),
     [
-        longformer,
-        longt5,
-        lambda: diffllama("mlp"),
-        lambda: diffllama("mlp.up_proj"),
-        lambda: diffllama("post_attention_layernorm"),
-        lambda: diffllama("self_attn.o_proj"),
+        (longformer, 3),
+        (longt5, 3),
+        (lambda: diffllama("mlp"), 0),  # a function takes its place
+        (lambda: diffllama("mlp.up_proj"), 0),
+        (lambda: diffllama("post_attention_layernorm"), 1),
+        (lambda: diffllama("self_attn.o_proj"), 3),
     ],
     ids=["longformer", "longt5", "diffllama mlp", "diffllama up", "diffllama norm", "diffllama out"],
 )
 @torch.no_grad()
-def test_a_hook_sees_all_tokens(make, monkeypatch):
+def test_a_hook_sees_all_tokens(make, calls_unwatched, blocks, monkeypatch):
     torch.manual_seed(0)
     model, name = make()
     monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 1)  # 64 tokens a block
@@ -58,12 +75,31 @@ def test_a_hook_sees_all_tokens(make, monkeypatch):
 
     monkeypatch.setattr(type(module), "forward", count)
     expected = model(ids).last_hidden_state
-    assert sum(call is module for call in calls) == 3, "the path in blocks is not taken"
+    assert sum(call is module for call in calls) == calls_unwatched, "the path in blocks is not taken"
+    if isinstance(model, longspan.DiffLlamaModel):
+        assert blocks == [(64, 32)] * 3
     handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].shape, output.shape)))
     assert_close(model(ids).last_hidden_state, expected)
     handle.remove()
     assert [shape[:2] for shape in seen[0]] == [(2, 96), (2, 96)]
     assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_a_forward_that_somebody_set_is_called():
+    """accelerate brings weights along that way."""
+    model, _ = diffllama("mlp")
+    ids, layer = torch.randint(1, 50, (1, 40)), model.eval().layers[0].mlp.gate_proj
+    expected = model(ids).last_hidden_state
+    weight, original = layer.weight.data, layer.forward
+    layer.weight.data = torch.full_like(weight, torch.nan)
+
+    def forward(states):
+        layer.weight.data = weight
+        return original(states)
+
+    layer.forward = forward
+    assert_close(model(ids).last_hidden_state, expected)
 
 
 @torch.no_grad()
@@ -82,6 +118,17 @@ def test_a_block_put_in_its_place_gets_all_axes(monkeypatch):
     assert seen == [(2, 96, 32)]
 
 
+class ForwardSet:
+    """Sets a `forward` on a module itself until it is removed."""
+
+    def __init__(self, module):
+        self.module = module
+        module.forward = module.forward
+
+    def remove(self):
+        del self.module.forward
+
+
 @pytest.mark.parametrize(
     "register",
     [
@@ -90,6 +137,7 @@ def test_a_block_put_in_its_place_gets_all_axes(monkeypatch):
         lambda inner: inner.register_full_backward_hook(print),
         lambda inner: inner.register_full_backward_pre_hook(print),
         lambda _: nn.modules.module.register_module_forward_hook(print),
+        ForwardSet,
     ],
 )
 def test_any_hook_inside_counts(register):

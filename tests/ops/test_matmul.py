@@ -9,23 +9,27 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from longspan.nn.torch.linear import Linear, gated_linear
+from longspan.nn.torch.linear import Linear, as_function, gated_linear
 from longspan.ops.torch import matmul as ops
-from longspan.ops.torch.matmul import linear, linear_silu, matmul
+from longspan.ops.torch.matmul import linear, linear_function, matmul
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes of the products that oneDNN was given."""
     shapes = []
-    original = ops._onednn
+    original = ops._linear_pointwise
 
-    def record(a, b, bias=None, **options):
+    def record(a, b, *others):
         shapes.append((tuple(a.shape), tuple(b.shape)))
-        return original(a, b, bias, **options)
+        return original(a, b, *others)
 
-    monkeypatch.setattr(ops, "_onednn", record)
+    monkeypatch.setattr(ops, "_linear_pointwise", record)
     return shapes
+
+
+def linear_silu(x, weight, bias=None):
+    return linear_function(x, weight, bias, silu=True)(x)
 
 
 class Kernel(TorchDispatchMode):
@@ -156,16 +160,17 @@ def test_operations_are_counted_whatever_the_kernel():
 def fused(monkeypatch):
     """An entry for each call of a kernel that takes silu of its result."""
     entries = []
-    original = ops._onednn
+    original = ops._linear_pointwise
 
-    def record(a, b, bias=None, *, activation="none"):
+    def record(a, b, bias, activation, *others):
         entries.extend([activation] * (activation != "none"))
-        return original(a, b, bias, activation=activation)
+        return original(a, b, bias, activation, *others)
 
-    monkeypatch.setattr(ops, "_onednn", record)
+    monkeypatch.setattr(ops, "_linear_pointwise", record)
     return entries
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_silu(fused, dtype, has_bias):
@@ -188,18 +193,26 @@ def test_linear_silu_has_a_gradient(fused):
     assert fused == []
 
 
+def test_a_function_gives_gradients_to_what_the_one_before_made():
+    """Its weight and the input of the whole may need none."""
+    frozen, like = Linear(64, 48).requires_grad_(False), torch.randn(40, 64)
+    states = torch.randn(40, 64, requires_grad=True)
+    as_function(frozen, like)(states).sum().backward()
+    torch.testing.assert_close(states.grad, frozen.weight.sum(dim=0).expand(40, -1))
+
+
 @torch.no_grad()
 def test_a_watched_or_replaced_layer_is_called(fused):
     layer, other, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
     up = other(x)
     expected = F.silu(layer(x)) * up
-    torch.testing.assert_close(gated_linear(layer, other, F.silu, x), expected)
+    torch.testing.assert_close(gated_linear(layer, other, F.silu, x)(x), expected)
     assert fused == ["swish"]
     seen = []
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    torch.testing.assert_close(gated_linear(layer, other, F.silu, x), expected)
-    torch.testing.assert_close(gated_linear(torch.nn.Sequential(layer), other, F.silu, x), expected)
-    torch.testing.assert_close(gated_linear(layer, other, torch.tanh, x), layer(x).tanh() * up)
+    torch.testing.assert_close(gated_linear(layer, other, F.silu, x)(x), expected)
+    torch.testing.assert_close(gated_linear(torch.nn.Sequential(layer), other, F.silu, x)(x), expected)
+    torch.testing.assert_close(gated_linear(layer, other, torch.tanh, x)(x), layer(x).tanh() * up)
     assert len(seen) == 4
     assert fused == ["swish"]
 
@@ -211,7 +224,7 @@ def test_what_a_hook_saw_stays_as_it_was(watched):
     x, seen = torch.randn(40, 64), []
     expected = layers[watched](x)
     layers[watched].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    product = gated_linear(layers["gate"], layers["up"], lambda states: states, x)
+    product = gated_linear(layers["gate"], layers["up"], lambda states: states, x)(x)
     assert torch.equal(seen[0], expected)
     torch.testing.assert_close(product, F.linear(x, layers["gate"].weight, layers["gate"].bias) * layers["up"](x))
 
@@ -221,7 +234,7 @@ def test_a_gated_product_can_be_mapped_over_some_weights():
     gate, x, weights = Linear(64, 48), torch.randn(40, 64), torch.randn(3, 48, 64)
 
     def product(weight):
-        return gated_linear(gate, lambda states: F.linear(states, weight), F.silu, x)
+        return gated_linear(gate, lambda states: F.linear(states, weight), F.silu, x)(x)
 
     expected = torch.stack([F.silu(gate(x)) * F.linear(x, weight) for weight in weights])
     torch.testing.assert_close(torch.func.vmap(product)(weights), expected)
@@ -229,7 +242,7 @@ def test_a_gated_product_can_be_mapped_over_some_weights():
 
 def test_gradients_of_a_gated_product_equal_the_definition():
     gate, up, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
-    gated_linear(gate, up, F.silu, x).square().sum().backward()
+    gated_linear(gate, up, F.silu, x)(x).square().sum().backward()
     exact = [torch.nn.Linear(64, 48).double() for _ in range(2)]
     for ours, theirs in zip((gate, up), exact, strict=True):
         theirs.load_state_dict(ours.state_dict())

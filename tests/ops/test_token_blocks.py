@@ -42,13 +42,13 @@ def test_a_sum_in_blocks(monkeypatch, shape):
     states = torch.randn(shape).transpose(0, 1)
     expected = states + states.sin()
     with torch.no_grad():
-        result = add_in_token_blocks(torch.sin, states.clone(), width=16)
+        result = add_in_token_blocks(torch.sin, states.clone(), states, width=16)
     assert torch.equal(result, expected)
 
 
 def test_a_sum_with_gradients_leaves_the_states():
     states = torch.randn(1, 5000, 4, requires_grad=True)
     kept = states.detach().clone()
-    add_in_token_blocks(torch.sin, states, width=10**6).sum().backward()
+    add_in_token_blocks(torch.sin, states, states, width=10**6).sum().backward()
     assert torch.equal(states.detach(), kept)
     torch.testing.assert_close(states.grad, 1 + kept.cos())

@@ -17,7 +17,7 @@ from longspan.models.diffllama.torch_attention import AttentionPlan
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.cache import Cache
 from longspan.nn.torch.hooks import is_watched
-from longspan.nn.torch.linear import Linear, gated_linear
+from longspan.nn.torch.linear import Linear, as_function, gated_linear
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
@@ -202,10 +202,15 @@ class DiffLlamaMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return in_token_blocks(self._block, hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self))
+        return in_token_blocks(
+            self.as_function(hidden_states), hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self)
+        )
 
-    def _block(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(gated_linear(self.gate_proj, self.up_proj, self.activation, hidden_states))
+    def as_function(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """The block as a function of some tokens that are like these, (..., H) -> (..., H), for many calls in a row."""
+        gated = gated_linear(self.gate_proj, self.up_proj, self.activation, like)
+        down = as_function(self.down_proj, like)
+        return lambda states: down(gated(states))
 
 
 class DiffLlamaDecoderLayer(nn.Module):
@@ -227,14 +232,13 @@ class DiffLlamaDecoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), the maps and their differences; arguments of `DiffLlamaAttention`."""
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
-        hidden_states = add_in_token_blocks(
-            self._feed_forward,
-            hidden_states + attended,
-            width=self.inner_size,
-            # what somebody put in place of the block may need all axes
-            is_watched=lambda: type(self.mlp) is not DiffLlamaMLP or is_watched(self),
-        )
+        hidden_states = hidden_states + attended
+        normed = self.post_attention_layernorm(hidden_states)
+        # what somebody put in place of the block may need all axes
+        if type(self.mlp) is not DiffLlamaMLP or is_watched(self.mlp):
+            hidden_states = hidden_states + self.mlp(normed)
+        else:
+            hidden_states = add_in_token_blocks(
+                self.mlp.as_function(normed), hidden_states, normed, width=self.inner_size
+            )
         return hidden_states, maps.weights, maps.differential_weights
-
-    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        return self.mlp(self.post_attention_layernorm(hidden_states))

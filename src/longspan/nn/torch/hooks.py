@@ -7,8 +7,21 @@ from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_watched(module: nn.Module) -> bool:
-    """True if a hook sees what goes into or comes out of this module or one inside it."""
-    return _has_any_global_hook() or any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-        for part in module.modules()
+    """True if a hook sees what goes into or comes out of this module or one inside it.
+
+    A `forward` that somebody set on a module itself, as accelerate does to bring weights along, counts as one.
+    """
+    return _has_any_global_hook() or _is_hooked(module)
+
+
+def _is_hooked(module: nn.Module | None) -> bool:
+    if module is None:
+        return False
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or any(map(_is_hooked, module._modules.values()))
     )

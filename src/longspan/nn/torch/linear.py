@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.nn.torch.hooks import is_watched
-from longspan.ops.torch.matmul import linear, linear_silu
+from longspan.ops.torch.matmul import linear, linear_function
 from longspan.ops.torch.sliding_window import is_traced
 
 
@@ -21,22 +21,42 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def gated_linear(gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-    """activation(gate(states)) ∘ up(states) (Shazeer, 2020), in one tensor less where nobody looks at the parts.
+def as_function(layer: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The layer as a function of its input, for many calls in a row: what can be known before is looked up once.
+
+    Args:
+        layer: A linear layer, or what an adapter put in its place; that, and a layer that somebody looks into, stays
+            as it is.
+        like: What the inputs are like, (..., in).
+    """
+    plain = _unwatched(layer)
+    return layer if plain is None else linear_function(like, plain.weight, plain.bias)
+
+
+def _unwatched(layer: nn.Module) -> Linear | None:
+    """The layer, if it is a `Linear` of ours and nobody looks into it: then its parameters are all that it is."""
+    return layer if type(layer) is Linear and not is_watched(layer) else None
+
+
+def gated_linear(
+    gate: nn.Module, up: nn.Module, activation: Callable[[Tensor], Tensor], like: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """activation(gate(x)) ∘ up(x) (Shazeer, 2020) as a function of x, (..., in) -> (..., out).
+
+    It makes one tensor less where nobody looks at the parts.
 
     Args:
         gate: A linear layer, or what an adapter put in its place.
         up: Likewise.
         activation: Function of single numbers.
-        states: (..., in).
-
-    Returns:
-        (..., out).
+        like: What the inputs are like, (..., in).
     """
-    if type(gate) is not Linear or is_watched(gate):
-        return activation(gate(states)) * up(states)
-    fused = activation is F.silu
-    activated = linear_silu(states, gate.weight, gate.bias) if fused else activation(gate(states))
-    if torch.is_grad_enabled() or is_traced(states):
-        return activated * up(states)
-    return activated.mul_(up(states))
+    raised, plain = as_function(up, like), _unwatched(gate)
+    if plain is None:
+        return lambda states: activation(gate(states)) * raised(states)
+    is_silu = activation is F.silu
+    gated = linear_function(like, plain.weight, plain.bias, silu=is_silu)
+    activated = gated if is_silu else lambda states: activation(gated(states))
+    if torch.is_grad_enabled() or is_traced(like):
+        return lambda states: activated(states) * raised(states)
+    return lambda states: activated(states).mul_(raised(states))

@@ -7,8 +7,8 @@ The block of scores (B, A, R, M) stays within `BLOCK_BYTES`, small enough for th
 tensor of both passes. Measured on two cores at S = 2048 it runs at the speed of the matrix products alone in float32.
 
 In bfloat16 the softmax costs as much as a product. Without dropout the forward pass therefore leaves the maximum of a
-row where it is, takes powers of 2, which are cheaper than those of e, and normalises last, while they stay in the
-range of the numbers. With z = s / ln 2:
+row where it is, takes powers of 2, which are cheaper than those of e, and normalises last, if they stay in the range
+of the numbers; the first block and the end of the pass tell. With z = s / ln 2:
 
     softmax(s₁) − λ · softmax(s₂) = (2^z₁ − λ · Σ 2^z₁ / Σ 2^z₂ · 2^z₂) / Σ 2^z₁
 
@@ -18,9 +18,9 @@ Both passes are one custom operator each, so that a traced graph holds them whol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,8 +168,24 @@ class _Memory:
         return self.flat.as_strided(shape, strides)  # one call instead of two: blocks make many small ones
 
 
-class _Prefix:
+class _Part(NamedTuple):
     """The first keys of every head, or their values, in one piece.
+
+    Attributes:
+        states: (B·K, M, D or 2D); as they should be after `load`, until another part is loaded.
+        source: Where they come from; None if they are there already.
+    """
+
+    states: Tensor
+    source: Tensor | None
+
+    def load(self) -> Tensor:
+        """Bring the states into their place."""
+        return self.states if self.source is None else self.states.copy_(self.source)
+
+
+class _Prefix:
+    """Gives the first keys of every head, or their values, in one piece.
 
     The half-precision product of a CPU copies what is not in one piece, into fresh memory at each call. Here one
     memory serves all blocks.
@@ -183,27 +199,36 @@ class _Prefix:
         self.states = states.contiguous().flatten(3).flatten(0, 1)  # copies of its parts are faster for one piece
         self.memory: _Memory | None = None
 
-    def first(self, number: int) -> Tensor:
-        """(B·K, M, D or 2D); valid until the next call."""
+    def part(self, number: int) -> _Part:
+        """The first so many."""
         heads, num_keys, width = self.states.shape
         if number == num_keys:
-            return self.states
-        part = self.states[:, :number]
+            return _Part(self.states, None)
+        source = self.states[:, :number]
         if not self.copies or heads == 1:
-            return part
+            return _Part(source, None)
         self.memory = self.memory or _Memory(self.states, self.states.numel())
-        return self.memory.shaped(heads, number, width).copy_(part)
+        return _Part(self.memory.shaped(heads, number, width), source)
+
+    def first(self, number: int) -> Tensor:
+        """(B·K, M, D or 2D); valid until the next call."""
+        return self.part(number).load()
+
+
+def _needed(key_mask: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The masks, without those that hide nothing."""
+    if key_mask is not None and bool(key_mask.all()):
+        key_mask = None
+    if segment_ids is not None and bool((segment_ids == segment_ids[:, :1]).all()):
+        segment_ids = None
+    return key_mask, segment_ids
 
 
 def _blocks(
     query: Tensor, key: Tensor, position: Tensor | None, key_mask: Tensor | None, segment_ids: Tensor | None
 ) -> Iterator[_Block]:
-    """Split the queries into blocks; masks that hide nothing are dropped."""
-    batch, num_queries, num_keys = query.shape[0], query.shape[2], key.shape[2]
-    if key_mask is not None and bool(key_mask.all()):
-        key_mask = None
-    if segment_ids is not None and bool((segment_ids == segment_ids[:, :1]).all()):
-        segment_ids = None
+    """Split the queries into blocks; arguments as of `chunked_attention`, the masks as `_needed` gives them."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
     keys = torch.arange(num_keys, device=key.device)
     places = range(num_keys - num_queries, num_keys) if position is None else position.tolist()
     position = keys[num_keys - num_queries :] if position is None else position
@@ -226,7 +251,7 @@ def _blocks(
             hidden = hidden | ~key_mask[:, None, :seen]
         if segment_ids is not None:
             hidden = hidden | (segment_ids[:, position[rows], None] != segment_ids[:, None, :seen])
-        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, hidden.all(dim=-1).expand(batch, -1))
+        yield _Block(rows, seen, _bias(hidden[:, None], query.dtype), 0, hidden.all(dim=-1))
 
 
 def _ends(places: Sequence[int]) -> tuple[int, int]:
@@ -292,31 +317,6 @@ def _softmax_maps(rows: Tensor, keys: Tensor, block: _Block, num_maps: int, memo
     scores = _scores(rows, keys, block, num_maps, memory)
     block.add_bias(scores)
     return torch.softmax(scores, dim=-1, out=scores)
-
-
-def _unshifted_difference(scores: Tensor, lam: float, block: _Block) -> Tensor | None:
-    """Overwrite the first half of the scores with a multiple of the differences of the maps.
-
-    Args:
-        scores: Scores / ln 2, (B, A, R, M); overwritten.
-        lam: λ.
-        block: The block.
-
-    Returns:
-        What the first half is yet to be divided by, (B, A/2, R, 1); None if a row needs the shift by its maximum.
-    """
-    block.add_bias(scores)
-    powers = torch.exp2(scores, out=scores)
-    sums = powers.sum(dim=-1, keepdim=True)  # added up in float32, then rounded
-    if block.empty is not None:
-        sums.masked_fill_(block.empty[:, None, :, None], 1.0)
-    smallest, largest = (float(end) for end in sums.aminmax())
-    if not 1.0 / LARGEST_SUM <= smallest <= largest <= LARGEST_SUM:  # not a number is not in the range either
-        return None
-    first, second = powers.chunk(2, dim=1)
-    own, other = sums.chunk(2, dim=1)
-    first.addcmul_(second, own / other, value=-lam)
-    return own
 
 
 def _dropout_factors(maps: Tensor, dropout: float, generator: torch.Generator | None) -> Tensor | None:
@@ -386,36 +386,165 @@ def _forward(
     scale: float,
     dropout: float,
 ) -> Tensor:
+    factor, generator = float(lam), _generator(seed, query.device)
+    key_mask, segment_ids = _needed(key_mask, segment_ids)
+    if query.dtype == torch.bfloat16 and generator is None:
+        unshifted = _unshifted_forward(query, key, value, factor, position, key_mask, segment_ids, scale)
+        if unshifted is not None:
+            return unshifted
     batch, num_maps, num_queries, head_dim = query.shape
     num_kv, num_keys = key.shape[1:3]
-    factor, generator = float(lam), _generator(seed, query.device)
     keys, values = _Prefix(key), _Prefix(_joined(value))
     memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
     output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
     targets = output.split(_block_rows(query, num_keys), dim=1)
-    in_range = query.dtype == torch.bfloat16 and generator is None
-    rows = _scaled_rows(query, num_kv, num_keys, scale * LOG2_E if in_range else scale)
+    rows = _scaled_rows(query, num_kv, num_keys, scale)
     for index, block in enumerate(_blocks(query, key, position, key_mask, segment_ids)):
-        seen_keys, seen_values, divisor = keys.first(block.num_keys), values.first(block.num_keys), None
-        if in_range:
-            maps = _scores(rows[index], seen_keys, block, num_maps, memory)
-            divisor = _unshifted_difference(maps, factor, block)
-            if divisor is None:  # the next rows would hardly do better
-                in_range, rows = False, _scaled_rows(query, num_kv, num_keys, scale)
-        if divisor is None:
-            maps = _softmax_maps(rows[index], seen_keys, block, num_maps, memory)
-            factors = _dropout_factors(maps, dropout, generator)
-            if factors is not None:
-                maps.mul_(factors)
-            _subtract(maps, factor)
-        product = _value_product(maps, seen_values, product_memory, paired=num_kv % 2 == 0)
-        if divisor is None:
-            targets[index].copy_(product)
-        else:
-            torch.div(product, divisor.transpose(1, 2), out=targets[index])
+        maps = _softmax_maps(rows[index], keys.first(block.num_keys), block, num_maps, memory)
+        factors = _dropout_factors(maps, dropout, generator)
+        if factors is not None:
+            maps.mul_(factors)
+        _subtract(maps, factor)
+        seen_values = values.first(block.num_keys)
+        targets[index].copy_(_value_product(maps, seen_values, product_memory, paired=num_kv % 2 == 0))
         if block.empty is not None:
             targets[index].masked_fill_(block.empty[..., None, None], 0.0)
     return output
+
+
+class _Step(NamedTuple):
+    """What `_unshifted_forward` needs for one block; several are views of one memory.
+
+    Attributes:
+        block: The block.
+        rows: Its scaled queries by key head, (2B·K/2, A/K·R, D).
+        keys: Those that it can see.
+        columns: The same keys, (2B·K/2, D, M).
+        scores: Where its scores come, by key head, (2B·K/2, A/K·R, M).
+        hidden: The scores that a bias is added to, (2, B, A/2, R, M - bias_from).
+        powers: What becomes of the scores, (2, B, A/2, R, M).
+        halves: Of the powers, (B, A/2, R, M) each.
+        left: The first half by pair of key heads, (B·K/2, A/K·R, M).
+        sums: Where the sums of the rows come, (2, B, A/2, R, 1).
+        parts: Of the sums, (B, A/2, R, 1) each.
+        values: Of the keys.
+        product: Where the differences come, met with values, by pair of key heads, (B·K/2, A/K·R, 2D).
+        by_row: The same, (B, R, A/2, 2D).
+        divisor: The sums of the first half, (B, R, A/2, 1).
+        target: The block's part of the output, (B, R, A/2, 2D).
+    """
+
+    block: _Block
+    rows: Tensor
+    keys: _Part
+    columns: Tensor
+    scores: Tensor
+    hidden: Tensor
+    powers: Tensor
+    halves: Sequence[Tensor]
+    left: Tensor
+    sums: Tensor
+    parts: Sequence[Tensor]
+    values: _Part
+    product: Tensor
+    by_row: Tensor
+    divisor: Tensor
+    target: Tensor
+
+
+def _unshifted_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lam: float,
+    position: Tensor | None,
+    key_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    scale: float,
+) -> Tensor | None:
+    """The forward pass without the shift by the maximum of each row; None if a row needs it.
+
+    A large product leaves neither Python's code nor PyTorch's in the caches of a core: a small call after it takes
+    several times as long as it does in a loop of its own. All views are therefore made before the first product.
+    """
+    if key.shape[1] % 2:  # the two maps of a pair may share a key head
+        key, value = (states.repeat_interleave(2, dim=1) for states in (key, value))
+    batch, num_queries, half, head_dim = query.shape[0], query.shape[2], query.shape[1] // 2, query.shape[3]
+    query, key = (_halves_first(states) for states in (query, key))
+    pairs, num_keys = key.shape[1:3]
+    keys, values = _Prefix(key), _Prefix(_joined(value))
+    memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
+    output = query.new_empty(batch, num_queries, half, 2 * head_dim)
+    all_sums = query.new_empty(num_queries * 2 * batch * half)
+    size = _block_rows(query, num_keys)
+
+    def prepare(block: _Block, rows: Tensor, sums: Tensor, target: Tensor) -> _Step:
+        num_rows, seen = target.shape[1], block.num_keys
+        scores = memory.shaped(rows.shape[0], rows.shape[1], seen)
+        powers = scores.view(2, batch, half, num_rows, seen)
+        sums = sums.view(2, batch, half, num_rows, 1)
+        product = product_memory.shaped(batch * pairs, rows.shape[1], 2 * head_dim)
+        seen_keys = keys.part(seen)
+        return _Step(
+            block=block,
+            rows=rows,
+            keys=seen_keys,
+            columns=seen_keys.states.transpose(1, 2),
+            scores=scores,
+            hidden=powers[..., block.bias_from :],
+            powers=powers,
+            halves=powers.unbind(),
+            left=scores[: batch * pairs],
+            sums=sums,
+            parts=sums.unbind(),
+            values=values.part(seen),
+            product=product,
+            by_row=product.view(batch, half, num_rows, 2 * head_dim).transpose(1, 2),
+            divisor=sums[0].transpose(1, 2),
+            target=target,
+        )
+
+    steps: Iterable[_Step] = map(
+        prepare,
+        _blocks(query, key, position, key_mask, segment_ids),
+        _scaled_rows(query, pairs, num_keys, scale * LOG2_E),
+        all_sums.split(size * 2 * batch * half),
+        output.split(size, dim=1),
+    )
+    if position is None and key_mask is None and segment_ids is None:
+        steps = list(steps)  # else each block has a bias of its own, too large to hold for all
+    for step in steps:
+        step.keys.load()
+        torch.bmm(step.rows, step.columns, out=step.scores)
+        step.hidden.add_(step.block.bias)
+        step.scores.exp2_()
+        torch.sum(step.powers, dim=-1, keepdim=True, out=step.sums)  # added up in float32, then rounded
+        empty = step.block.empty
+        if empty is not None:
+            step.sums.masked_fill_(empty[:, None, :, None], 1.0)
+        if step.block.rows.start == 0 and not _in_range(step.sums):
+            return None  # the next rows would hardly do better
+        (first, second), (own, other) = step.halves, step.parts
+        first.addcmul_(second, own / other, value=-lam)
+        step.values.load()
+        torch.bmm(step.left, step.values.states, out=step.product)
+        torch.div(step.by_row, step.divisor, out=step.target)
+        if empty is not None:
+            step.target.masked_fill_(empty[..., None, None], 0.0)
+    return output if _in_range(all_sums) else None
+
+
+def _halves_first(states: Tensor) -> Tensor:
+    """The two halves of the heads as a batch, (B, H, S, D) -> (2B, H/2, S, D)."""
+    return states.unflatten(1, (2, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _in_range(sums: Tensor) -> bool:
+    """True if all sums of powers are far from the ends of the range of bfloat16."""
+    if not sums.numel():
+        return True
+    smallest, largest = (float(end) for end in sums.aminmax())
+    return 1.0 / LARGEST_SUM <= smallest <= largest <= LARGEST_SUM  # False for what is not a number
 
 
 def _backward(
@@ -442,7 +571,8 @@ def _backward(
     )
     grad_lam = torch.zeros((), dtype=torch.float32, device=lam.device)
     scaled = _scaled_rows(query, num_kv, num_keys, scale)
-    for rows, block in zip(scaled, _blocks(query, key, position, key_mask, segment_ids), strict=True):
+    blocks = _blocks(query, key, position, *_needed(key_mask, segment_ids))
+    for rows, block in zip(scaled, blocks, strict=True):
         seen = block.num_keys
         seen_keys, seen_values = keys.first(seen), values.first(seen)
         maps = _softmax_maps(rows, seen_keys, block, num_maps, memory)

@@ -9,6 +9,7 @@ bfloat16 products are oneDNN's anyway; without gradients its linear layer is cal
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ _MIN_WIDTH = 32
 _MIN_BATCHED = 2**21
 #: entries of a weight from which on oneDNN reads it faster for a few rows as well
 _LARGE_WEIGHT = 2**18
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 @functools.cache
@@ -41,33 +43,41 @@ def _count_operations(a: torch.Size, b: torch.Size, *others: Any, **more: Any) -
 
 if has_onednn():
     register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_count_operations)
+    _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
+
+
+@functools.cache
+def _inference_dtypes() -> tuple[torch.dtype, ...]:
+    """Dtypes whose linear layers oneDNN serves best if no gradient is asked for."""
+    if not has_onednn():
+        return ()
+    half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+# The checks below come before each product. After a large product they are no longer in the caches of the core, and
+# each small call costs several microseconds: hence few calls, and plain loops.
 
 
 def _serves(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """True if oneDNN can take these operands: plain tensors in the memory of a CPU, outside of any tracing."""
-    if torch.compiler.is_compiling() or not has_onednn() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or not has_onednn() or torch._C._are_functorch_transforms_active():
         return False
-    return all(
-        tensor is None
-        or (
-            tensor.dtype == dtype
-            and tensor.device.type == "cpu"
-            and type(tensor) in (Tensor, torch.nn.Parameter)
-            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        )
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype == dtype and tensor.is_cpu and type(tensor) in _PLAIN_TYPES):
+            return False
+    return not torch.is_autocast_enabled("cpu")
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
-    """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
-    laid_out = prepacked(b)
-    if laid_out is not None:
-        b = laid_out
-    elif not (b.is_contiguous() or b.t().is_contiguous()):
-        b = b.contiguous()  # a part of a larger tensor would go to a kernel that is far slower
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, activation, [], "")
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A bᵀ + bias for (..., K), (N, K) and (N,)."""
+    result: Tensor = _linear_pointwise(a, _in_one_piece(b), bias, "none", [], "")
     return result
+
+
+def _in_one_piece(b: Tensor) -> Tensor:
+    """The matrix in either layout: a part of a larger one would go to a kernel that is far slower."""
+    return b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -146,8 +156,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., N).
     """
-    if _takes_inference(x, weight, bias):
-        return _onednn(x, weight, bias)  # in bfloat16 the usual way ends there too, by a longer path
+    laid_out = _inference_weight(x, weight, bias)
+    if laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
+        result: Tensor = _linear_pointwise(x, laid_out, bias, "none", [], "")
+        return result
     width = x.shape[-1]
     tracks = _tracks(x, weight, bias)
     # a traced graph must not depend on sizes
@@ -157,42 +169,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if width < _MIN_WIDTH or weight.shape[0] < _MIN_WIDTH or not _serves(x, weight, bias):
         return F.linear(x, weight, bias)
     if tracks:
-        result: Tensor = _Linear.apply(x, weight, bias)
-        return result
+        tracked: Tensor = _Linear.apply(x, weight, bias)
+        return tracked
     return _onednn(x, weight, bias)
 
 
-def linear_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """silu(x Wᵀ + b) with silu(z) = z · sigmoid(z), in one pass over the result where that is possible.
-
-    Half precision is then rounded once, after silu, and not before it as well.
+def linear_function(
+    like: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """X Wᵀ + b as a function of x, for many x in a row: which kernel serves is looked up once.
 
     Args:
-        x: (..., K).
+        like: What each x is like: it gives their dtype and device, and they come under the same modes of PyTorch.
         weight: W, (N, K).
         bias: b, (N,), or None.
+        silu: True for silu(x Wᵀ + b) with silu(z) = z · sigmoid(z), in one pass over the result where that is
+            possible. Half precision is then rounded once, after silu, and not before it as well.
 
     Returns:
-        (..., N).
+        A function, (..., K) -> (..., N), with a gradient.
     """
-    if not _takes_inference(x, weight, bias):
-        return F.silu(linear(x, weight, bias))
-    return _onednn(x, weight, bias, activation="swish")
+    # an x may need a gradient where the one that it is like does not
+    laid_out = None if torch.is_grad_enabled() else _inference_weight(like, weight, bias)
+    if laid_out is not None:
+        activation = "swish" if silu else "none"
+        return lambda x: _linear_pointwise(x, laid_out, bias, activation, [], "")
+    if silu:
+        return lambda x: F.silu(linear(x, weight, bias))
+    return lambda x: linear(x, weight, bias)
 
 
 def _tracks(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _takes_inference(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """True if oneDNN's linear layer serves best, in float32 or bfloat16, without a gradient."""
-    if torch.compiler.is_compiling() or x.dtype not in (torch.float32, torch.bfloat16) or _tracks(x, weight, bias):
-        return False
-    few_rows = x.numel() < _MIN_ROWS * x.shape[-1] and prepacked(weight) is None
-    small = few_rows or min(weight.shape) < _MIN_WIDTH
-    if small or not _serves(x, weight, bias, dtype=x.dtype):
-        return False
-    return x.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _inference_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The weight as oneDNN's linear layer takes it, if that serves best, without a gradient; else None."""
+    if torch.compiler.is_compiling() or x.dtype not in _inference_dtypes() or _tracks(x, weight, bias):
+        return None
+    if min(weight.shape) < _MIN_WIDTH or not _serves(x, weight, bias, dtype=x.dtype):
+        return None
+    packed = prepacked(weight)
+    if packed is None and x.numel() < _MIN_ROWS * x.shape[-1]:
+        return None
+    return _in_one_piece(weight) if packed is None else packed
 
 
 class _Linear(torch.autograd.Function):

@@ -49,30 +49,25 @@ def in_token_blocks(
     return output.unflatten(0, shape)
 
 
-def add_in_token_blocks(
-    function: Callable[[Tensor], Tensor],
-    states: Tensor,
-    *,
-    width: int,
-    is_watched: Callable[[], bool] = lambda: False,
-) -> Tensor:
-    """States + function(states), in blocks as `in_token_blocks`; then the sum replaces the states in their memory.
+def add_in_token_blocks(function: Callable[[Tensor], Tensor], states: Tensor, inputs: Tensor, *, width: int) -> Tensor:
+    """States + function(inputs), in blocks as `in_token_blocks`; then the sum replaces the states in their memory.
 
     Args:
-        function: Maps (..., H) to (..., H).
+        function: Maps (..., H') to (..., H).
         states: (..., H); not to be used any more.
+        inputs: (..., H').
         width: As for `in_token_blocks`.
-        is_watched: Likewise.
 
     Returns:
         (..., H).
     """
     tokens = _block_tokens(states, width)
-    if tokens is None or is_watched():
-        return states + function(states)
+    if tokens is None:
+        return states + function(inputs)
     states = states.contiguous()
-    for block in states.view(-1, states.shape[-1]).split(tokens):
-        block += function(block)
+    blocks = inputs.reshape(-1, inputs.shape[-1]).split(tokens)
+    for target, block in zip(states.view(-1, states.shape[-1]).split(tokens), blocks, strict=True):
+        target += function(block)
     return states
 
 
