@@ -452,6 +452,56 @@ class _Step(NamedTuple):
     target: Tensor
 
 
+def _steps(
+    query: Tensor, key: Tensor, value: Tensor, output: Tensor, sums: Tensor, blocks: Iterable[_Block], scale: float
+) -> Iterator[_Step]:
+    """What `_unshifted_forward` needs for each block.
+
+    Args:
+        query: Halves of the maps as a batch, (2B, A/2, S, D).
+        key: Likewise, (2B, K/2, T, D).
+        value: (B, K, T, D).
+        output: (B, S, A/2, 2D).
+        sums: Where the sums of all rows come, (S · 2B · A/2,).
+        blocks: The blocks.
+        scale: Factor of the scores.
+    """
+    batch, half, head_dim = output.shape[0], query.shape[1], query.shape[3]
+    pairs, num_keys = key.shape[1:3]
+    keys, values = _Prefix(key), _Prefix(_joined(value))
+    memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
+    size = _block_rows(query, num_keys)
+    all_rows = _scaled_rows(query, pairs, num_keys, scale)
+    all_sums, targets = sums.split(size * 2 * batch * half), output.split(size, dim=1)
+    for block, rows, flat_sums, target in zip(
+        blocks, all_rows, all_sums, targets, strict=False
+    ):  # no queries: one empty part
+        num_rows, seen = target.shape[1], block.num_keys
+        scores = memory.shaped(rows.shape[0], rows.shape[1], seen)
+        powers = scores.view(2, batch, half, num_rows, seen)
+        block_sums = flat_sums.view(2, batch, half, num_rows, 1)
+        product = product_memory.shaped(batch * pairs, rows.shape[1], 2 * head_dim)
+        seen_keys = keys.part(seen)
+        yield _Step(
+            block=block,
+            rows=rows,
+            keys=seen_keys,
+            columns=seen_keys.states.transpose(1, 2),
+            scores=scores,
+            hidden=powers[..., block.bias_from :],
+            powers=powers,
+            halves=powers.unbind(),
+            left=scores[: batch * pairs],
+            sums=block_sums,
+            parts=block_sums.unbind(),
+            values=values.part(seen),
+            product=product,
+            by_row=product.view(batch, half, num_rows, 2 * head_dim).transpose(1, 2),
+            divisor=block_sums[0].transpose(1, 2),
+            target=target,
+        )
+
+
 def _unshifted_forward(
     query: Tensor,
     key: Tensor,
@@ -469,48 +519,12 @@ def _unshifted_forward(
     """
     if key.shape[1] % 2:  # the two maps of a pair may share a key head
         key, value = (states.repeat_interleave(2, dim=1) for states in (key, value))
-    batch, num_queries, half, head_dim = query.shape[0], query.shape[2], query.shape[1] // 2, query.shape[3]
+    batch, num_maps, num_queries, head_dim = query.shape
     query, key = (_halves_first(states) for states in (query, key))
-    pairs, num_keys = key.shape[1:3]
-    keys, values = _Prefix(key), _Prefix(_joined(value))
-    memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
-    output = query.new_empty(batch, num_queries, half, 2 * head_dim)
-    all_sums = query.new_empty(num_queries * 2 * batch * half)
-    size = _block_rows(query, num_keys)
-
-    def prepare(block: _Block, rows: Tensor, sums: Tensor, target: Tensor) -> _Step:
-        num_rows, seen = target.shape[1], block.num_keys
-        scores = memory.shaped(rows.shape[0], rows.shape[1], seen)
-        powers = scores.view(2, batch, half, num_rows, seen)
-        sums = sums.view(2, batch, half, num_rows, 1)
-        product = product_memory.shaped(batch * pairs, rows.shape[1], 2 * head_dim)
-        seen_keys = keys.part(seen)
-        return _Step(
-            block=block,
-            rows=rows,
-            keys=seen_keys,
-            columns=seen_keys.states.transpose(1, 2),
-            scores=scores,
-            hidden=powers[..., block.bias_from :],
-            powers=powers,
-            halves=powers.unbind(),
-            left=scores[: batch * pairs],
-            sums=sums,
-            parts=sums.unbind(),
-            values=values.part(seen),
-            product=product,
-            by_row=product.view(batch, half, num_rows, 2 * head_dim).transpose(1, 2),
-            divisor=sums[0].transpose(1, 2),
-            target=target,
-        )
-
-    steps: Iterable[_Step] = map(
-        prepare,
-        _blocks(query, key, position, key_mask, segment_ids),
-        _scaled_rows(query, pairs, num_keys, scale * LOG2_E),
-        all_sums.split(size * 2 * batch * half),
-        output.split(size, dim=1),
-    )
+    output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
+    all_sums = query.new_empty(num_queries * batch * num_maps)
+    blocks = _blocks(query, key, position, key_mask, segment_ids)
+    steps: Iterable[_Step] = _steps(query, key, value, output, all_sums, blocks, scale * LOG2_E)
     if position is None and key_mask is None and segment_ids is None:
         steps = list(steps)  # else each block has a bias of its own, too large to hold for all
     for step in steps:
