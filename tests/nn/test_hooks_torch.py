@@ -86,6 +86,18 @@ def test_a_hook_sees_all_tokens(make, calls_unwatched, blocks, monkeypatch):
 
 
 @torch.no_grad()
+def test_what_a_hook_of_the_norm_saw_stays_as_it_was(monkeypatch):
+    model, name = diffllama("post_attention_layernorm")
+    monkeypatch.setattr(token_blocks, "BLOCK_BYTES", 1)
+    seen = []
+    model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    model(torch.randint(1, 50, (2, 96)))
+    before, after = seen
+    assert torch.equal(after, before)
+
+
+@torch.no_grad()
 def test_a_forward_that_somebody_set_is_called():
     """accelerate brings weights along that way."""
     model, _ = diffllama("mlp")

@@ -234,8 +234,8 @@ class DiffLlamaDecoderLayer(nn.Module):
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
         hidden_states = hidden_states + attended
         normed = self.post_attention_layernorm(hidden_states)
-        # what somebody put in place of the block may need all axes
-        if type(self.mlp) is not DiffLlamaMLP or is_watched(self.mlp):
+        # what somebody put in place of the block may need all axes; a hook may keep the states, which blocks overwrite
+        if type(self.mlp) is not DiffLlamaMLP or is_watched(self):
             hidden_states = hidden_states + self.mlp(normed)
         else:
             hidden_states = add_in_token_blocks(
