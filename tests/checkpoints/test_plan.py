@@ -10,6 +10,7 @@ from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.names import ParameterNames, Tied
 from longspan.checkpoints.plan import plan_load
 from longspan.checkpoints.report import LoadError
+from longspan.errors import CheckpointError
 
 NAMES = ParameterNames(
     base_prefix="base", tied=(Tied("head.decoder", "base.table", switch="tie_word_embeddings"),), heads=("head",)
@@ -96,3 +97,14 @@ def test_values_of_shared_storages_are_not_read(tmp_path, monkeypatch):
     with open_checkpoint(tmp_path) as reader:
         monkeypatch.setattr(type(reader), "read_raw", None)
         assert not plan_load(WANTED, reader, NAMES, TIED).report.conflicts
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.bool_])
+def test_whole_numbers_are_no_weights(plan, dtype):
+    """A header that says I32 where it said F32 gives other numbers; only counters are whole."""
+    stored = {"base.table": TABLE.astype(dtype), "head.bias": np.ones(2)}
+    name = np.dtype(dtype).name
+    with pytest.raises(CheckpointError, match=rf"floating-point numbers as weights. Received: base.table \({name}\)"):
+        plan(stored)
+    counter = {"base.norm.num_batches_tracked": np.array(3), "head.bias": np.ones(2)}
+    assert plan(counter, {"base.norm.num_batches_tracked": (), "head.bias": (2,)}).sources.keys() == counter.keys()

@@ -284,6 +284,18 @@ def test_truncated_legacy_file(tmp_path):
             PytorchReader(path)
 
 
+@pytest.mark.parametrize("extra", [1, 8, 12])
+def test_legacy_file_with_extra_bytes(tmp_path, extra):
+    """Bytes put between the values shift those behind them; the format has no checksums, so its length must fit."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"x": torch.arange(6.0)}, path, _use_new_zipfile_serialization=LEGACY)
+    content = path.read_bytes()
+    for position in (len(content) - 20, len(content)):
+        path.write_bytes(content[:position] + bytes(extra) + content[position:])
+        with pytest.raises(CheckpointError, match=f"is damaged: {extra} bytes follow the last storage"):
+            PytorchReader(path)
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [(b"", "empty"), (b"<html>", "an HTML page"), (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer")],

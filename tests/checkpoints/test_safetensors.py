@@ -12,7 +12,7 @@ import torch
 from tests.checkpoints.conftest import safetensors_bytes, same
 
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
-from longspan.checkpoints.formats_safetensors import CHECKSUMS, SafetensorsReader
+from longspan.checkpoints.formats_safetensors import CHECKSUMS, DESCRIPTION, SafetensorsReader
 from longspan.errors import CheckpointError
 
 X = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -248,3 +248,32 @@ def test_flipped_bit_in_the_data_names_the_tensor_and_can_be_let_through(tmp_pat
             reader.read(key)
     with open_checkpoint(tmp_path, verify=False) as reader:
         assert not same(reader.read(key), tensors[key])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"F32","shape":[5,3]', b'"I32","shape":[5,3]'), (b"[5,3]", b"[3,5]"), (b".bias", b".bips")]
+)
+def test_the_header_has_a_checksum_of_its_own(tmp_path, tensors, old, new):
+    """Types, shapes and names: bytes that leave the values' own checksums as they are."""
+    save_checkpoint(tmp_path, tensors)
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    assert old in content
+    damaged = content.replace(old, new)
+    path.write_bytes(damaged)
+    refused(path, "names, types and shapes do not match their checksum")
+    SafetensorsReader(path, verify=False).close()
+
+
+def test_files_without_the_checksum_of_the_header_are_verified_as_far_as_they_go(tmp_path, tensors):
+    save_checkpoint(tmp_path, tensors)
+    path = tmp_path / "model.safetensors"
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header, data = json.loads(path.read_bytes()[8 : 8 + length]), path.read_bytes()[8 + length :]
+    del header["__metadata__"][DESCRIPTION]
+    path.write_bytes(safetensors_bytes(header, data))
+    with SafetensorsReader(path) as reader:
+        assert all(same(reader.read(key), value) for key, value in tensors.items())
+    path.write_bytes(safetensors_bytes(header, bytes(len(data))))
+    with SafetensorsReader(path) as reader, pytest.raises(CheckpointError, match="do not match their checksum"):
+        reader.read("half")

@@ -300,7 +300,7 @@ def _place_storages(file: BlockFile, parsed: _Archive, keys: Iterable[Any], posi
     for key in map(str, keys):
         storage = parsed.storages.get(key)
         numel = int.from_bytes(file.read(position, 8), "little")
-        if storage is None or storage.numel != numel:
+        if storage is None or storage.numel != numel or storage.offset >= 0:
             raise CheckpointError(f"{file.path} is damaged: storage {key} has {numel} elements and no tensor fits it.")
         storage.offset = position + 8
         position = storage.offset + storage.nbytes
@@ -309,6 +309,8 @@ def _place_storages(file: BlockFile, parsed: _Archive, keys: Iterable[Any], posi
     lost = [key for key, storage in parsed.storages.items() if storage.offset < 0]
     if lost:
         raise CheckpointError(f"{file.path} is damaged: it has no bytes for storage {', '.join(lost)}.")
+    if position != file.size:
+        raise CheckpointError(f"{file.path} is damaged: {file.size - position} bytes follow the last storage.")
 
 
 class _Bounded(io.BufferedReader):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from longspan.errors import CheckpointError
 MAX_HEADER = 100_000_000
 #: metadata entry in which longspan stores {key: CRC-32 in hexadecimal} as JSON
 CHECKSUMS = "longspan.crc32"
+#: metadata entry in which longspan stores the CRC-32 of names, types and shapes (files before 0.1.0 lack it)
+DESCRIPTION = "longspan.header"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class SafetensorsReader(CheckpointReader):
             stored = _check_layout(path, header, start, self._file.size)
             self.entries, self._offsets = stored, {key: entry.offset for key, entry in stored.items()}
             self._checksums = _checksums(path, self.metadata, stored) if verify else {}
+            if verify:
+                _check_description(path, self.metadata, stored)
         except BaseException:
             self._file.close()
             raise
@@ -154,6 +159,21 @@ def _entry(path: Path, key: str, value: Any, start: int) -> _Stored:
             f"its offsets hold {end - begin}."
         )
     return _Stored(tuple(shape), BY_CODE[code], start + begin)
+
+
+def describe_tensors(tensors: Mapping[str, Entry]) -> str:
+    """CRC-32, in hexadecimal, of the names, types and shapes of a file's tensors, in whatever order."""
+    described = sorted((key, entry.dtype.code, list(entry.shape)) for key, entry in tensors.items())
+    return f"{zlib.crc32(json.dumps(described).encode('ascii')):08x}"
+
+
+def _check_description(path: Path, metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
+    expected, found = metadata.get(DESCRIPTION), describe_tensors(entries)
+    if expected not in (None, found):
+        raise CheckpointError(
+            f"{path} has a damaged safetensors header: names, types and shapes do not match their checksum "
+            f"(CRC-32 {found}, stored {expected})."
+        )
 
 
 def _is_size(value: Any) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from longspan.checkpoints.names import KeyMatch, ParameterNames, match_keys
 from longspan.checkpoints.reader import CheckpointReader, equal_tensors
 from longspan.checkpoints.report import LoadReport
+from longspan.errors import CheckpointError
+
+#: keys whose values are whole numbers: counters of batch normalisation
+_COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def plan_load(
         The plan.
 
     Raises:
-        CheckpointError: listing every key that is missing, unexpected, conflicting or of another shape.
+        CheckpointError: listing every key that is missing, unexpected, conflicting or of another shape, or that should
+            hold floating-point numbers and does not.
     """
     match = match_keys([*wanted, *shared], reader.keys(), names, config)
     mismatched = [
@@ -60,6 +66,7 @@ def plan_load(
     ]
     report = LoadReport.from_match(match, mismatched, _conflicts(match, reader))
     report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=reader.name)
+    _check_types({key: match.sources[key] for key in report.loaded}, reader)
     return LoadPlan(
         sources={key: match.sources[key] for key in report.loaded},
         fresh=(*report.missing, *report.initialised, *(key for key, _, _ in mismatched)),
@@ -70,3 +77,14 @@ def plan_load(
 def _conflicts(match: KeyMatch, reader: CheckpointReader) -> list[tuple[str, str]]:
     """Pairs of stored keys that the model ties and that hold different values."""
     return [(key, kept) for key, kept in match.repeated.items() if not equal_tensors(reader, key, reader, kept)]
+
+
+def _check_types(sources: Mapping[str, str], reader: CheckpointReader) -> None:
+    """Refuse whole numbers for weights: they come of a damaged header or of a quantisation that is not undone."""
+    odd = [
+        f"{stored} ({reader.dtype(stored)})"
+        for key, stored in sources.items()
+        if not reader.dtype(stored).startswith(("float", "bfloat")) and not _COUNTER.search(key)
+    ]
+    if odd:
+        raise CheckpointError(f"{reader.name} must hold floating-point numbers as weights. Received: {', '.join(odd)}")

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from longspan.checkpoints.dtypes import Array, dtype_of, to_raw
-from longspan.checkpoints.formats_safetensors import CHECKSUMS
+from longspan.checkpoints.formats_safetensors import CHECKSUMS, DESCRIPTION, describe_tensors
+from longspan.checkpoints.reader import Entry
 from longspan.checkpoints.update import DirectoryUpdate
 from longspan.errors import CheckpointError
 
@@ -159,7 +160,11 @@ def _header(
 ) -> bytes:
     """The length and the JSON header, padded so that tensors start at a multiple of 8 bytes."""
     table = json.dumps({key: f"{checksums[key]:08x}" for key in order}, separators=(",", ":"))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {}), CHECKSUMS: table}}
+    description = describe_tensors(
+        {key: Entry(tensor.shape, dtype_of(tensor.dtype)) for key, tensor in tensors.items()}
+    )
+    sums = {CHECKSUMS: table, DESCRIPTION: description}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {}), **sums}}
     begin = 0
     for key in order:
         tensor = tensors[key]
