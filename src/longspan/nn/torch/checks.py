@@ -6,10 +6,15 @@ checked on the CPU in eager mode only; rules on *shapes* are always checked.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
+from longspan.inputs import dynamic_axes, get_input
 from longspan.ops.torch.shapes import check_shape as check_shape
 
 
@@ -37,6 +42,41 @@ def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> None:
         raise InputError(
             f"{name} must lie in [0, {limit_name}={limit}). Received: {ids[place].item()} at position {place}"
         )
+
+
+def check_input(tensor: Tensor | None, name: str, config: PretrainedConfig, **sizes: int) -> None:
+    """Check the shape and the range of an optional argument by its entry in `longspan.inputs`.
+
+    Args:
+        tensor: The argument.
+        name: Its name.
+        config: Has the limits.
+        **sizes: Size of each of its axes, by name.
+
+    Raises:
+        InputError: the shape differs from the sizes, or a value is out of range.
+    """
+    if tensor is None:
+        return
+    entry = get_input(name)
+    axes = entry.axes_of_rank(tensor.dim())
+    check_shape(tensor, tuple(sizes[axis] for axis in axes), name=name, axes=entry.shape_text(rank=tensor.dim()))
+    if entry.limit is not None:
+        check_ids(tensor, getattr(config, entry.limit), name=name, limit_name=entry.limit)
+
+
+def export_shapes(names: Iterable[str], *, choices: bool = False) -> dict[str, dict[int, Any]]:
+    """`dynamic_shapes` of `torch.export.export` for the named arguments: every axis that can differ may.
+
+    Args:
+        names: Names of arguments that are arrays.
+        choices: The model scores several choices for each row.
+    """
+    sizes: dict[str, Any] = {}
+    return {
+        name: {number: sizes.setdefault(axis, torch.export.Dim(axis)) for number, axis in axes.items()}
+        for name, axes in dynamic_axes(names, choices=choices).items()
+    }
 
 
 def input_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, int]:
