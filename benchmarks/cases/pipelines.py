@@ -22,7 +22,7 @@ def model_folder(head: str, **settings: Any) -> Path:
     import torch
 
     import longspan
-    from longspan.pipelines.default_model import default_model_folder
+    from longspan.embeddings.modules import default_model_folder
 
     folder = Path(tempfile.mkdtemp(prefix="longspan-bench-"))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

@@ -12,7 +12,7 @@ def encode(dtype: str, tolerance: float) -> Work:
 
     from benchmarks.corpus import docstrings
     from longspan import SentenceEncoder
-    from longspan.pipelines.default_model import default_model_folder
+    from longspan.embeddings.modules import default_model_folder
 
     texts = docstrings(2000)
     folder = str(default_model_folder())

@@ -33,6 +33,7 @@ from .auto import TFAutoModelForTokenClassification as TFAutoModelForTokenClassi
 from .checkpoints.report import LoadError as LoadError
 from .checkpoints.report import LoadReport as LoadReport
 from .configuration import PretrainedConfig as PretrainedConfig
+from .embeddings.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.flax_mixin import FlaxGenerateOutput as FlaxGenerateOutput
 from .generation.flax_mixin import FlaxGenerationMixin as FlaxGenerationMixin
@@ -154,7 +155,6 @@ from .nn.torch.cache import StaticCache as StaticCache
 from .nn.torch.growing_cache import GrowingCache as GrowingCache
 from .nn.torch.prepacking import prepacked_weights as prepacked_weights
 from .pipelines.pipeline import pipeline as pipeline
-from .pipelines.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .to_long import lengthen_checkpoint as lengthen_checkpoint
 from .to_long import to_long as to_long
 from .tokenization.auto import AutoTokenizer as AutoTokenizer

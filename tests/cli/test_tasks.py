@@ -212,7 +212,7 @@ def test_errors(cli: Any, models: dict[str, Path], tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_only_with_the_same_settings(
     cli: Any, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longspan.pipelines import task_run
+    from longspan.pipelines.run import task_run
 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"open {number}"}) + "\n" for number in range(200)))

@@ -192,7 +192,7 @@ def test_errors(
 def test_an_interrupted_run_goes_on(
     cli: Any, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longspan.pipelines import task_run
+    from longspan.pipelines.run import task_run
 
     records = tmp_path / "a.jsonl"
     records.write_text("".join(json.dumps({"text": f"Ada {number}"}) + "\n" for number in range(150)))

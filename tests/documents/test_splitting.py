@@ -16,7 +16,7 @@ from longspan import AutoTokenizer
 from longspan.documents.tokens import tokenize
 from longspan.documents.windows import plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.text_splitter import TextSplitter
+from longspan.pipelines.long.splitter import TextSplitter
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.pipelines import task_models
 
 from longspan import pipeline
 from longspan.documents.windows import plan_windows
-from longspan.pipelines.answers import SpanLogits, best_spans
+from longspan.pipelines.long.merging import SpanLogits, best_spans
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,8 +11,8 @@ import pytest
 from tests.tiny_encoder import WORDS, make_sentence_model
 
 from longspan import SentenceEncoder
+from longspan.embeddings.embed_files import embed_files
 from longspan.errors import InputError, MissingFrameworkError
-from longspan.pipelines.embed_files import embed_files
 from longspan.search.index import open_index
 
 OTHERS = ["flax", "keras"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longspan.errors import InputError
-from longspan.pipelines.batching import pad, plan_batches, round_length
+from longspan.pipelines.run.batching import pad, plan_batches, round_length
 
 lengths = st.lists(st.integers(0, 512), max_size=200)
 

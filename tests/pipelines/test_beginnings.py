@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tests.pipelines.task_models import KINDS, TEXTS, make_task_model, make_tokenizer
 
-import longspan.pipelines.beginnings as beginnings
+import longspan.pipelines.long.rows as beginnings
 from longspan import SentenceEncoder, pipeline
 from longspan.documents.tokens import tokenize
 from longspan.errors import InputError

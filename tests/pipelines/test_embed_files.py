@@ -14,9 +14,9 @@ from tests.tiny_encoder import make_sentence_model
 from longspan import SentenceEncoder
 from longspan.documents.readers import ReadOptions
 from longspan.documents.walk import Filters
+from longspan.embeddings.embed_files import EmbedOptions, EmbedReport, embed_files
 from longspan.errors import InputError, MissingFrameworkError
-from longspan.pipelines.embed_files import embed_files
-from longspan.pipelines.embed_options import EmbedOptions, EmbedReport, ProblemError
+from longspan.pipelines.run.progress import ProblemError
 from longspan.search.index import open_index
 from longspan.search.passages import IndexFileError, Passages
 

@@ -17,7 +17,7 @@ from longspan import pipeline
 from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.errors import InputError
-from longspan.pipelines.explain import explain
+from longspan.pipelines.explain.explanation import explain
 
 LONG = " ".join(TEXTS * 40)
 SHORT = " ".join(TEXTS[:2])

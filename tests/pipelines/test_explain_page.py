@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tests.pipelines import chromium
 
-from longspan.pipelines.explain import Explanation
-from longspan.pipelines.explain_page import page_of, write_page
+from longspan.pipelines.explain.explanation import Explanation
+from longspan.pipelines.explain.page import page_of, write_page
 
 LAYERS, HEADS, TOKENS, LINKS = 12, 12, 4096, 2
 LAYER, HEAD, CHOSEN = 7, 3, 5

@@ -11,7 +11,7 @@ from tests.pipelines.task_models import TEXTS, make_task_model
 
 from longspan import pipeline
 from longspan.errors import InputError
-from longspan.pipelines.progress import Progress
+from longspan.pipelines.run.progress import Progress
 
 LONG = " ".join(TEXTS * 8)
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -7,9 +7,9 @@ import pytest
 from tests.tiny_encoder import make_sentence_model
 
 from longspan import SentenceEncoder
+from longspan.embeddings.embed_files import embed_files
+from longspan.embeddings.search_index import load_encoder_of, search_index
 from longspan.errors import CheckpointNotFoundError, InputError
-from longspan.pipelines.embed_files import embed_files
-from longspan.pipelines.search_index import load_encoder_of, search_index
 from longspan.search.index import open_index
 from longspan.search.passages import IndexFileError, PassageStore
 

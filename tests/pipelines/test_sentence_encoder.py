@@ -104,7 +104,7 @@ def test_vectors_do_not_depend_on_batches_or_neighbours(tiny: SentenceEncoder):
 
 
 def test_iterators_in_and_out_read_ahead_a_bounded_number(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("longspan.pipelines.sentence_encoder._BLOCK_TEXTS", 4)
+    monkeypatch.setattr("longspan.embeddings.sentence_encoder._BLOCK_TEXTS", 4)
     read: list[int] = []
 
     def texts():
@@ -136,7 +136,7 @@ def test_normalize_can_be_chosen(tiny: SentenceEncoder):
 def test_progress_bar_counts_documents_and_tokens(tiny: SentenceEncoder, capsys: pytest.CaptureFixture[str]):
     from rich.console import Console
 
-    from longspan.pipelines.progress import ProgressBar
+    from longspan.pipelines.run.progress import ProgressBar
 
     bar = ProgressBar(Console(force_terminal=True, width=120))
     bar.start(3, 100)

@@ -147,7 +147,7 @@ def test_several_summaries_and_lengths(summarize: Any) -> None:
 
 
 def test_progress_counts_texts_and_tokens(summarize: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longspan.pipelines.progress import Progress
+    from longspan.pipelines.run.progress import Progress
 
     seen = {"tokens": 0, "documents": 0}
     monkeypatch.setattr(Progress, "advance", lambda self, amount, count: seen.update(tokens=seen["tokens"] + count))

@@ -12,8 +12,8 @@ from longspan.cli.options import Device, Dtype, Framework, Json, Model, Quiet
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
-    from longspan.pipelines.embed_options import EmbedReport, Others
-    from longspan.pipelines.text_splitter import OnLong
+    from longspan.embeddings.embed_files import EmbedReport, Others
+    from longspan.pipelines.long.splitter import OnLong
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -103,11 +103,9 @@ def embed(
     """
     from longspan.documents.readers import ReadOptions
     from longspan.documents.walk import Filters
-    from longspan.pipelines.embed_files import embed_files
-    from longspan.pipelines.embed_options import EmbedOptions
-    from longspan.pipelines.progress import progress_bar
-    from longspan.pipelines.sentence_encoder import SentenceEncoder
-    from longspan.pipelines.stopwatch import Stopwatch
+    from longspan.embeddings.embed_files import EmbedOptions, embed_files
+    from longspan.embeddings.sentence_encoder import SentenceEncoder
+    from longspan.pipelines.run.progress import Stopwatch, progress_bar
     from longspan.search.index import check_output
 
     check_output(output)

@@ -46,10 +46,10 @@ def explain(
     from longspan.documents.document import Problem
     from longspan.documents.readers import read_documents
     from longspan.documents.walk import find_files
+    from longspan.embeddings.modules import default_model_folder
     from longspan.errors import InputError
-    from longspan.pipelines.default_model import default_model_folder
-    from longspan.pipelines.explain import explain as look
-    from longspan.pipelines.explain_page import write_page
+    from longspan.pipelines.explain.explanation import explain as look
+    from longspan.pipelines.explain.page import write_page
     from longspan.pipelines.pipeline import pipeline
 
     if output.exists() and not overwrite:

@@ -18,8 +18,8 @@ from longspan.errors import InputError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from longspan.pipelines.search_index import Match
-    from longspan.pipelines.sentence_encoder import SentenceEncoder
+    from longspan.embeddings.search_index import Match
+    from longspan.embeddings.sentence_encoder import SentenceEncoder
     from longspan.search.passages import IndexInfo, PassageStore
 
 EPILOG = """[bold]Examples[/bold]
@@ -56,7 +56,7 @@ def search(
 
     Every passage is compared. The line of each passage that fits best is marked.
     """
-    from longspan.pipelines.search_index import search_index
+    from longspan.embeddings.search_index import search_index
 
     texts = [*(query or []), *_read_queries(queries)]
     if not texts:
@@ -86,10 +86,10 @@ def _open(
     path: Path, model: str | None, settings: dict[str, Any], stack: ExitStack, *, show_progress: bool
 ) -> tuple[PassageStore, SentenceEncoder]:
     """The index and its model; files that are no index are embedded into one that lasts as long as `stack`."""
-    from longspan.pipelines.embed_files import embed_files
-    from longspan.pipelines.progress import progress_bar
-    from longspan.pipelines.search_index import load_encoder_of
-    from longspan.pipelines.sentence_encoder import SentenceEncoder
+    from longspan.embeddings.embed_files import embed_files
+    from longspan.embeddings.search_index import load_encoder_of
+    from longspan.embeddings.sentence_encoder import SentenceEncoder
+    from longspan.pipelines.run.progress import progress_bar
     from longspan.search.index import is_index, open_index
 
     if is_index(path) or not path.exists():

@@ -21,7 +21,7 @@ from longspan.cli.running import SOMETHING_LEFT_OUT
 if TYPE_CHECKING:
     from longspan.documents.document import Problem
     from longspan.documents.walk import SourceFile
-    from longspan.pipelines.task_run import RunReport
+    from longspan.pipelines.run.task_run import RunReport
 
 EXIT_CODES = """
 Without --output the rows go to the standard output as JSON lines. Run the same command again to go on after an
@@ -86,7 +86,7 @@ class Asked:
     """What the own options of a command say.
 
     Attributes:
-        task: A name that `longspan.pipelines.text_tasks.open_task` knows.
+        task: A name that `longspan.pipelines.file_tasks.open_task` knows.
         settings: Options of the task.
         extra: What the task is told for every document.
     """
@@ -216,10 +216,10 @@ class TaskCall:
         """Do it, print what was done, and leave with exit code 3 if something was left out."""
         from longspan.documents.readers import ReadOptions
         from longspan.documents.walk import Filters
-        from longspan.pipelines.progress import progress_bar
-        from longspan.pipelines.task_run import RunOptions, TaskRun
-        from longspan.pipelines.task_tables import check_table_name
-        from longspan.pipelines.text_tasks import open_task
+        from longspan.pipelines.file_tasks import open_task
+        from longspan.pipelines.run.progress import progress_bar
+        from longspan.pipelines.run.tables import check_table_name
+        from longspan.pipelines.run.task_run import RunOptions, TaskRun
 
         if self.output is not None:
             check_table_name(self.output)
@@ -250,7 +250,7 @@ class TaskCall:
     def _sources(self, stack: ExitStack, filters: Any) -> tuple[list[SourceFile], list[Problem]]:
         from longspan.documents.kinds import kind_of
         from longspan.documents.walk import SourceFile
-        from longspan.pipelines.task_run import find_sources
+        from longspan.pipelines.run.task_run import find_sources
 
         if [str(path) for path in self.paths] != ["-"]:
             return find_sources(self.paths, filters, self.output)
@@ -274,7 +274,7 @@ class TaskCall:
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from longspan.pipelines.task_tables import json_line
+    from longspan.pipelines.run.tables import json_line
 
     for row in rows:
         typer.echo(json_line(row))

@@ -19,19 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
 from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.backends import framework_of, load_task_model
-from longspan.pipelines.batching import Batch, pad, plan_batches
-from longspan.pipelines.beginnings import tokenize_beginnings
-from longspan.pipelines.frames import Frame, Row
-from longspan.pipelines.options import Options
-from longspan.pipelines.progress import Progress, progress_bar
-from longspan.pipelines.sentence_modules import add_checkpoint
-from longspan.tokenization.auto import AutoTokenizer
+from longspan.pipelines.backends import load_task_model
+from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
+from longspan.pipelines.options import Options, device_name, dtype_name, load_tokenizer, resolve_framework
+from longspan.pipelines.run.batching import Batch, pad, plan_batches
+from longspan.pipelines.run.identity import add_checkpoint
+from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Items are taken from an iterable in blocks of at most so many items,
 _BLOCK_ITEMS = 4096
@@ -41,7 +38,6 @@ _CHARACTERS_PER_TOKEN = 4
 #: A block makes about so many batches, enough to find sequences of like length for each.
 _BLOCK_BATCHES = 64
 _NO_LIMIT = 1 << 30
-_FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 
 
 @dataclass(eq=False)
@@ -274,20 +270,20 @@ class Pipeline(ABC):
 
     def _single_job(self, text: str, tokens: Tokens, options: Options, extra: Any = None) -> Job:
         """A job whose rows hold a window of one text each, with special tokens."""
-        frame = self._frame(is_pair=False)
-        windows = self._windows(len(tokens.ids), frame.num_special, options)
-        wrapped = [frame.wrap(tokens.ids[start:stop]) for start, stop in windows]
+        template = self._template(is_pair=False)
+        windows = self._windows(len(tokens.ids), template.num_special, options)
+        wrapped = [template.wrap(tokens.ids[start:stop]) for start, stop in windows]
         return Job(text, tokens, windows, [row for row, _ in wrapped], wrapped[0][1][0], extra)
 
-    def _frame(self, *, is_pair: bool) -> Frame:
-        if is_pair not in self._frames:
-            self._frames[is_pair] = Frame(self._fast, is_pair=is_pair)
-        return self._frames[is_pair]
+    def _template(self, *, is_pair: bool) -> RowTemplate:
+        if is_pair not in self._templates:
+            self._templates[is_pair] = RowTemplate(self._fast, is_pair=is_pair)
+        return self._templates[is_pair]
 
     # How it runs
 
     def _choose_inputs(self) -> frozenset[str]:
-        self._frames: dict[bool, Frame] = {}
+        self._templates: dict[bool, RowTemplate] = {}
         pads = (self.tokenizer.pad_token_id, getattr(self.model.config, "pad_token_id", None))
         #: None if nothing says what pads: rows then run one by one
         self._pad_token_id = next((pad for pad in pads if pad is not None), None)
@@ -460,41 +456,3 @@ def _size(item: Any) -> int:
     if isinstance(item, Mapping):
         return sum(map(_size, item.values()))
     return sum(map(_size, item)) if isinstance(item, list | tuple) else 0
-
-
-def resolve_framework(asked: str | None, model: Any) -> str:
-    """The framework that is asked for, or that of a loaded model; raises `InputError` if they differ."""
-    if isinstance(model, str | os.PathLike):
-        return "torch" if asked is None else _FRAMEWORK_ALIASES.get(asked, asked)
-    known = framework_of(model)
-    if known is None:
-        raise InputError(
-            f"model must be a directory, a hub repository or a model of longspan. Received: {type(model).__name__}"
-        )
-    if asked is not None and _FRAMEWORK_ALIASES.get(asked, asked) != known:
-        raise InputError(f"framework must be that of the model, {known!r}. Received: framework={asked!r}")
-    return known
-
-
-def device_name(device: str | int | None) -> str | None:
-    """A device in words; a number is that CUDA device, -1 the CPU."""
-    if isinstance(device, int):
-        return "cpu" if device < 0 else f"cuda:{device}"
-    return None if device is None else str(device)
-
-
-def dtype_name(dtype: Any) -> str | None:
-    """A dtype in words: `torch.bfloat16` is `"bfloat16"`."""
-    return None if dtype is None else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
-
-
-def load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:
-    """The tokenizer that is given, or named, or that of the checkpoint `source`."""
-    if isinstance(tokenizer, str | os.PathLike):
-        return AutoTokenizer.from_pretrained(tokenizer)
-    if tokenizer is not None:
-        return tokenizer
-    if not isinstance(source, Source):
-        raise InputError("tokenizer must be given with a loaded model. Received: tokenizer=None")
-    settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
-    return AutoTokenizer.from_pretrained(source.name, **settings)

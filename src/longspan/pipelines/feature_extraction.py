@@ -10,10 +10,9 @@ import numpy as np
 
 from longspan.documents.tokens import Tokens
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.merging import Floats, merge_windows
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options
-from longspan.pipelines.scores import Floats
-from longspan.pipelines.token_classification import merge_windows
 
 #: framework -> module and function that make a tensor of an array
 _TENSORS = {"torch": ("torch", "from_numpy"), "flax": ("jax.numpy", "asarray"), "keras": ("keras.ops", "array")}

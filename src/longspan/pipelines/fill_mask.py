@@ -14,9 +14,9 @@ from longspan.documents.tokens import Tokens
 from longspan.documents.windows import owned_ranges
 from longspan.errors import InputError
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.merging import Floats, softmax
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options, check_at_least
-from longspan.pipelines.scores import Floats, softmax
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class FillMaskPipeline(Pipeline):
         values = np.concatenate([scores for scores, _ in picked])
         tokens = np.concatenate([ids for _, ids in picked])
         shown = job.tokens.ids if options.on_long != "truncate" else job.tokens.ids[: job.windows[-1][1]]
-        row, (lead,) = self._frame(is_pair=False).wrap(shown)
+        row, (lead,) = self._template(is_pair=False).wrap(shown)
         results = []
         for mask, scores, ids in zip(job.extra, values.tolist(), tokens.tolist(), strict=False):
             results.append([

@@ -11,10 +11,9 @@ import numpy as np
 from longspan.documents.tokens import Tokens
 from longspan.errors import InputError
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.merging import Floats, WindowPooling, pool_windows, softmax
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options, check_choice
-from longspan.pipelines.scores import Floats, softmax
-from longspan.pipelines.text_classification import WindowPooling, pool_windows
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,14 @@ class MultipleChoicePipeline(Pipeline):
         return {"with_offsets": False}
 
     def _job(self, item: Mapping[str, Any], tokens: list[Tokens], options: MultipleChoiceOptions) -> Job:
-        frame = self._frame(is_pair=True)
+        template = self._template(is_pair=True)
         prompt, *choices = tokens
         longest = max(len(choice.ids) for choice in choices)
-        windows = self._windows(len(prompt.ids), frame.num_special + longest, options)
+        windows = self._windows(len(prompt.ids), template.num_special + longest, options)
         rows = []
         for start, stop in windows:
             for choice in choices:
-                row, (_, begin) = frame.wrap(prompt.ids[start:stop], choice.ids)
+                row, (_, begin) = template.wrap(prompt.ids[start:stop], choice.ids)
                 rows.append(replace(row, is_global=np.arange(len(row)) >= begin))
         return Job(item["prompt"], prompt, windows, rows, 0, list(item["choices"]))
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, get_args
 
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS
 from longspan.errors import InputError
-from longspan.pipelines.text_splitter import OnLong
+from longspan.pipelines.backends import framework_of
+from longspan.pipelines.long.splitter import OnLong
+from longspan.tokenization.auto import AutoTokenizer
 
+_FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 _PADDINGS = ("True", "False", "longest", "max_length", "do_not_pad")
 
 
@@ -85,3 +91,41 @@ def check_at_least(name: str, value: int | None, least: int) -> None:
     """Raise `InputError` if `value` is a number below `least`."""
     if value is not None and value < least:
         raise InputError(f"{name} must be at least {least}. Received: {name}={value}")
+
+
+def resolve_framework(asked: str | None, model: Any) -> str:
+    """The framework that is asked for, or that of a loaded model; raises `InputError` if they differ."""
+    if isinstance(model, str | os.PathLike):
+        return "torch" if asked is None else _FRAMEWORK_ALIASES.get(asked, asked)
+    known = framework_of(model)
+    if known is None:
+        raise InputError(
+            f"model must be a directory, a hub repository or a model of longspan. Received: {type(model).__name__}"
+        )
+    if asked is not None and _FRAMEWORK_ALIASES.get(asked, asked) != known:
+        raise InputError(f"framework must be that of the model, {known!r}. Received: framework={asked!r}")
+    return known
+
+
+def device_name(device: str | int | None) -> str | None:
+    """A device in words; a number is that CUDA device, -1 the CPU."""
+    if isinstance(device, int):
+        return "cpu" if device < 0 else f"cuda:{device}"
+    return None if device is None else str(device)
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """A dtype in words: `torch.bfloat16` is `"bfloat16"`."""
+    return None if dtype is None else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+
+
+def load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:
+    """The tokenizer that is given, or named, or that of the checkpoint `source`."""
+    if isinstance(tokenizer, str | os.PathLike):
+        return AutoTokenizer.from_pretrained(tokenizer)
+    if tokenizer is not None:
+        return tokenizer
+    if not isinstance(source, Source):
+        raise InputError("tokenizer must be given with a loaded model. Received: tokenizer=None")
+    settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+    return AutoTokenizer.from_pretrained(source.name, **settings)

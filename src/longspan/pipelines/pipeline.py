@@ -17,8 +17,8 @@ _TASKS = {
     "multiple-choice": ("multiple_choice", "MultipleChoicePipeline"),
     "zero-shot-classification": ("zero_shot", "ZeroShotClassificationPipeline"),
     "fill-mask": ("fill_mask", "FillMaskPipeline"),
-    "text-generation": ("generation", "TextGenerationPipeline"),
-    "text2text-generation": ("generation", "Text2TextGenerationPipeline"),
+    "text-generation": ("text_generation", "TextGenerationPipeline"),
+    "text2text-generation": ("text_generation", "Text2TextGenerationPipeline"),
     "summarization": ("summarization", "SummarizationPipeline"),
     "feature-extraction": ("feature_extraction", "FeatureExtractionPipeline"),
 }

@@ -10,11 +10,10 @@ import numpy as np
 
 from longspan.documents.tokens import Tokens
 from longspan.errors import InputError
-from longspan.pipelines.answers import SpanLogits, best_spans, characters_of
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.merging import Floats, SpanLogits, best_spans, characters_of
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options, check_at_least
-from longspan.pipelines.scores import Floats
 
 #: More spans than answers are looked at, as several may be the same words.
 _MORE_SPANS = 10
@@ -119,21 +118,21 @@ class QuestionAnsweringPipeline(Pipeline):
         return {"with_offsets": True, "with_words": True}
 
     def _job(self, item: Mapping[str, str], tokens: list[Tokens], options: QuestionAnsweringOptions) -> Job:
-        frame = self._frame(is_pair=True)
+        template = self._template(is_pair=True)
         asked, document = tokens[0].ids[: options.max_question_len], tokens[1]
-        windows = self._windows(len(document.ids), frame.num_special + len(asked), options)
+        windows = self._windows(len(document.ids), template.num_special + len(asked), options)
         question_first = self.tokenizer.padding_side == "right"
         rows, lead = [], 0
         for start, stop in windows:
             part = document.ids[start:stop]
             sequences = (asked, part) if question_first else (part, asked)
-            row, begins = frame.wrap(*sequences)
+            row, begins = template.wrap(*sequences)
             lead, begin = begins[question_first], begins[not question_first]
             rows.append(replace(row, is_global=_question_mask(row, begin, len(asked))))
         return Job(item["context"], document, windows, rows, lead, len(asked))
 
     def _pick(self, outputs: dict[str, Floats], row: Row, job: Job, options: QuestionAnsweringOptions) -> SpanLogits:
-        num_others = self._frame(is_pair=True).num_special + job.extra
+        num_others = self._template(is_pair=True).num_special + job.extra
         start, end = (
             outputs[name][job.lead : job.lead + len(row) - num_others].astype(np.float64)
             for name in ("start_logits", "end_logits")

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from longspan.documents.tokens import tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.frames import Frame
-from longspan.pipelines.generation import (
+from longspan.pipelines.long.rows import RowTemplate
+from longspan.pipelines.run.progress import Progress
+from longspan.pipelines.text_generation import (
     Settings,
     Text2TextGenerationOptions,
     Text2TextGenerationPipeline,
     WritingOptions,
 )
-from longspan.pipelines.progress import Progress
 
 #: Settings that bound the length of what is written from below.
 _LEAST = ("min_length", "min_new_tokens")
@@ -81,7 +81,7 @@ class SummarizationPipeline(Text2TextGenerationPipeline):
     ) -> list[Any]:
         if options.on_long != "window":
             return super()._run(texts, options, settings, progress)
-        num_special, limit = Frame(self._fast).num_special, self._limit(options)
+        num_special, limit = RowTemplate(self._fast).num_special, self._limit(options)
         results: list[Any] = [None] * len(texts)
         short, rows = [], []
         for index, (prefix, ids) in enumerate(self._tokens(texts, options.prefix)):

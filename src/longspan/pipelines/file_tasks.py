@@ -1,31 +1,58 @@
-"""Tasks on files that are a function of texts: zero-shot classification, summaries, text that goes on.
+"""The tasks that commands do on files: what of a document a task reads, and the rows that its results become.
 
-`open_task` gives what `longspan.pipelines.task_run.TaskRun` needs for every command, these and those of `FILE_TASKS`.
+`open_task` gives what `longspan.pipelines.run.task_run.TaskRun` needs for every command.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from longspan.checkpoints.hub import Source
+from longspan.documents.document import Document
 from longspan.errors import InputError
-from longspan.pipelines.generation import GenerationPipeline
 from longspan.pipelines.options import check_at_least
 from longspan.pipelines.pipeline import pipeline
-from longspan.pipelines.progress import Progress
-from longspan.pipelines.sentence_modules import add_checkpoint
-from longspan.pipelines.task_rows import FILE_TASKS, FileTask
+from longspan.pipelines.run.identity import add_checkpoint
+from longspan.pipelines.run.progress import Progress
+from longspan.pipelines.run.tables import FileTask
+from longspan.pipelines.text_generation import GenerationPipeline
 
 _WRITERS = ("summarization", "text2text-generation", "text-generation")
 _RANKED = {"rank": "int64", "label": "string", "score": "double"}
 
 
-def _text(document: Any, extra: Any) -> str:
-    text: str = document.text
-    return text
+def _text(document: Document, extra: Mapping[str, Any]) -> str:
+    return document.text
+
+
+def _question(document: Document, extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {"question": _given(document, extra, "question"), "context": document.text}
+
+
+def _choices(document: Document, extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": document.text, "choices": _given(document, extra, "choices")}
+
+
+def _given(document: Document, extra: Mapping[str, Any], name: str) -> Any:
+    """What the run says, else what the record says."""
+    return (document.record or {}).get(name) if extra.get(name) is None else extra[name]
+
+
+def _ranked(result: Any) -> list[dict[str, Any]]:
+    results = result if isinstance(result, list) else [result]
+    return [{"rank": rank, **values} for rank, values in enumerate(results, start=1)]
+
+
+def _entities(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"label": entity.get("entity_group", entity.get("entity")), **entity} for entity in result]
+
+
+def _proposals(result: Any) -> list[dict[str, Any]]:
+    of_masks = result if result and isinstance(result[0], list) else [result]
+    return [{"mask": mask, **row} for mask, proposals in enumerate(of_masks) for row in _ranked(proposals)]
 
 
 def _labels(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,7 +76,31 @@ def _written(key: str) -> Callable[[Any], list[dict[str, Any]]]:
 
 
 _WRITTEN = {"rank": "int64", "written": "string"}
-TEXT_TASKS = {
+FILE_TASKS = {
+    "classify": FileTask(
+        "text-classification", {"rank": "int64", "label": "string", "score": "double"}, _text, _ranked
+    ),
+    "tag": FileTask(
+        "token-classification",
+        {"label": "string", "score": "double", "text": "string", "start": "int64", "end": "int64"},
+        _text,
+        _entities,
+    ),
+    "answer": FileTask(
+        "question-answering",
+        {"rank": "int64", "answer": "string", "score": "double", "start": "int64", "end": "int64"},
+        _question,
+        _ranked,
+    ),
+    "choose": FileTask(
+        "multiple-choice", {"choice": "int64", "answer": "string", "score": "double"}, _choices, lambda result: [result]
+    ),
+    "fill": FileTask(
+        "fill-mask",
+        {"mask": "int64", "rank": "int64", "token": "int64", "token_str": "string", "score": "double"},
+        _text,
+        _proposals,
+    ),
     "zero-shot": FileTask("zero-shot-classification", _RANKED, _text, _labels),
     "windows": FileTask(
         "text-classification",
@@ -67,7 +118,7 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
     """The task of a command, and what runs it.
 
     Args:
-        name: A key of `FILE_TASKS` or `TEXT_TASKS`.
+        name: A key of `FILE_TASKS`.
         model: Arguments of `pipeline` that name the model.
         settings: Options of the task.
 
@@ -76,7 +127,7 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
         CheckpointNotFoundError: there is no such model.
         ConfigError: the model's family has no class for the task.
     """
-    task = {**FILE_TASKS, **TEXT_TASKS}[name]
+    task = FILE_TASKS[name]
     if task.task in ("zero-shot-classification", *_WRITERS):
         settings = {key: value for key, value in settings.items() if value is not None}
     if task.task == "zero-shot-classification":

@@ -13,15 +13,20 @@ import numpy as np
 
 from longspan.checkpoints.hub import Source
 from longspan.documents.document import replace_surrogates
+from longspan.embeddings.modules import (
+    DEFAULT_MODEL,
+    default_model_folder,
+    digest_of,
+    load_tokenizer,
+    read_sentence_modules,
+)
+from longspan.embeddings.pooling import MAX, Floats, order_modes, pooled_tokens, pooling_weights
+from longspan.embeddings.pooling import normalize as to_unit_length
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
-from longspan.pipelines.batching import pad, plan_batches
-from longspan.pipelines.default_model import DEFAULT_MODEL, default_model_folder
-from longspan.pipelines.pooling import MAX, Floats, order_modes, pooled_tokens, pooling_weights
-from longspan.pipelines.pooling import normalize as to_unit_length
-from longspan.pipelines.progress import Progress, progress_bar
-from longspan.pipelines.sentence_modules import digest_of, load_tokenizer, read_sentence_modules
-from longspan.pipelines.text_splitter import OnLong, Piece, TextSplitter
+from longspan.pipelines.long.splitter import OnLong, Piece, TextSplitter
+from longspan.pipelines.run.batching import pad, plan_batches
+from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
 _BLOCK_TEXTS = 4096

@@ -15,12 +15,18 @@ from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_writer, longest_input
-from longspan.pipelines.base import check_text, device_name, dtype_name, load_tokenizer, resolve_framework
-from longspan.pipelines.batching import plan_batches
-from longspan.pipelines.beginnings import tokenize_beginnings
-from longspan.pipelines.frames import Frame
-from longspan.pipelines.options import check_at_least, check_choice
-from longspan.pipelines.progress import Progress, progress_bar
+from longspan.pipelines.base import check_text
+from longspan.pipelines.long.rows import RowTemplate, tokenize_beginnings
+from longspan.pipelines.options import (
+    check_at_least,
+    check_choice,
+    device_name,
+    dtype_name,
+    load_tokenizer,
+    resolve_framework,
+)
+from longspan.pipelines.run.batching import plan_batches
+from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
 _BLOCK_TEXTS = 256
@@ -162,7 +168,7 @@ class GenerationPipeline(ABC):
 
     def _wrap(self, ids: Sequence[int]) -> list[int]:
         """Ids with the special tokens of a text."""
-        row, _ = Frame(self._fast).wrap(np.asarray(ids, np.int32))
+        row, _ = RowTemplate(self._fast).wrap(np.asarray(ids, np.int32))
         return [int(token) for token in row.ids]
 
     def _generate(self, rows: list[list[int]], settings: Settings, progress: Progress) -> list[list[list[int]]]:
@@ -350,7 +356,7 @@ class Text2TextGenerationPipeline(GenerationPipeline):
         rows = []
         truncates = options.on_long == "truncate"
         for first, ids in self._tokens(texts, options.prefix, most=limit if truncates else None):
-            num_others = Frame(self._fast).num_special + len(first)
+            num_others = RowTemplate(self._fast).num_special + len(first)
             if len(ids) + num_others > limit and not truncates:
                 raise InputError(
                     f"A text must fit max_input_length={limit} tokens with on_long={options.on_long!r}. Received: "

@@ -20,9 +20,9 @@ from longspan.documents.windows import check_windows, owned_ranges, plan_windows
 from longspan.errors import InputError
 from longspan.pipelines.backends import longest_input
 from longspan.pipelines.base import Job, Pipeline, check_text
-from longspan.pipelines.explain_maps import NOTES, Piece, layer_maps, received, sent, strongest
-from longspan.pipelines.frames import Frame
-from longspan.pipelines.generation import GenerationPipeline
+from longspan.pipelines.explain.attention_maps import NOTES, Piece, layer_maps, received, sent, strongest
+from longspan.pipelines.long.rows import RowTemplate
+from longspan.pipelines.text_generation import GenerationPipeline
 
 Floats = npt.NDArray[np.float32]
 
@@ -138,7 +138,7 @@ def _read_to_write(
     """The same for tasks that write: what they read is explained, in windows that do not depend on what is written."""
     model: Any = pipeline.model
     fast = pipeline.tokenizer.backend_tokenizer
-    frame = Frame(fast)
+    template = RowTemplate(fast)
     limit = min(longest_input(model.config) or _NO_LIMIT, int(pipeline.tokenizer.model_max_length))
     if max_length is not None and not 1 <= max_length <= limit:
         raise InputError(f"max_length must lie in [1, {limit}]. Received: max_length={max_length}")
@@ -146,13 +146,13 @@ def _read_to_write(
     [tokens] = tokenize(fast, [text])
     if not len(tokens.ids):
         raise InputError("A text must have at least one token. Received: a text without any")
-    capacity = (max_length or limit) - frame.num_special
+    capacity = (max_length or limit) - template.num_special
     overlap = capacity // 8 if stride is None else stride
     check_windows(capacity, overlap)
     windows = (
         [(0, len(tokens.ids))] if len(tokens.ids) <= capacity else plan_windows(len(tokens.ids), capacity, overlap)
     )
-    wrapped = [frame.wrap(tokens.ids[start:stop]) for start, stop in windows]
+    wrapped = [template.wrap(tokens.ids[start:stop]) for start, stop in windows]
     job = Job(text, tokens, windows, [row for row, _ in wrapped], wrapped[0][1][0])
     is_seq2seq = model.config.is_encoder_decoder
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.beginnings import tokenize_beginnings
+from longspan.pipelines.long.rows import tokenize_beginnings
 
 OnLong = Literal["window", "truncate", "error"]
 Ids = npt.NDArray[np.int32]

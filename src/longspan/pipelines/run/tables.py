@@ -1,19 +1,55 @@
-"""Writing rows as JSON lines, csv or Parquet."""
+"""The rows of a table that results of a task become, and tables as JSON lines, csv or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+from longspan.documents.document import Document
 from longspan.errors import InputError
-from longspan.pipelines.task_rows import PLACE_COLUMNS
 from longspan.search.parquet import import_pyarrow
 from longspan.search.shards import atomic_write
+
+#: Where a row is from: its file, record of the file (from 0), and line or page of the file.
+PLACE_COLUMNS = {"path": "string", "record": "int64", "line": "int64", "page": "int64"}
+
+
+@dataclass(frozen=True)
+class FileTask:
+    """How a task works on files.
+
+    Attributes:
+        task: Name of the task.
+        columns: Columns of its rows after those of the place, with their types.
+        item: Makes an input of the pipeline of a document and the extra arguments of the run.
+        rows: Makes rows of a result.
+    """
+
+    task: str
+    columns: dict[str, str]
+    item: Callable[[Document, Mapping[str, Any]], Any]
+    rows: Callable[[Any], list[dict[str, Any]]]
+
+    def table(self, document: Document, path: str, record: int, result: Any) -> list[dict[str, Any]]:
+        """The rows of one document, with their places: that of a span where it begins, else of the document."""
+        rows = []
+        for values in self.rows(result):
+            character = np.array([values.get("start", 0)], np.int64)
+            number = int(document.lines.numbers_at(character)[0])
+            place = {"path": path, "record": record, document.unit: number}
+            if "start" in values and "text" in self.columns:
+                values = {**values, "text": document.text[values["start"] : values["end"]]}
+            rows.append(place | {name: values[name] for name in self.columns})
+        return rows
+
 
 _GROUP_ROWS = 4096
 Row = dict[str, Any]

@@ -1,13 +1,15 @@
-"""Progress of long runs in documents and tokens."""
+"""How far a run is, and where its time goes."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from longspan.documents.document import Problem
+from longspan.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,3 +108,27 @@ def progress_bar(show: bool, *, unit: str = "documents") -> Iterator[Progress]:
         yield bar
     finally:
         bar.stop()
+
+
+class Stopwatch:
+    """Sums the seconds of named stages.
+
+    Attributes:
+        seconds: Stage -> seconds so far, in the order in which stages were first entered.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+class ProblemError(InputError):
+    """Something cannot be read, and the run was asked to stop at that."""

@@ -1,4 +1,4 @@
-"""From start and end scores of tokens to the best spans of a document.
+"""From what a model says of windows to what is so of the document: scores, tokens' values, spans that answer.
 
 Axes: W windows, n tokens of a window, L longest answer in tokens.
 """
@@ -7,12 +7,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from longspan.documents.tokens import Tokens
-from longspan.documents.windows import context_borders
+from longspan.documents.windows import context_borders, owned_ranges
+
+Floats = npt.NDArray[np.float32]
+WindowPooling = Literal["mean", "max", "weighted"]
+
+
+def softmax(logits: Floats) -> Floats:
+    """`exp(x) / sum(exp(x))` over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return result
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """`1 / (1 + exp(-x))`, which no x can overflow."""
+    result: Floats = np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits))
+    return result
+
+
+def pool_windows(scores: Floats, windows: list[tuple[int, int]], how: WindowPooling) -> Floats:
+    """Scores of a document from those of its windows.
+
+    Args:
+        scores: (W, N) scores of each window.
+        windows: Tokens `(start, stop)` of each window.
+        how: `"mean"`, `"max"`, or `"weighted"`: the mean weighted by tokens.
+
+    Returns:
+        (N,) scores.
+    """
+    if how == "max":
+        return np.asarray(scores.max(axis=0))
+    weights = np.array([max(1, stop - start) if how == "weighted" else 1 for start, stop in windows], np.float32)
+    return np.asarray((weights / weights.sum()) @ scores, np.float32)
+
+
+def merge_windows(values: Sequence[Floats], windows: list[tuple[int, int]]) -> Floats:
+    """Values of each token of a document, from the window that shows it with the most context.
+
+    Args:
+        values: For each window (n, ...) values of its n tokens.
+        windows: Tokens `(start, stop)` of each window.
+
+    Returns:
+        (T, ...) values.
+    """
+    if len(values) == 1:
+        return values[0]
+    ranges = owned_ranges(windows)
+    owned = [
+        value[first - start : last - start]
+        for value, (start, _), (first, last) in zip(values, windows, ranges, strict=True)
+    ]
+    return np.concatenate(owned)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from longspan.pipelines.explain import Explanation
+from longspan.pipelines.explain.explanation import Explanation
 from longspan.search.shards import atomic_write
 
 Floats = npt.NDArray[np.float32]

@@ -1,25 +1,95 @@
-"""One run of the main job: which files need work, shard after shard, and the finished index."""
+"""The main job: embed files and folders into an index, resumably."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from longspan.documents.document import Problem, UnreadableError
-from longspan.documents.readers import file_digest
-from longspan.documents.walk import SourceFile, absolute_path, display_name, find_files
-from longspan.pipelines.document_stream import FileEnd, FileWork, stream_pieces
-from longspan.pipelines.embed_options import EmbedOptions, EmbedReport, ProblemError
-from longspan.pipelines.progress import Progress
-from longspan.pipelines.sentence_encoder import SentenceEncoder
-from longspan.pipelines.shard import Shard
-from longspan.pipelines.stopwatch import Stopwatch
+from longspan.documents.readers import ReadOptions, file_digest
+from longspan.documents.walk import Filters, SourceFile, absolute_path, display_name, find_files
+from longspan.embeddings.sentence_encoder import SentenceEncoder
+from longspan.embeddings.stream import FileEnd, FileWork, Shard, stream_pieces
+from longspan.errors import InputError
+from longspan.pipelines.long.splitter import OnLong
+from longspan.pipelines.run.progress import ProblemError, Progress, Stopwatch
 from longspan.search.journal import FileParts
 from longspan.search.passages import FileRecord, IndexFileError
 from longspan.search.writer import FinalFile, IndexWriter, work_folder
+
+Others = Literal["refuse", "keep", "drop"]
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How `embed_files` works.
+
+    Attributes:
+        filters: Which files of folders are taken.
+        read: How files are read.
+        on_long: What to do with a document longer than the model: `"window"` makes a passage of each of its overlapping
+            windows, `"truncate"` one passage of its beginning, `"error"` leaves the document out as a problem.
+        overlap: Tokens that a window shares with the one before it; default an eighth of a window.
+        normalize: Scale vectors to length 1; default as the model says.
+        batch_tokens: Most positions of a batch; default what suits the device.
+        resume: Take over what an earlier run left: unchanged files of a finished index, or of an interrupted run.
+        strict: Stop at the first thing that cannot be read instead of leaving it out.
+        others: What to do with files of the index that still exist but are not among the paths given.
+    """
+
+    filters: Filters = field(default_factory=Filters)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    on_long: OnLong = "window"
+    overlap: int | None = None
+    normalize: bool | None = None
+    batch_tokens: int | None = None
+    resume: bool = True
+    strict: bool = False
+    others: Others = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.others not in get_args(Others):
+            raise InputError(f"others must be one of {', '.join(get_args(Others))}. Received: others={self.others!r}")
+
+
+@dataclass
+class EmbedReport:
+    """What `embed_files` did.
+
+    Attributes:
+        output: The index.
+        num_files: Files in it.
+        num_documents: Documents in it.
+        num_passages: Passages in it.
+        num_tokens: Tokens of these passages.
+        num_new_files: Files that were embedded by this run.
+        num_new_tokens: Tokens that went through the model in this run.
+        num_reused_files: Files that were taken over from earlier runs.
+        num_dropped_files: Files that the index had and has no more.
+        problems: What was left out.
+        notes: Remarks by file.
+        ignored: Files of folders that are no text by their names, counted by suffix.
+        seconds: Time by stage, `total` included.
+    """
+
+    output: Path
+    num_files: int = 0
+    num_documents: int = 0
+    num_passages: int = 0
+    num_tokens: int = 0
+    num_new_files: int = 0
+    num_new_tokens: int = 0
+    num_reused_files: int = 0
+    num_dropped_files: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
 
 #: Batches that a shard, the unit of work that a crash can lose, is made of.
 _BATCHES_PER_SHARD = 8
@@ -209,3 +279,39 @@ def _begin(file: FileWork, known: FileParts) -> FileWork:
 
 def _renamed(record: FileRecord, name: str) -> FileRecord:
     return replace(record, path=name, problems=tuple(replace(problem, path=name) for problem in record.problems))
+
+
+def embed_files(
+    paths: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    encoder: SentenceEncoder,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+) -> EmbedReport:
+    """Embed the text of files and folders into an index that `search_index` reads.
+
+    Texts are cut into overlapping windows of the model's length; the index keeps each window's vector, text, characters
+    and lines. What is done is safe at once: a run that was killed goes on where it was, with the same result as
+    one that was not. On a finished index only files whose content changed are embedded again.
+
+    Args:
+        paths: Files and folders.
+        output: A `.parquet` or `.npz` file, or a folder.
+        encoder: The model.
+        options: How to work.
+        progress: Told how far the run is.
+
+    Returns:
+        What was done, and what had to be left out.
+
+    Raises:
+        InputError: an argument breaks a rule, or the output is in use by another run.
+        IndexFileError: the output exists and is no index, or was made with other settings.
+        ProblemError: something cannot be read and `options.strict` is set.
+    """
+    run = EmbedRun(Path(output), encoder, options or EmbedOptions(), progress or Progress())
+    with run.watch.time("total"):
+        run.execute(paths)
+    run.report.seconds = run.watch.seconds
+    return run.report

@@ -1,0 +1,1 @@
+"""Long runs: batches, progress, resumption after a crash, tables of results."""
