@@ -242,6 +242,18 @@ class TestPruning:
         assert model.encoder.layer[0].attention.self.query.weight.shape == (12, 24)
         assert_close(model(IDS).last_hidden_state, expected)
 
+    def test_negative_layers_count_from_the_end_as_in_the_reference(self, tmp_path):
+        model = tiny(BertForMaskedLM)
+        model.prune_heads({0: [2], -1: [0]})
+        shapes = [layer.attention.self.query.out_features for layer in model.bert.encoder.layer]
+        assert shapes == [18, 18]
+        model.save_pretrained(tmp_path)
+        expected = model(IDS).logits
+        assert_close(BertForMaskedLM.from_pretrained(tmp_path)(IDS).logits, expected)
+        reference = transformers.BertForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager")
+        assert reference.config.pruned_heads == model.config.pruned_heads == {0: [2], -1: [0]}
+        assert_close(reference(IDS).logits, expected)
+
     def test_pruned_checkpoints_load_here_and_in_the_reference(self, tmp_path):
         model = tiny(BertForMaskedLM)
         model.prune_heads({0: [1, 3]})
@@ -257,6 +269,8 @@ class TestPruning:
             model.prune_heads({0: [4]})
         with pytest.raises(InputError, match=r"layers to prune must lie in \[0, 2\). Received: 2"):
             model.prune_heads({2: [0]})
+        with pytest.raises(InputError, match=r"layers to prune must lie in \[0, 2\). Received: -3"):
+            model.prune_heads({-3: [0]})
         with pytest.raises(InputError, match="at least one of 4 attention heads must remain"):
             model.prune_heads({0: [0, 1, 2, 3]})
         assert model.config.pruned_heads == {}

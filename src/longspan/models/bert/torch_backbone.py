@@ -27,7 +27,7 @@ from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.masks import expand_head_mask, extend_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
-from longspan.nn.torch.resizing import keep_features, remaining_features
+from longspan.nn.torch.resizing import keep_features, pick_layer, remaining_features
 from longspan.ops.torch.attention import eager_attention, packed_attention, sdpa_attention
 
 
@@ -410,9 +410,7 @@ class BertModel(BertPreTrainedModel):
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
-            if not 0 <= layer < len(self.encoder.layer):
-                raise InputError(f"layers to prune must lie in [0, {len(self.encoder.layer)}). Received: {layer}")
-            block: Any = self.encoder.layer[layer]
+            block: Any = pick_layer(self.encoder.layer, layer)
             block.attention.prune_heads(list(heads))
 
     def forward(

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
-from longspan.errors import InputError
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import NAMES
 from longspan.models.diffllama.torch_attention import AttentionPlan, make_cache, make_key_mask, make_positions
@@ -26,6 +25,7 @@ from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.outputs import BaseModelOutputWithPast, Tensors, finish, model_output, resolve
+from longspan.nn.torch.resizing import pick_layer
 from longspan.ops.torch.differential import IMPLEMENTATIONS
 
 
@@ -97,9 +97,7 @@ class DiffLlamaModel(DiffLlamaPreTrainedModel, CheckpointedLayers):
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
-            if not 0 <= layer < len(self.layers):
-                raise InputError(f"layers to prune must lie in [0, {len(self.layers)}). Received: {layer}")
-            block: Any = self.layers[layer]
+            block: Any = pick_layer(self.layers, layer)
             block.self_attn.prune_heads(heads)
 
     def forward(

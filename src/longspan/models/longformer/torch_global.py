@@ -55,7 +55,7 @@ def make_plan(
     global_attention_mask: Tensor | None,
     needs_weights: bool,
 ) -> GlobalPlan:
-    """Merge the two masks of a call.
+    """Merge the two masks of a call; a global token at padding is padding.
 
     Args:
         config: Settings of the model.
@@ -66,8 +66,7 @@ def make_plan(
         needs_weights: Attention weights are returned.
 
     Raises:
-        InputError: a mask has the wrong shape, or gives global attention to padding (eager mode only: a traced graph
-            ignores that).
+        InputError: a mask has the wrong shape.
     """
     check_shape(attention_mask, shape, name="attention_mask", axes="(batch, tokens)")
     check_shape(global_attention_mask, shape, name="global_attention_mask", axes="(batch, tokens)")
@@ -75,8 +74,7 @@ def make_plan(
     if real is not None and not is_traced(real) and bool(real.all()):
         real = None
     is_global = None if global_attention_mask is None else global_attention_mask.to(device) != 0
-    if is_global is not None and real is not None:
-        _check_global_is_real(is_global, real)
+    if is_global is not None and real is not None:  # padding never attends
         is_global = is_global & real
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         marked = attention_mask.to(device) > 1
@@ -92,18 +90,6 @@ def make_plan(
         return GlobalPlan(real, None, None, None, needs_weights, config.attn_implementation)
     positions, filled = _fill_slots(is_global, slots)
     return GlobalPlan(real, is_global, positions, filled, needs_weights, config.attn_implementation)
-
-
-def _check_global_is_real(is_global: Tensor, real: Tensor) -> None:
-    if is_traced(is_global):
-        return
-    wrong = is_global & ~real
-    if wrong.any():
-        place = tuple(torch.nonzero(wrong)[0].tolist())
-        raise InputError(
-            "global_attention_mask must be 0 at padding (where attention_mask is 0). "
-            f"Received: a global token at (row, token) = {place}, which is padding"
-        )
 
 
 def _num_slots(is_global: Tensor) -> int:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
-from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
 from longspan.models.longformer.names import NAMES
 from longspan.models.longformer.torch_global import after_separator, before_separator, first_token, make_plan
@@ -27,11 +26,13 @@ from longspan.models.longformer.torch_outputs import (
     LongformerTokenClassifierOutput,
 )
 from longspan.nn.torch.base import PreTrainedModel
-from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape
-from longspan.nn.torch.heads import FirstTokenClassificationHead, Pooler, fold_choices
-from longspan.nn.torch.losses import cross_entropy, question_answering_loss, sequence_classification_loss
+from longspan.nn.torch.checks import check_input, check_length, input_shape
+from longspan.nn.torch.heads import FirstTokenClassificationHead, Pooler
+from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.masks import expand_head_mask
 from longspan.nn.torch.outputs import finish, resolve
+from longspan.nn.torch.resizing import pick_layer
+from longspan.nn.torch.tasks import MultipleChoiceModel, QuestionAnsweringModel, TaskModel
 from longspan.ops.torch.sliding_window import DISPATCHER, is_traced
 
 
@@ -97,9 +98,7 @@ class LongformerModel(LongformerPreTrainedModel):
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         for layer, heads in heads_to_prune.items():
-            if not 0 <= layer < len(self.encoder.layer):
-                raise InputError(f"layers to prune must lie in [0, {len(self.encoder.layer)}). Received: {layer}")
-            block: Any = self.encoder.layer[layer]
+            block: Any = pick_layer(self.encoder.layer, layer)
             block.attention.prune_heads(list(heads))
 
     def forward(
@@ -122,7 +121,7 @@ class LongformerModel(LongformerPreTrainedModel):
             attention_mask: 1 for real tokens, 0 for padding, 2 for tokens with global attention, (B, S). States at
                 padding are unspecified.
             global_attention_mask: Nonzero for tokens with global attention, (B, S); default: none. Rows may differ in
-                their number.
+                their number; padding never attends, whatever this mask says there.
             head_mask: 1 keeps a head, 0 removes it, (A,) or (L, A).
             token_type_ids: Segment of each token, (B, S); default 0.
             position_ids: Position of each token, (B, S); default: counted over the ids that are not padding, from
@@ -137,17 +136,14 @@ class LongformerModel(LongformerPreTrainedModel):
             `LongformerBaseModelOutputWithPooling`.
 
         Raises:
-            InputError: shapes disagree, an id is out of range, the input is longer than the positions, or padding has
-                global attention.
+            InputError: shapes disagree, an id is out of range, or the input is longer than the positions.
         """
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
         device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
-        if input_ids is not None:
-            check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
-        if token_type_ids is not None:
-            check_shape(token_type_ids, shape, name="token_type_ids", axes="(batch, tokens)")
-            check_ids(token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size")
+        sizes = {"batch": shape[0], "tokens": shape[1]}
+        check_input(input_ids, "input_ids", config, **sizes)
+        check_input(token_type_ids, "token_type_ids", config, **sizes)
         plan = make_plan(
             config,
             shape=shape,
@@ -186,9 +182,7 @@ class LongformerModel(LongformerPreTrainedModel):
         config = self.config
         limit_name = "max_position_embeddings - pad_token_id - 1"
         if position_ids is not None:
-            check_shape(position_ids, shape, name="position_ids", axes="(batch, tokens)")
-            limit = config.max_position_embeddings
-            check_ids(position_ids, limit, name="position_ids", limit_name="max_position_embeddings")
+            check_input(position_ids, "position_ids", config, batch=shape[0], tokens=shape[1])
             return position_ids
         padding = config.pad_token_id or 0
         if input_ids is None:
@@ -201,8 +195,62 @@ class LongformerModel(LongformerPreTrainedModel):
         return count * is_token + padding
 
 
-class LongformerForMaskedLM(LongformerPreTrainedModel):
-    """Longformer that predicts masked tokens.
+class LongformerTask(TaskModel, LongformerPreTrainedModel):
+    """A Longformer with a head: its inputs, and which tokens attend globally by default."""
+
+    input_names: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "global_attention_mask",
+        "head_mask",
+        "token_type_ids",
+        "position_ids",
+        "inputs_embeds",
+    )
+
+    def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Tokens with global attention if no mask says it, boolean (B, S); here none."""
+        return None
+
+    def encode(self, inputs: dict[str, Any]) -> Any:
+        """The outputs of the backbone, with the default of the class where `global_attention_mask` is missing."""
+        if inputs["global_attention_mask"] is None:
+            inputs = {**inputs, "global_attention_mask": self.default_global_tokens(inputs)}
+        return super().encode(inputs)
+
+
+class LongformerLabelTask(LongformerTask):
+    """A Longformer with a head whose labels are one tensor, `labels`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `LongformerModel.forward`.
+
+        Args:
+            global_attention_mask: Default: what `default_global_tokens` of the class says.
+            labels: What the loss compares the scores with, as the class says; without them there is no loss.
+
+        Returns:
+            The `output_class` of the class.
+        """
+        row = (input_ids, attention_mask, global_attention_mask, head_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
+
+
+class LongformerForMaskedLM(LongformerLabelTask):
+    """Longformer that predicts masked tokens; labels are their ids, -100 elsewhere, (B, S).
 
     Args:
         config: Settings; the weights are random.
@@ -215,68 +263,24 @@ class LongformerForMaskedLM(LongformerPreTrainedModel):
         torch.Size([1, 4, 30522])
     """
 
+    output_class = LongformerMaskedLMOutput
+    output_embeddings = "lm_head.decoder"
+
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
         self.lm_head = LongformerLMHead(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The projection onto the vocabulary."""
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the projection onto the vocabulary and its bias."""
-        self.lm_head.decoder = new_embeddings  # type: ignore[assignment]  # any module of its shape
-        self.lm_head.bias = new_embeddings.bias  # type: ignore[assignment]  # any module of its shape
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `LongformerModel.forward`.
-
-        Args:
-            labels: Ids of the masked tokens, -100 elsewhere, (B, S).
-
-        Returns:
-            `LongformerMaskedLMOutput`.
-        """
-        outputs = self.longformer(
-            input_ids,
-            attention_mask=attention_mask,
-            global_attention_mask=global_attention_mask,
-            head_mask=head_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.lm_head(outputs.last_hidden_state)
-        output = LongformerMaskedLMOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            global_attentions=outputs.global_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.lm_head(outputs.last_hidden_state)
 
 
-class LongformerForSequenceClassification(LongformerPreTrainedModel):
-    """Longformer with a classification or regression head on the first token.
+class LongformerForSequenceClassification(LongformerLabelTask):
+    """Longformer with a classification or regression head on the first token, which attends globally by default.
+
+    Labels are class indices (B,), values of a regression (B,), or multi-hot floats (B, N); see `problem_type`.
 
     Args:
         config: Settings; the weights are random.
@@ -289,6 +293,8 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         torch.Size([1, 3])
     """
 
+    output_class = LongformerSequenceClassifierOutput
+
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
@@ -297,58 +303,21 @@ class LongformerForSequenceClassification(LongformerPreTrainedModel):
         )
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `LongformerModel.forward`.
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(outputs.last_hidden_state)
 
-        Args:
-            global_attention_mask: Default: the first token.
-            labels: Class indices (B,), values of a regression (B,), or multi-hot floats (B, N); see `problem_type`.
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
 
-        Returns:
-            `LongformerSequenceClassifierOutput`.
-        """
-        if global_attention_mask is None:
-            shape = input_shape(input_ids, inputs_embeds)
-            device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
-            global_attention_mask = _at_real_tokens(first_token(shape, device), attention_mask)
-        outputs = self.longformer(
-            input_ids,
-            attention_mask=attention_mask,
-            global_attention_mask=global_attention_mask,
-            head_mask=head_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(outputs.last_hidden_state)
-        output = LongformerSequenceClassifierOutput(
-            loss=None if labels is None else sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            global_attentions=outputs.global_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """The first token."""
+        return first_token(*_shape_and_device(inputs))
 
 
-class LongformerForQuestionAnswering(LongformerPreTrainedModel):
-    """Longformer that scores each token as start and as end of an answer.
+class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
+    """Longformer that scores each token as start and as end of an answer; the question attends globally by default.
 
     Args:
         config: Settings; the weights are random.
@@ -360,6 +329,8 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
         >>> LongformerForQuestionAnswering(config)(torch.tensor([[0, 7, 2, 2, 8, 9, 2]])).start_logits.shape
         torch.Size([1, 7])
     """
+
+    output_class = LongformerQuestionAnsweringModelOutput
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
@@ -390,48 +361,20 @@ class LongformerForQuestionAnswering(LongformerPreTrainedModel):
                 with a warning.
             start_positions: Token where the answer starts, (B,); outside the sequence it does not count.
             end_positions: Token where it ends, (B,).
-
-        Returns:
-            `LongformerQuestionAnsweringModelOutput`.
         """
-        if global_attention_mask is None:
-            question, lacking = before_separator(
-                input_ids,
-                token_type_ids,
-                shape=input_shape(input_ids, inputs_embeds),
-                separator=self.config.sep_token_id,
-            )
-            _warn_if_any(lacking, "a question: no separator and no token of segment 1")
-            global_attention_mask = _at_real_tokens(question, attention_mask)
-        outputs = self.longformer(
-            input_ids,
-            attention_mask=attention_mask,
-            global_attention_mask=global_attention_mask,
-            head_mask=head_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
-        output = LongformerQuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            global_attentions=outputs.global_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, global_attention_mask, head_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(row, (start_positions, end_positions), output_attentions, output_hidden_states, return_dict)
+
+    def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """The question."""
+        ids, types, separator = inputs["input_ids"], inputs["token_type_ids"], self.config.sep_token_id
+        question, lacking = before_separator(ids, types, shape=_shape_and_device(inputs)[0], separator=separator)
+        _warn_if_any(lacking, "a question: no separator and no token of segment 1")
+        return question
 
 
-class LongformerForTokenClassification(LongformerPreTrainedModel):
-    """Longformer with a classification head on every token.
+class LongformerForTokenClassification(LongformerLabelTask):
+    """Longformer with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
 
     Args:
         config: Settings; the weights are random.
@@ -444,6 +387,8 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         torch.Size([1, 4, 5])
     """
 
+    output_class = LongformerTokenClassifierOutput
+
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
@@ -451,53 +396,13 @@ class LongformerForTokenClassification(LongformerPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        global_attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `LongformerModel.forward`.
-
-        Args:
-            labels: Class index of each token, -100 is ignored, (B, S).
-
-        Returns:
-            `LongformerTokenClassifierOutput`.
-        """
-        outputs = self.longformer(
-            input_ids,
-            attention_mask=attention_mask,
-            global_attention_mask=global_attention_mask,
-            head_mask=head_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        output = LongformerTokenClassifierOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            global_attentions=outputs.global_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state))
 
 
-class LongformerForMultipleChoice(LongformerPreTrainedModel):
-    """Longformer that scores each of several choices.
+class LongformerForMultipleChoice(MultipleChoiceModel, LongformerTask):
+    """Longformer that scores each of several choices; a choice attends globally by default.
 
     Args:
         config: Settings; the weights are random.
@@ -510,6 +415,8 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
         >>> LongformerForMultipleChoice(config)(choices).logits.shape
         torch.Size([1, 2])
     """
+
+    output_class = LongformerMultipleChoiceModelOutput
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
@@ -538,49 +445,26 @@ class LongformerForMultipleChoice(LongformerPreTrainedModel):
             global_attention_mask: Default: the choice, that is, all tokens behind the first two separators. A row
                 without a separator takes its first token, with a warning.
             labels: Index of the correct choice, (B,).
-
-        Returns:
-            `LongformerMultipleChoiceModelOutput`.
         """
-        num_choices, folded = fold_choices(
-            input_ids, token_type_ids, attention_mask, global_attention_mask, position_ids, inputs_embeds
-        )
-        input_ids, token_type_ids, attention_mask, global_attention_mask, position_ids, inputs_embeds = folded
-        if global_attention_mask is None:
-            choice, lacking = after_separator(
-                input_ids, shape=input_shape(input_ids, inputs_embeds), separator=self.config.sep_token_id
-            )
-            _warn_if_any(lacking, "a choice: no separator")
-            global_attention_mask = _at_real_tokens(choice, attention_mask)
-        outputs = self.longformer(
-            input_ids,
-            attention_mask=attention_mask,
-            global_attention_mask=global_attention_mask,
-            head_mask=head_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
-        output = LongformerMultipleChoiceModelOutput(
-            loss=None if labels is None else cross_entropy(logits, labels.reshape(-1)),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            global_attentions=outputs.global_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, global_attention_mask, head_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
+
+    def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
+        """The choice."""
+        ids, separator = inputs["input_ids"], self.config.sep_token_id
+        choice, lacking = after_separator(ids, shape=_shape_and_device(inputs)[0], separator=separator)
+        _warn_if_any(lacking, "a choice: no separator")
+        return choice
 
 
-def _at_real_tokens(mask: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """A default global mask without padding."""
-    if attention_mask is None:
-        return mask
-    check_shape(attention_mask, tuple(mask.shape), name="attention_mask", axes="(batch, tokens)")
-    return mask.to(attention_mask.device) & (attention_mask != 0)
+def _shape_and_device(inputs: dict[str, Any]) -> tuple[tuple[int, int], torch.device]:
+    """(B, S) and where the tokens are."""
+    ids, embeds = inputs["input_ids"], inputs["inputs_embeds"]
+    return input_shape(ids, embeds), (embeds if ids is None else ids).device
 
 
 def _warn_if_any(lacking: Tensor, what: str) -> None:

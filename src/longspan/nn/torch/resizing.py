@@ -65,6 +65,17 @@ def keep_features(old: nn.Linear, indices: Tensor, *, axis: int) -> nn.Linear:
     return new.train(old.training)
 
 
+def pick_layer(layers: nn.ModuleList, index: int) -> nn.Module:
+    """One layer by its index; a negative one counts from the end.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    if not -len(layers) <= index < len(layers):
+        raise InputError(f"layers to prune must lie in [0, {len(layers)}). Received: {index}")
+    return layers[index]
+
+
 def remaining_features(
     heads: Iterable[int], *, num_heads: int, head_size: int, already_pruned: set[int]
 ) -> tuple[set[int], Tensor]:

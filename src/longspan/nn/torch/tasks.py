@@ -1,0 +1,163 @@
+"""What every PyTorch task class does with its backbone: run it, score, compute the loss, hand on what it returned.
+
+    outputs = backbone(inputs);   scores = head(outputs);   loss = loss(scores, labels)
+
+A family writes one `forward` with its explicit signature for the classes whose labels are `labels`; a class with other
+labels or another order of arguments writes its own. Either is one call of `TaskModel.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from longspan.errors import InputError
+from longspan.inputs import get_input
+from longspan.model_output import ModelOutput
+from longspan.nn.torch.base import PreTrainedModel
+from longspan.nn.torch.heads import fold_choices
+from longspan.nn.torch.losses import causal_lm_loss, cross_entropy, question_answering_loss
+from longspan.nn.torch.outputs import finish, resolve
+
+Scores = Tensor | tuple[Tensor, ...]
+Inputs = tuple[Any, ...]
+
+
+class TaskModel(PreTrainedModel):
+    """A backbone with a head.
+
+    Attributes:
+        input_names: The backbone's inputs that `run` takes, in the order in which `forward` hands them on.
+        output_class: What `forward` returns; its first fields are the loss and the scores in the head's order.
+        output_embeddings: Path of the projection onto the vocabulary; empty if there is none.
+    """
+
+    input_names: ClassVar[tuple[str, ...]]
+    output_class: ClassVar[type[ModelOutput]]
+    output_embeddings: ClassVar[str] = ""
+
+    def head(self, outputs: Any) -> Scores:
+        """The scores, from the outputs of the backbone."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it scores")
+
+    def loss(self, *scores_and_labels: Any, **arguments: Any) -> Tensor:
+        """The loss (0-d), from the scores and then the labels; here the mean cross-entropy over labels not -100."""
+        return cross_entropy(*scores_and_labels, **arguments)
+
+    def encode(self, inputs: dict[str, Any]) -> Any:
+        """The outputs of the backbone."""
+        return self.base_model(**inputs, return_dict=True)
+
+    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+        """The outputs of the backbone and the scores."""
+        outputs = self.encode(inputs)
+        return outputs, self.head(outputs)
+
+    def run(
+        self,
+        inputs: Inputs,
+        labels: tuple[Tensor | None, ...],
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+        *,
+        loss_arguments: Mapping[str, Any] | None = None,
+        **further: Any,
+    ) -> Any:
+        """Run backbone and head.
+
+        Args:
+            inputs: Inputs of the backbone by place, as `input_names` lists them.
+            labels: Labels of the loss; it is computed if all are given.
+            output_attentions: As the backbone's.
+            output_hidden_states: As the backbone's.
+            return_dict: Return `output_class` rather than a tuple.
+            loss_arguments: Keywords of the loss.
+            **further: Other arguments of the backbone.
+        """
+        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        outputs, scores = self.score({**dict(zip(self.input_names, inputs, strict=False)), **flags, **further})
+        scores = scores if isinstance(scores, tuple) else (scores,)
+        is_labelled = all(label is not None for label in labels)
+        loss = self.loss(*scores, *labels, **(loss_arguments or {})) if is_labelled else None
+        carried = {name: value for name, value in outputs.items() if name in self.output_class.field_names()}
+        output = self.output_class(loss, *scores, **carried)  # type: ignore[call-arg]  # a dataclass of that form
+        return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The projection onto the vocabulary, or None if the class has none."""
+        return self.get_submodule(self.output_embeddings) if self.output_embeddings else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection onto the vocabulary, and the bias of its head where that is kept beside it."""
+        if not self.output_embeddings:
+            super().set_output_embeddings(new_embeddings)
+        path, _, name = self.output_embeddings.rpartition(".")
+        parent = self.get_submodule(path)
+        setattr(parent, name, new_embeddings)
+        if hasattr(parent, "bias"):
+            parent.bias = new_embeddings.bias
+
+
+class MultipleChoiceModel(TaskModel):
+    """A task class that scores each of several choices, (B, C, S), from the row it makes of each."""
+
+    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+        """Outputs of B·C rows, and of their scores (B·C, 1) the scores of the choices, (B, C)."""
+        names = [name for name, value in inputs.items() if get_input(name).folds and value is not None]
+        num_choices, folded = fold_choices(*(inputs[name] for name in names))
+        outputs, logits = super().score({**inputs, **dict(zip(names, folded, strict=True))})
+        assert isinstance(logits, Tensor)
+        return outputs, logits.view(-1, num_choices)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over the choices; labels (B,)."""
+        return cross_entropy(logits, labels.reshape(-1))
+
+
+class QuestionAnsweringModel(TaskModel):
+    """A task class whose `qa_outputs` scores each token as start and as end of an answer."""
+
+    qa_outputs: nn.Linear
+
+    def head(self, outputs: Any) -> tuple[Tensor, ...]:
+        """Scores of being the start and of being the end, (B, S) each."""
+        return self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+
+    def loss(self, *scores_and_labels: Tensor) -> Tensor:
+        """Mean of the two cross-entropies; positions outside the sequence do not count."""
+        return question_answering_loss(*scores_and_labels)
+
+
+class CausalLMModel(TaskModel):
+    """A task class that predicts the next token."""
+
+    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+        """Outputs and scores of the tokens that `logits_to_keep` names."""
+        kept = inputs.pop("logits_to_keep")
+        outputs = self.encode(inputs)
+        outputs.last_hidden_state = kept_tokens(outputs.last_hidden_state, kept)
+        return outputs, self.head(outputs)
+
+    def loss(self, logits: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
+        """Cross-entropy of the score at each token with the label of the next one."""
+        return causal_lm_loss(logits, labels, **arguments)
+
+
+def kept_tokens(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The states (B, S', H) that are to be scored: the last few of (B, S, H), the indexed ones, or all for 0.
+
+    Raises:
+        InputError: the number is negative, or the tensor has not one axis.
+    """
+    if isinstance(logits_to_keep, Tensor):
+        if logits_to_keep.dim() != 1:
+            raise InputError(
+                f"logits_to_keep must be an int or a 1-D tensor of indices. Received: {logits_to_keep.dim()} axes"
+            )
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep < 0:
+        raise InputError(f"logits_to_keep must be 0 (all) or positive. Received: {logits_to_keep}")
+    return hidden_states if logits_to_keep == 0 else hidden_states[:, -logits_to_keep:]
