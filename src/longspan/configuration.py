@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.untrusted import read_json as read_json  # importers find it here
 from longspan.checkpoints.update import DirectoryUpdate
-from longspan.errors import CheckpointError, ConfigError
+from longspan.errors import ConfigError
 
 CONFIG_NAME = "config.json"
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -394,21 +395,6 @@ class PretrainedConfig(Declared):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is not JSON, or holds something other than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
-    return content
 
 
 def _default_labels() -> dict[int, str]:

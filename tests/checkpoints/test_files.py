@@ -158,13 +158,13 @@ def test_shard_in_a_folder_inside_is_allowed(shards):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", "must be a JSON file. Expecting value"),
+        ("not json", "is not valid JSON: Expecting value"),
         (
             '{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}',
-            "must be a JSON file. the key 'a' appears twice",
+            "is not valid JSON: the key 'a' appears twice",
         ),
-        ("[]", "must hold a weight_map from tensor names to file names"),
-        ("{}", "must hold a weight_map"),
+        ("[]", "must hold a JSON object. Received: list"),
+        ("{}", "must hold a weight_map from tensor names to file names"),
         ('{"weight_map": {"a": 1}}', "must hold a weight_map"),
     ],
 )

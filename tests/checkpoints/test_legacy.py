@@ -14,12 +14,12 @@ import torch
 from tests.checkpoints.conftest import same
 
 import longspan
-from longspan.checkpoints import legacy_flax, legacy_tf
+from longspan.checkpoints import formats_flax, formats_tf
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.formats_flax import FlaxReader
 from longspan.checkpoints.formats_tf import TFReader
 from longspan.checkpoints.names import ParameterNames, match_keys
-from longspan.checkpoints.renamed import Canonical
+from longspan.checkpoints.reader import Canonical
 from longspan.errors import CheckpointError, MissingFrameworkError, UnsafeCheckpointError
 
 TASKS = ["ForPreTraining", "ForMaskedLM", "ForNextSentencePrediction", "ForSequenceClassification", "ForMultipleChoice"]
@@ -126,7 +126,7 @@ def test_no_framework_is_imported(written, framework):
     ],
 )
 def test_flax_names(name, canonical):
-    assert legacy_flax.canonical_name(name) == canonical
+    assert formats_flax.canonical_name(name) == canonical
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,15 @@ def test_flax_names(name, canonical):
     ],
 )
 def test_tf_names(layer, name, key, transposed):
-    assert legacy_tf.canonical_name(legacy_tf.without_scope(name, layer)) == Canonical(key, transposed)
+    assert formats_tf.canonical_name(formats_tf.without_scope(name, layer)) == Canonical(key, transposed)
 
 
 @pytest.mark.parametrize(("name", "axes"), [("norm/running_mean", 1), ("conv/kernel", 3), ("lora_a", 2)])
 def test_parameter_without_a_rule(name, axes):
     with pytest.raises(CheckpointError, match=f"A Flax parameter must be .* Received: {name} with {axes} axes"):
-        legacy_flax.canonical_name(name, axes)
+        formats_flax.canonical_name(name, axes)
     with pytest.raises(CheckpointError, match=f"A TensorFlow variable must be .* Received: {name}:0 with {axes} axes"):
-        legacy_tf.canonical_name(name + ":0", axes)
+        formats_tf.canonical_name(name + ":0", axes)
 
 
 class TestMsgpack:
@@ -212,7 +212,7 @@ class TestMsgpack:
         from flax import serialization
 
         monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", chunk)
-        monkeypatch.setattr("longspan.checkpoints.renamed._SLAB", slab)
+        monkeypatch.setattr("longspan.checkpoints.reader._SLAB", slab)
         kernel = np.arange(35, dtype=np.float32).reshape(5, 7)
         with FlaxReader(write(serialization.to_bytes({"layer": {"kernel": kernel}}))) as reader:
             assert same(reader.read("layer.weight"), kernel.T.copy())
@@ -322,7 +322,7 @@ class TestH5:
 
     @pytest.mark.parametrize("slab", [1, 30, 60, 1000])
     def test_transposed_in_slabs(self, file, monkeypatch, slab):
-        monkeypatch.setattr("longspan.checkpoints.renamed._SLAB", slab)
+        monkeypatch.setattr("longspan.checkpoints.reader._SLAB", slab)
         kernel = np.arange(35, dtype=np.float32).reshape(5, 7)
         self.layer(file, "bert").create_dataset("tf/bert/kernel:0", data=kernel)
         with self.opened(file) as reader:

@@ -8,8 +8,7 @@ import torch
 
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.names import ParameterNames, Tied
-from longspan.checkpoints.plan import plan_load
-from longspan.checkpoints.report import LoadError
+from longspan.checkpoints.report import LoadError, plan_load
 from longspan.errors import CheckpointError
 
 NAMES = ParameterNames(

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
-from longspan.checkpoints.plan import plan_load
+from longspan.checkpoints.report import plan_load
 from longspan.models.bert.names import NAMES
 
 CONFIG = transformers.BertConfig(

@@ -309,8 +309,8 @@ def test_a_pickled_tokenizer_is_the_same(pair: Pair) -> None:
         ("bert_json", "tokenizer.json", b'{"model": {"type": "What"}}', "tokenizer.json must be a file of the tok"),
         ("bert_json", "tokenizer.json", b"\xff\xfe", "tokenizer.json must be UTF-8 text. Received: byte 0"),
         ("bert_json", "tokenizer_config.json", b"[1]", "tokenizer_config.json must hold a JSON object. Received: list"),
-        ("bert_json", "tokenizer_config.json", b'{"a": ', "tokenizer_config.json must be JSON. Received: Expecting"),
-        ("bert_json", "special_tokens_map.json", b"nope", "special_tokens_map.json must be JSON"),
+        ("bert_json", "tokenizer_config.json", b'{"a": ', "tokenizer_config.json is not valid JSON: Expecting"),
+        ("bert_json", "special_tokens_map.json", b"nope", "special_tokens_map.json is not valid JSON"),
         (
             "bert_json",
             "added_tokens.json",

@@ -75,9 +75,9 @@ def dtype_of(name: str) -> DType:
     Raises:
         CheckpointError: if checkpoints cannot hold the type.
     """
-    if name not in BY_NAME:
+    if not isinstance(name, str) or name not in BY_NAME:
         raise CheckpointError(
-            f"Tensors in checkpoints must have one of the types {', '.join(BY_NAME)}. Received: {name}"
+            f"Tensors in checkpoints must have one of the types {', '.join(BY_NAME)}. Received: {str(name)[:100]}"
         )
     return BY_NAME[name]
 

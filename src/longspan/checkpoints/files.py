@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from longspan.checkpoints import legacy_flax, legacy_tf
+from longspan.checkpoints import formats_flax, formats_tf
 from longspan.checkpoints.formats_flax import FlaxReader
 from longspan.checkpoints.formats_pytorch import PytorchReader
-from longspan.checkpoints.formats_safetensors import SafetensorsReader, unique_keys
+from longspan.checkpoints.formats_safetensors import SafetensorsReader
 from longspan.checkpoints.formats_tf import TFReader
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import Bytes, CheckpointReader
+from longspan.checkpoints.untrusted import check_names, read_json, reading, shown
 from longspan.checkpoints.writer import LazyTensor, save_checkpoint
 from longspan.errors import CheckpointError, CheckpointNotFoundError, UnsafeCheckpointError
 
@@ -68,13 +67,13 @@ FORMATS = (
         "flax",
         "flax_model.msgpack",
         lambda path, _: FlaxReader(path),
-        lambda name: legacy_flax.canonical_name(name).key,
+        lambda name: formats_flax.canonical_name(name).key,
     ),
     Format(
         "tf",
         "tf_model.h5",
         lambda path, _: TFReader(path),
-        lambda name: legacy_tf.canonical_name(legacy_tf.without_scope(name, "")).key,
+        lambda name: formats_tf.canonical_name(formats_tf.without_scope(name, "")).key,
     ),
 )
 
@@ -157,7 +156,7 @@ class ShardedReader(CheckpointReader):
         self.entries = {key: shard.entries[key] for key, shard in self._home.items()}
 
     def _fill(self, key: str, out: Bytes) -> None:
-        self._home[key]._fill(key, out)
+        self._home[key]._read(key, out)
 
     def share_memory(self, first: str, second: str) -> bool:
         """True if one shard stores one tensor under both keys."""
@@ -185,7 +184,8 @@ class ShardedReader(CheckpointReader):
 
 
 def _open_shards(source: Source, index: Path, form: Format, verify: bool) -> CheckpointReader:
-    weight_map = {form.canonical(name): shard for name, shard in _read_index(index).items()}
+    with reading(index, "its list of shards"):
+        weight_map = {form.canonical(name): shard for name, shard in _read_index(index).items()}
     # In the hub cache every file of a snapshot is a link into one folder of blobs, the index among them.
     allowed = [index.resolve().parent]
     if source.is_local:
@@ -193,21 +193,19 @@ def _open_shards(source: Source, index: Path, form: Format, verify: bool) -> Che
     with ExitStack() as stack:
         shards = {}
         for name in dict.fromkeys(weight_map.values()):
-            shard = form.open(_shard_path(source, index, name, allowed), verify)
-            shards[name] = stack.enter_context(shard)
+            with reading(index, f"the shard {shown(name)}"):
+                path = _shard_path(source, index, name, allowed)
+            shards[name] = stack.enter_context(form.open(path, verify))
         reader = ShardedReader(index, shards, weight_map)
         stack.pop_all()
     return reader
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} must be a JSON file. {error}") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_json(path, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{path} must hold a weight_map from tensor names to file names.")
+    check_names(weight_map)
     return weight_map
 
 

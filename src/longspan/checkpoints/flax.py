@@ -1,6 +1,6 @@
 """Walks a Flax model's own parameter tree and fills it from a checkpoint, or writes it to one.
 
-Paths in the tree give the canonical keys; only leaves differ (see `longspan.checkpoints.legacy_flax`). An unknown kind
+Paths in the tree give the canonical keys; only leaves differ (see `longspan.checkpoints.formats_flax`). An unknown kind
 of leaf is an error.
 """
 
@@ -17,10 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader, LazyTensor
-from longspan.checkpoints.legacy_flax import canonical_name
+from longspan.checkpoints.formats_flax import canonical_name
 from longspan.checkpoints.names import ParameterNames
-from longspan.checkpoints.plan import plan_load
-from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.report import LoadReport, plan_load
 
 Path = tuple[str, ...]
 Params = dict[str, Any]

@@ -3,6 +3,9 @@
 The file is one MessagePack map of maps; an array is an extension object that holds shape, type name and bytes, and an
 array above 1 GiB is a map of such chunks. Common decoders build the whole tree in memory beside the file's bytes. This
 one notes where each array lies, so that arrays are read one at a time into their place.
+
+The module tree is the canonical one; only leaves differ: `kernel` (in, out) is `weight` (out, in), `scale` and
+`embedding` are `weight`. Raw parameters (`weight` of LongT5's norms, `bias`) keep name and orientation.
 Format: https://github.com/msgpack/msgpack/blob/master/spec.md and `flax.serialization`.
 """
 
@@ -16,16 +19,25 @@ from typing import Any
 
 import numpy as np
 
-from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import Array, dtype_of
-from longspan.checkpoints.legacy_flax import canonical_name
-from longspan.checkpoints.reader import BlockFile, Entry
-from longspan.checkpoints.renamed import RenamedReader
+from longspan.checkpoints.reader import BlockFile, Canonical, Entry, RenamedReader
+from longspan.checkpoints.untrusted import (
+    MAX_TENSORS,
+    UNKNOWN,
+    check_names,
+    check_shape,
+    file_kind,
+    reading,
+    shown,
+)
 from longspan.errors import CheckpointError
 
 _NDARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "weight": "weight", "bias": "bias"}
 _MAX_DEPTH = 64
+#: most values of a file: names, maps, arrays and what describes them
+_MAX_VALUES = 10 * MAX_TENSORS
 #: first byte -> format of a number, or of the length of a text, byte string, extension, list or map
 _NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
 _NUMBERS |= {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
@@ -68,8 +80,10 @@ class FlaxReader(RenamedReader):
         super().__init__(path)
         self._file = BlockFile(path)
         try:
-            self._stored = dict(_flatten(path, _read_tree(self._file)))
-            self._place(self._stored, {k: canonical_name(k, len(v.shape)) for k, v in self._stored.items()})
+            with reading(path, "its tree of arrays"):
+                self._stored = dict(_flatten(path, _read_tree(self._file)))
+                check_names(self._stored)
+                self._place(self._stored, {k: canonical_name(k, len(v.shape)) for k, v in self._stored.items()})
         except BaseException:
             self._file.close()
             raise
@@ -96,16 +110,14 @@ def _read_tree(file: BlockFile) -> Mapping[str, Any]:
     try:
         scanner = _Scanner(file)
         tree = scanner.value()
-    except (ValueError, TypeError, KeyError, struct.error) as error:
-        if isinstance(error, CheckpointError) and sniff.describe(path) == sniff.UNKNOWN:
+    except Exception as error:
+        if isinstance(error, CheckpointError) and str(path) in str(error) and file_kind(path) == UNKNOWN:
             raise
         raise CheckpointError(
-            f"{path} is no whole msgpack file of Flax: {error}. It looks like {sniff.describe(path)}."
+            f"{path} is no whole msgpack file of Flax: {str(error)[:500]}. It looks like {file_kind(path)}."
         ) from error
     if not isinstance(tree, dict) or scanner.position != file.size:
-        raise CheckpointError(
-            f"{path} is no msgpack file of Flax, which is one map. It looks like {sniff.describe(path)}."
-        )
+        raise CheckpointError(f"{path} is no msgpack file of Flax, which is one map. It looks like {file_kind(path)}.")
     inner = tree.get("params")
     return inner if len(tree) == 1 and isinstance(inner, dict) else tree
 
@@ -121,18 +133,27 @@ def _flatten(path: Path, tree: Mapping[str, Any], prefix: str = "") -> Iterator[
             yield prefix + name, value
         else:
             raise CheckpointError(
-                f"{path} may hold only arrays in maps. Received: {prefix}{name}, a {type(value).__name__}"
+                f"{path} may hold only arrays in maps. Received: {shown(prefix + name)[1:-1]}, a {type(value).__name__}"
             )
 
 
 def _join(chunked: Mapping[str, Any]) -> _Stored:
     """Join the chunks of a large array."""
-    shape = tuple(chunked["shape"][str(axis)] for axis in range(len(chunked["shape"])))
-    chunks = [chunked["chunks"][str(i)] for i in range(len(chunked["chunks"]))]
+    lengths, chunks = (_numbered(chunked.get(part), part) for part in ("shape", "chunks"))
+    if not chunks or not all(isinstance(chunk, _Stored) and chunk.dtype == chunks[0].dtype for chunk in chunks):
+        raise CheckpointError("The chunks of an array must be arrays of one type.")
+    shape = check_shape(lengths, chunks[0].dtype.itemsize)
     joined = _Stored(shape, chunks[0].dtype, tuple(block for chunk in chunks for block in chunk.blocks))
     if joined.nbytes != sum(chunk.nbytes for chunk in chunks):
         raise CheckpointError(f"The chunks of an array of shape {shape} do not add up to it.")
     return joined
+
+
+def _numbered(parts: Any, what: str) -> list[Any]:
+    """The values of a map with the keys "0", "1", ..."""
+    if not isinstance(parts, dict) or any(str(i) not in parts for i in range(len(parts))):
+        raise CheckpointError(f"An array in chunks must number its {what} from 0. Received: {shown(parts)}")
+    return [parts[str(i)] for i in range(len(parts))]
 
 
 class _Scanner:
@@ -141,6 +162,7 @@ class _Scanner:
     def __init__(self, file: BlockFile, position: int = 0) -> None:
         self._file = file
         self.position = position
+        self._left = _MAX_VALUES
 
     def _take(self, size: int) -> bytes:
         data = self._file.read(self.position, size)
@@ -154,6 +176,9 @@ class _Scanner:
         """Parse the value at the present position."""
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"{self._file.path} nests maps more than {_MAX_DEPTH} deep.")
+        self._left -= 1
+        if self._left < 0:
+            raise CheckpointError(f"{self._file.path} holds more than {_MAX_VALUES} values.")
         byte = self._take(1)[0]
         if byte in _CONSTANTS:
             return _CONSTANTS[byte]
@@ -189,7 +214,7 @@ class _Scanner:
         for _ in range(length):
             key = self.value(depth + 1)
             if not isinstance(key, str) or key in found:
-                raise ValueError(f"a map needs texts as keys, each once, not {key!r}")
+                raise ValueError(f"a map needs texts as keys, each once, not {shown(key)}")
             found[key] = self.value(depth + 1)
         return found
 
@@ -199,9 +224,40 @@ class _Scanner:
         end = self.position + size
         if kind not in (_NDARRAY, _SCALAR):
             raise ValueError(f"extension type {kind} is no array")
-        shape, type_name, block = self.value(depth + 1)
-        name = type_name if isinstance(type_name, str) else self._file.read(type_name.offset, type_name.size).decode()
-        stored = _Stored(tuple(shape), dtype_of(name), (block,))
-        if self.position != end or stored.nbytes != block.size or any(length < 0 for length in shape):
-            raise ValueError(f"an array of type {name} and shape {shape} does not fit its {block.size} bytes")
+        parts = self.value(depth + 1)
+        if not isinstance(parts, list) or len(parts) != 3 or not isinstance(parts[0], list):
+            raise ValueError("an array needs a shape, a type and its bytes")
+        lengths, name, block = parts
+        if isinstance(name, _Block):
+            name = self._file.read(name.offset, min(name.size, 64)).decode("ascii")
+        dtype = dtype_of(name)
+        stored = _Stored(check_shape(lengths, dtype.itemsize), dtype, (block,))
+        if self.position != end or not isinstance(block, _Block) or stored.nbytes != block.size:
+            raise ValueError(f"an array of type {name} and shape {stored.shape} does not fit its bytes")
         return stored
+
+
+def canonical_name(name: str, num_axes: int = 2) -> Canonical:
+    """Translate one Flax name.
+
+    Args:
+        name: Path in the parameter tree, joined by slashes.
+        num_axes: Number of axes of the array.
+
+    Returns:
+        The canonical key, and whether the array must be transposed.
+
+    Raises:
+        CheckpointError: if there is no rule for such a parameter.
+
+    Example:
+        >>> canonical_name("bert/encoder/layer/0/attention/self/query/kernel")
+        Canonical(key='bert.encoder.layer.0.attention.self.query.weight', transposed=True)
+    """
+    *path, leaf = name.split("/")
+    if leaf not in _LEAVES or (leaf == "kernel" and num_axes != 2):
+        raise CheckpointError(
+            f"A Flax parameter must be a kernel with 2 axes or one of {', '.join(sorted(_LEAVES))}. "
+            f"Received: {shown(name)[1:-1]} with {num_axes} axes"
+        )
+    return Canonical(".".join([*path, _LEAVES[leaf]]), leaf == "kernel")

@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import BY_NAME, DType, dtype_of
 from longspan.checkpoints.reader import BlockFile, Bytes, CheckpointReader, Entry
-from longspan.checkpoints.restricted_pickle import Name, PlainUnpickler
+from longspan.checkpoints.restricted_pickle import Name, PlainUnpickler, ordered_dict
+from longspan.checkpoints.untrusted import MAX_NUMBER, check_names, check_shape, file_kind, reading, shown
 from longspan.errors import CheckpointError, UnsafeCheckpointError
 
 _STORAGES = {
@@ -42,6 +42,10 @@ _STORAGE_TYPES = {f"torch.{place}{name}": kind for name, kind in _STORAGES.items
 _UNTYPED = "torch.storage.UntypedStorage"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+#: largest pickle inside an archive, in bytes
+_MAX_RECORD = 64 << 20
+#: bytes read at a time to verify a storage that several tensors share
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -96,7 +100,7 @@ class _Archive:
         names: dict[str, Any] = dict.fromkeys([*_STORAGE_TYPES, _UNTYPED])
         names |= dict.fromkeys(f"torch.{name}" for name in BY_NAME)
         names |= {
-            "collections.OrderedDict": dict,
+            "collections.OrderedDict": ordered_dict,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor": _tensor,
             "torch._utils._rebuild_tensor_v2": _tensor,
@@ -108,53 +112,56 @@ class _Archive:
 
     def _storage(self, identity: Any) -> _Storage:
         """Understand ("storage", type, key, device, number of elements[, view])."""
-        kind, storage_type, key, _, numel, *view = identity
-        if kind != "storage" or any(part is not None for part in view):
-            raise CheckpointError(f"A persistent id in a .bin file must describe a whole storage. Received: {identity}")
-        name = _STORAGE_TYPES.get(storage_type.path)
-        if not isinstance(numel, int) or numel < 0 or (name is None and storage_type.path != _UNTYPED):
-            raise CheckpointError(f"A storage in a .bin file must have a type and a size. Received: {identity}")
-        return self.storages.setdefault(str(key), _Storage(dtype_of(name) if name else None, numel))
+        kind, storage_type, key, _, numel, *view = identity if isinstance(identity, tuple) else ()
+        if kind != "storage" or any(part is not None for part in view) or not isinstance(key, str | int):
+            raise CheckpointError(
+                f"A persistent id in a .bin file must describe a whole storage. Received: {shown(identity)}"
+            )
+        path = storage_type.path if isinstance(storage_type, Name) else ""
+        name = _STORAGE_TYPES.get(path)
+        if not _is_number(numel) or (name is None and path != _UNTYPED):
+            raise CheckpointError(f"A storage in a .bin file must have a type and a size. Received: {shown(identity)}")
+        made = _Storage(dtype_of(name) if name else None, numel)
+        known = self.storages.setdefault(str(key), made)
+        if (known.dtype, known.numel) != (made.dtype, made.numel):
+            raise CheckpointError(f"A storage in a .bin file must have one type and size. Received: {shown(identity)}")
+        return known
 
 
-def _tensor(storage: _Storage, start: int, shape: Sequence[int], strides: Sequence[int], *_: Any) -> _Tensor:
-    if storage.dtype is None:
-        raise CheckpointError("A tensor on untyped storage in a .bin file must state its type.")
-    return _checked(_Tensor(tuple(shape), storage.dtype, storage, start, tuple(strides)))
+def _tensor(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    return _checked(storage, storage.dtype, start, shape, strides)
 
 
 def _tensor_with_dtype(
-    storage: _Storage,
-    start: int,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    _grad: Any,
-    _hooks: Any,
-    dtype: Name,
-    *_: Any,
+    storage: Any, start: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Name, *_: Any
 ) -> _Tensor:
-    return _checked(_Tensor(tuple(shape), dtype_of(dtype.path.removeprefix("torch.")), storage, start, tuple(strides)))
+    return _checked(storage, dtype_of(dtype.path.removeprefix("torch.")), start, shape, strides)
 
 
 def _first(data: Any, *_: Any) -> Any:
     return data
 
 
-def _checked(tensor: _Tensor) -> _Tensor:
-    """Check that a view stays inside its storage and is not larger than it."""
-    numbers = (tensor.start, *tensor.shape, *tensor.strides)
-    itemsize = tensor.dtype.itemsize
-    if (
-        len(tensor.shape) != len(tensor.strides)
-        or any(not isinstance(number, int) or number < 0 for number in numbers)
-        or (tensor.start + tensor.extent) * itemsize > tensor.storage.nbytes
-        or math.prod(tensor.shape) * itemsize > tensor.storage.nbytes
-    ):
-        raise CheckpointError(
-            f"A tensor in a .bin file must lie inside its storage of {tensor.storage.nbytes} bytes. Received: "
-            f"shape {tensor.shape}, strides {tensor.strides}, start {tensor.start}, type {tensor.dtype.name}"
-        )
-    return tensor
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_NUMBER
+
+
+def _checked(
+    storage: _Storage, dtype: DType | None, start: Any, shape: Sequence[Any], strides: Sequence[Any]
+) -> _Tensor:
+    """Check that a view stays inside its storage, is not larger than it."""
+    if dtype is None:
+        raise CheckpointError("A tensor on untyped storage in a .bin file must state its type.")
+    room = storage.nbytes // dtype.itemsize
+    sound = len(shape) == len(strides) and all(map(_is_number, (start, *shape, *strides)))
+    if sound:
+        tensor = _Tensor(check_shape(shape, dtype.itemsize), dtype, storage, start, tuple(strides))
+        if start + tensor.extent <= room and math.prod(shape) <= room:
+            return tensor
+    raise CheckpointError(
+        f"A tensor in a .bin file must lie inside its storage of {storage.nbytes} bytes. Received: "
+        f"shape {shown(tuple(shape))}, strides {shown(tuple(strides))}, start {shown(start)}, type {dtype.name}"
+    )
 
 
 class PytorchReader(CheckpointReader):
@@ -175,10 +182,12 @@ class PytorchReader(CheckpointReader):
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         super().__init__(path)
         self._verify = verify
+        self._verified: set[int] = set()
         self._file = BlockFile(path)
         try:
-            archive = _read_zip(self._file) if zipfile.is_zipfile(path) else _read_legacy(self._file)
-            self.entries = self._tensors = _named_tensors(path, archive.content)
+            with reading(path, "its list of tensors"):
+                archive = _read_zip(self._file) if zipfile.is_zipfile(path) else _read_legacy(self._file)
+                self.entries = self._tensors = _named_tensors(path, archive.content)
         except BaseException:
             self._file.close()
             raise
@@ -191,17 +200,33 @@ class PytorchReader(CheckpointReader):
     def _fill(self, key: str, out: Bytes) -> None:
         tensor = self._tensors[key]
         storage, itemsize = tensor.storage, tensor.dtype.itemsize
+        checked = self._verify and storage.crc != 0 and storage.offset not in self._verified
+        is_whole = tensor.is_contiguous and out.nbytes == storage.nbytes
+        if checked and not is_whole:
+            self._check(key, storage, self._checksum(storage))
+        start = storage.offset + tensor.start * itemsize
         if tensor.is_contiguous:
-            checked = self._verify and storage.crc != 0 and out.nbytes == storage.nbytes
-            crc = self._file.fill(storage.offset + tensor.start * itemsize, out, checksum=checked)
-            if checked and crc != storage.crc:
-                raise CheckpointError(f"{self.path} is damaged: the values of {key} do not match their checksum.")
+            crc = self._file.fill(start, out, checksum=checked and is_whole)
+            if checked and is_whole:
+                self._check(key, storage, crc)
             return
         block = np.empty(tensor.extent, tensor.dtype.carrier)
-        self._file.fill(storage.offset + tensor.start * itemsize, block.view(np.uint8))
+        self._file.fill(start, block.view(np.uint8))
         steps = [stride * itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(block, tensor.shape, steps, writeable=False)
         out.view(tensor.dtype.carrier).reshape(tensor.shape)[...] = view
+
+    def _check(self, key: str, storage: _Storage, crc: int) -> None:
+        if crc != storage.crc:
+            raise CheckpointError(f"{self.path} is damaged: the values of {key} do not match their checksum.")
+        self._verified.add(storage.offset)
+
+    def _checksum(self, storage: _Storage) -> int:
+        """CRC-32 of a storage of which a tensor is a part."""
+        crc = 0
+        for start in range(0, storage.nbytes, _PIECE):
+            crc = zlib.crc32(self._file.read(storage.offset + start, min(_PIECE, storage.nbytes - start)), crc)
+        return crc
 
     def close(self) -> None:
         """Close the file."""
@@ -212,10 +237,15 @@ def _named_tensors(path: Path, content: Any) -> dict[str, _Tensor]:
     """Check that the content is a flat mapping from names to tensors."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a mapping from names to tensors. Received: {type(content).__name__}")
-    astray = {key: value for key, value in content.items() if not (isinstance(key, str) and isinstance(value, _Tensor))}
+    astray = [
+        f"{shown(key)}: {type(value).__name__}"
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, _Tensor))
+    ]
     if astray:
-        listed = ", ".join(f"{key!r}: {type(value).__name__}" for key, value in astray.items())
+        listed = ", ".join(astray[:20])
         raise CheckpointError(f"{path} must hold a flat mapping from names to tensors. Received also: {listed}")
+    check_names(content)
     return content
 
 
@@ -224,7 +254,7 @@ def _read_zip(file: BlockFile) -> _Archive:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except Exception as error:
         raise CheckpointError(f"{path} is a damaged zip archive: {error}") from error
     by_name = {record.filename: record for record in records}
     roots = [name.removesuffix("data.pkl") for name in by_name if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -242,10 +272,19 @@ def _read_zip(file: BlockFile) -> _Archive:
             held = "nothing" if record is None else f"{record.file_size} bytes"
             raise CheckpointError(f"{path} is damaged: storage {key} needs {storage.nbytes} bytes, there is {held}.")
         storage.offset, storage.crc = _record_offset(file, record), record.CRC
+    unused = {name for name in by_name if name.startswith(f"{root}data/")} - {
+        f"{root}data/{key}" for key in parsed.storages
+    }
+    if unused:
+        raise CheckpointError(f"{path} is damaged: no tensor uses {shown(sorted(unused))}.")
     return parsed
 
 
 def _record(file: BlockFile, record: zipfile.ZipInfo) -> bytes:
+    if record.file_size > _MAX_RECORD:
+        raise CheckpointError(
+            f"{file.path} must list its tensors in {_MAX_RECORD} bytes. Received: {record.file_size} bytes"
+        )
     data = file.read(_record_offset(file, record), record.file_size)
     if record.CRC not in (0, zlib.crc32(data)):
         raise CheckpointError(f"{file.path} is damaged: {record.filename} does not match its checksum.")
@@ -261,6 +300,9 @@ def _record_offset(file: BlockFile, record: zipfile.ZipInfo) -> int:
         raise CheckpointError(f"{file.path} is a damaged zip archive: no header for {record.filename}.")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = int(record.header_offset + 30 + name_length + extra_length)
+    encoding = "utf-8" if record.flag_bits & 0x800 else "cp437"
+    if file.read(record.header_offset + 30, name_length) != record.orig_filename.encode(encoding):
+        raise CheckpointError(f"{file.path} is a damaged zip archive: {shown(record.filename)} has two names.")
     if start + record.file_size > file.size:
         raise CheckpointError(f"{file.path} is cut short: {record.filename} reaches beyond its end.")
     return start
@@ -274,7 +316,7 @@ def _read_legacy(file: BlockFile) -> _Archive:
         unpickler = parsed.unpickler(stream, path)
         _check_magic(unpickler, path)
         protocol, system = unpickler.load(), unpickler.load()
-        if protocol != _LEGACY_PROTOCOL or not system.get("little_endian", True):
+        if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict) or not system.get("little_endian", True):
             raise CheckpointError(f"{path} must hold little-endian numbers in protocol {_LEGACY_PROTOCOL}.")
         parsed.content = unpickler.load()
         keys = unpickler.load()
@@ -284,7 +326,7 @@ def _read_legacy(file: BlockFile) -> _Archive:
 
 def _check_magic(unpickler: PlainUnpickler, path: Path) -> None:
     """Read the first pickle, the number that marks files of torch.save."""
-    message = f"{path} is no file of torch.save: it looks like {sniff.describe(path)}."
+    message = f"{path} is no file of torch.save: it looks like {file_kind(path)}."
     try:
         magic = unpickler.load()
     except UnsafeCheckpointError:
@@ -321,5 +363,7 @@ class _Bounded(io.BufferedReader):
         self._size = size
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self._size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
+        if size is None or not 0 <= size <= _PIECE:
+            left = max(0, self._size - self.tell())
+            size = left if size is None or size < 0 else min(size, left)
+        return super().read(size)

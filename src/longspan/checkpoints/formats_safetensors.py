@@ -8,16 +8,23 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import BY_CODE
 from longspan.checkpoints.reader import BlockFile, Bytes, CheckpointReader, Entry
+from longspan.checkpoints.untrusted import (
+    MAX_NUMBER,
+    check_names,
+    check_shape,
+    file_kind,
+    parse_json,
+    reading,
+    shown,
+)
 from longspan.errors import CheckpointError
 
 #: longest header that the format allows, in bytes
@@ -52,13 +59,15 @@ class SafetensorsReader(CheckpointReader):
         super().__init__(path)
         self._file = BlockFile(path)
         try:
-            header, start = _read_header(self._file)
-            self.metadata = _take_metadata(path, header)
-            stored = _check_layout(path, header, start, self._file.size)
-            self.entries, self._offsets = stored, {key: entry.offset for key, entry in stored.items()}
-            self._checksums = _checksums(path, self.metadata, stored) if verify else {}
-            if verify:
-                _check_description(path, self.metadata, stored)
+            with reading(path, "its header"):
+                header, start = _read_header(self._file)
+                self.metadata = _take_metadata(path, header)
+                check_names(header)
+                stored = _check_layout(path, header, start, self._file.size)
+                self.entries, self._offsets = stored, {key: entry.offset for key, entry in stored.items()}
+                self._checksums = _checksums(path, self.metadata, stored) if verify else {}
+                if verify:
+                    _check_description(path, self.metadata, stored)
         except BaseException:
             self._file.close()
             raise
@@ -81,10 +90,10 @@ def _read_header(file: BlockFile) -> tuple[dict[str, Any], int]:
     """Parse the JSON header; returns it and the position of the first tensor byte."""
     path = file.path
     if file.size < 8:
-        raise CheckpointError(f"{path} is no safetensors file: it has {file.size} bytes, {sniff.describe(path)}.")
+        raise CheckpointError(f"{path} is no safetensors file: it has {file.size} bytes, {file_kind(path)}.")
     length = int.from_bytes(file.read(0, 8), "little")
     if length > min(MAX_HEADER, file.size - 8):
-        kind = sniff.describe(path)
+        kind = file_kind(path)
         if kind == "a safetensors file (model.safetensors)":
             kind = "cut short or damaged"
         raise CheckpointError(
@@ -92,24 +101,14 @@ def _read_header(file: BlockFile) -> tuple[dict[str, Any], int]:
             f"Header length: {length} bytes, file: {file.size} bytes, longest header allowed: {MAX_HEADER}."
         )
     try:
-        header = json.loads(file.read(8, length).decode("utf-8"), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(file.read(8, length), unique=True)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} has a damaged safetensors header: {error}. It looks like {sniff.describe(path)}."
+            f"{path} has a damaged safetensors header: {error}. It looks like {file_kind(path)}."
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a damaged safetensors header: it must be a JSON object.")
     return header, 8 + length
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Hook for `json.loads` that refuses an object with a key twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} appears twice")
-        found[key] = value
-    return found
 
 
 def _take_metadata(path: Path, header: dict[str, Any]) -> dict[str, str]:
@@ -143,22 +142,25 @@ def _entry(path: Path, key: str, value: Any, start: int) -> _Stored:
         code, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has a damaged safetensors header: {key} needs dtype, shape and data_offsets. Received: {value}"
+            f"{path} has a damaged safetensors header: {key} needs dtype, shape and data_offsets. "
+            f"Received: {shown(value)}"
         ) from error
     if not isinstance(code, str) or code not in BY_CODE:
-        raise CheckpointError(f"{path}: {key} must have one of the types {', '.join(BY_CODE)}. Received: {code}")
+        raise CheckpointError(
+            f"{path}: {key} must have one of the types {', '.join(BY_CODE)}. Received: {shown(code)[1:-1]}"
+        )
     if not isinstance(shape, list) or not all(_is_size(length) for length in [*shape, begin, end]):
         raise CheckpointError(
             f"{path} has a damaged safetensors header: shape and offsets of {key} must be whole numbers from 0. "
-            f"Received: {value}"
+            f"Received: {shown(value)}"
         )
-    needed = math.prod(shape) * BY_CODE[code].itemsize
-    if end - begin != needed:
+    stored = _Stored(check_shape(shape, BY_CODE[code].itemsize), BY_CODE[code], start + begin)
+    if end - begin != stored.nbytes:
         raise CheckpointError(
-            f"{path} has a damaged safetensors header: {key} of type {code} and shape {shape} needs {needed} bytes, "
-            f"its offsets hold {end - begin}."
+            f"{path} has a damaged safetensors header: {key} of type {code} and shape {shape} needs {stored.nbytes} "
+            f"bytes, its offsets hold {end - begin}."
         )
-    return _Stored(tuple(shape), BY_CODE[code], start + begin)
+    return stored
 
 
 def describe_tensors(tensors: Mapping[str, Entry]) -> str:
@@ -177,7 +179,7 @@ def _check_description(path: Path, metadata: Mapping[str, str], entries: Mapping
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
 def _checksums(path: Path, metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, int]:
@@ -185,11 +187,12 @@ def _checksums(path: Path, metadata: Mapping[str, str], entries: Mapping[str, En
     if CHECKSUMS not in metadata:
         return {}
     try:
-        table = {key: int(crc, 16) for key, crc in json.loads(metadata[CHECKSUMS]).items()}
+        stored = parse_json(metadata[CHECKSUMS].encode("utf-8", "replace"))
+        table = {key: int(crc, 16) for key, crc in stored.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged safetensors header: unreadable checksums ({error}).") from error
     if table.keys() != entries.keys():
-        differing = ", ".join(sorted(table.keys() ^ entries.keys()))
+        differing = ", ".join(map(str, sorted(table.keys() ^ entries.keys())[:8]))[:500]
         raise CheckpointError(
             f"{path} has a damaged safetensors header: its checksums and its tensors must have the same keys. "
             f"They differ in: {differing}"

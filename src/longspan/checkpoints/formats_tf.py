@@ -2,22 +2,40 @@
 
 Keras writes one HDF5 group per top-level layer, which lists its variables in the attribute `weight_names`. Heads that
 share the embedding list its variables once more. A shard of a large model holds the variables directly.
+
+A variable is called `tf_bert_for_pre_training/mlm___cls/predictions/transform/dense/kernel:0`: the model's own scope,
+the path, the leaf, the device. In the path, `mlm___cls` stands for `cls` and `layer_._0` for `layer/0`. `kernel`
+(in, out) is `weight` (out, in); `gamma` and `embeddings` are `weight`; `beta` is `bias`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longspan.checkpoints import sniff
 from longspan.checkpoints.dtypes import Array, dtype_of
-from longspan.checkpoints.legacy_tf import canonical_name, without_scope
-from longspan.checkpoints.reader import Entry
-from longspan.checkpoints.renamed import Canonical, RenamedReader
+from longspan.checkpoints.reader import Canonical, Entry, RenamedReader
+from longspan.checkpoints.untrusted import MAX_TENSORS, check_names, check_shape, file_kind, reading, shown
 from longspan.errors import CheckpointError, MissingFrameworkError, UnsafeCheckpointError
+
+_LEAVES = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "embeddings": "weight",
+    "weight": "weight",
+    "beta": "bias",
+    "bias": "bias",
+}
+#: deepest group; Keras' own paths have about ten parts
+_MAX_DEPTH = 32
+#: most bytes of a variable for each byte that stores it, which only compressed ones exceed
+_MAX_RATIO = 100
+#: variables below this size may be compressed as far as they go
+_SMALL = 1 << 20
 
 
 class TFReader(RenamedReader):
@@ -44,12 +62,12 @@ class TFReader(RenamedReader):
             ) from error
         try:
             self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} is no whole HDF5 file: {error}. It looks like {sniff.describe(path)}."
-            ) from error
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is no whole HDF5 file: {error}. It looks like {file_kind(path)}.") from error
         try:
-            self._index()
+            _check_end(path)
+            with reading(path, "its groups and variables"):
+                self._index()
         except BaseException:
             self._file.close()
             raise
@@ -59,10 +77,10 @@ class TFReader(RenamedReader):
         datasets: dict[str, Entry] = {}
         places: dict[str, Canonical] = {}
         copies: dict[str, list[tuple[bool, str]]] = {}
-        for layer, name, dataset in _variables(self.path, self._file, self._file):
+        for layer, name, dataset in _Walk(self.path, self._file).variables(self._file):
             path = without_scope(name, layer) if layer else name
+            datasets[dataset.name] = _entry(dataset)
             places[dataset.name] = canonical_name(path, len(dataset.shape))
-            datasets[dataset.name] = Entry(tuple(dataset.shape), dtype_of(dataset.dtype.name))
             borrowed = bool(layer) and not path.startswith(f"{layer}/")
             copies.setdefault(places[dataset.name].key, []).append((borrowed, dataset.name))
         if not copies:
@@ -70,6 +88,7 @@ class TFReader(RenamedReader):
         for found in copies.values():
             (_, kept), *others = sorted(found, key=lambda item: item[0])
             self.repeats |= {name: kept for borrowed, name in others if borrowed}
+        check_names(datasets)
         self._place({name: entry for name, entry in datasets.items() if name not in self.repeats}, places)
 
     def read_native(self, name: str, out: Array, start: int = 0) -> None:
@@ -90,21 +109,122 @@ class TFReader(RenamedReader):
         self._file.close()
 
 
-def _variables(path: Path, file: Any, group: Any, layer: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Walk the file; yield (Keras layer or "", name below it, dataset)."""
-    import h5py
+def _check_end(path: Path) -> None:
+    """Check that the file ends where its first block says, so that nothing was put in between."""
+    with path.open("rb") as file:
+        head, size = file.read(52), file.seek(0, 2)
+    start = {0: 40, 1: 44, 2: 28, 3: 28}.get(head[8], 0)
+    end = int.from_bytes(head[start : start + 8], "little")
+    if head.startswith(b"\x89HDF") and start and end != size:
+        raise CheckpointError(f"{path} is damaged: it has {size} bytes and describes {end}.")
 
-    for name in group:
-        link = group.get(name, getlink=True)
+
+def _entry(dataset: Any) -> Entry:
+    """Shape and type of a variable, all of whose values must be in the file."""
+    name = shown(dataset.name)
+    if dataset.shape is None:
+        raise CheckpointError(f"A variable must have a shape. Received: {name}, which is empty")
+    dtype = dtype_of(dataset.dtype.name)
+    entry = Entry(check_shape(dataset.shape, dtype.itemsize), dtype)
+    stored = dataset.id.get_storage_size()
+    is_compressed = dataset.id.get_create_plist().get_nfilters() > 0
+    largest = max(_MAX_RATIO * stored, _SMALL) if is_compressed else stored
+    largest_chunk = math.prod(dataset.chunks or ()) * dtype.itemsize
+    if entry.nbytes > largest or largest_chunk > 2 * entry.nbytes + _SMALL:
+        raise CheckpointError(
+            f"A variable must hold all its values, in chunks no larger than it. Received: {name} of {entry.nbytes} "
+            f"bytes, stored in {stored}, in chunks of {largest_chunk}"
+        )
+    return entry
+
+
+class _Walk:
+    """Walks the groups of a file, each once."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file = path, file
+        self._seen: set[int] = set()
+        self._count = 0
+
+    def variables(self, group: Any, layer: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any]]:
+        """Yield (Keras layer or "", name below it, dataset)."""
+        import h5py
+
+        self._enter(group, depth)
+        for name in group:
+            self._count += 1
+            if self._count > MAX_TENSORS:
+                raise CheckpointError(f"{self._path} may hold at most {MAX_TENSORS} groups and variables.")
+            self._check_link(name, group.get(name, getlink=True))
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    raise self._outside(f"{shown(item.name)} in other files")
+                yield layer, item.name.removeprefix(f"/{layer}").removeprefix("/"), item
+            elif isinstance(item, h5py.Group):
+                is_layer = group == self._file and any(key.startswith("weight_names") for key in item.attrs)
+                yield from self.variables(item, name if is_layer else layer, depth + 1)
+
+    def _enter(self, group: Any, depth: int) -> None:
+        import h5py
+
+        address = h5py.h5o.get_info(group.id).addr
+        if address in self._seen:
+            raise CheckpointError(f"{self._path} must link each group once. Received again: {shown(group.name)}")
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"{self._path} nests groups more than {_MAX_DEPTH} deep.")
+        self._seen.add(address)
+
+    def _check_link(self, name: str, link: Any) -> None:
+        import h5py
+
         if not isinstance(link, h5py.HardLink):
-            raise UnsafeCheckpointError(f"{path} may not refer to anything outside itself. Received: the link {name!r}")
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual:
-                raise UnsafeCheckpointError(
-                    f"{path} may not refer to anything outside itself. Received: {item.name!r} in other files"
-                )
-            yield layer, item.name.removeprefix(f"/{layer}").removeprefix("/"), item
-        elif isinstance(item, h5py.Group):
-            is_layer = group == file and any(key.startswith("weight_names") for key in item.attrs)
-            yield from _variables(path, file, item, name if is_layer else layer)
+            raise self._outside(f"the link {shown(name)}")
+
+    def _outside(self, what: str) -> UnsafeCheckpointError:
+        return UnsafeCheckpointError(f"{self._path} may not refer to anything outside itself. Received: {what}")
+
+
+def canonical_name(name: str, num_axes: int = 2) -> Canonical:
+    """Translate one variable name without the model's own scope.
+
+    Args:
+        name: E.g. `"bert/encoder/layer_._0/attention/self/query/kernel:0"`.
+        num_axes: Number of axes of the array.
+
+    Returns:
+        The canonical key, and whether the array must be transposed.
+
+    Raises:
+        CheckpointError: if there is no rule for such a variable.
+
+    Example:
+        >>> canonical_name("mlm___cls/predictions/transform/dense/kernel:0")
+        Canonical(key='cls.predictions.transform.dense.weight', transposed=True)
+    """
+    *path, leaf = name.partition(":")[0].split("/")
+    if leaf not in _LEAVES or (leaf == "kernel" and num_axes != 2):
+        raise CheckpointError(
+            f"A TensorFlow variable must be a kernel with 2 axes or one of {', '.join(sorted(_LEAVES))}. "
+            f"Received: {shown(name)[1:-1]} with {num_axes} axes"
+        )
+    modules = [module.rpartition("___")[2].replace("_._", ".") for module in path]
+    return Canonical(".".join([*modules, _LEAVES[leaf]]), leaf == "kernel")
+
+
+def without_scope(name: str, layer: str) -> str:
+    """Drop the model's own scope, `tf_bert_model/`, from the name of a variable.
+
+    Args:
+        name: Name of the variable.
+        layer: Name of the Keras layer it was saved under, such as `"bert"` or `"mlm___cls"`.
+
+    Returns:
+        The name as `canonical_name` wants it.
+
+    Example:
+        >>> without_scope("tf_bert_model_1/bert/pooler/dense/bias:0", "bert")
+        'bert/pooler/dense/bias:0'
+    """
+    scope, _, rest = name.partition("/")
+    return name if scope == layer and not rest.startswith(f"{layer}/") else rest

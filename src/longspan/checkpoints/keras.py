@@ -21,8 +21,7 @@ from keras import ops
 from longspan.checkpoints.dtypes import Array
 from longspan.checkpoints.files import CheckpointReader
 from longspan.checkpoints.names import ParameterNames
-from longspan.checkpoints.plan import plan_load
-from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.report import LoadReport, plan_load
 from longspan.checkpoints.writer import LazyTensor
 from longspan.errors import CheckpointError
 

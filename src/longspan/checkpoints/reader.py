@@ -6,6 +6,7 @@ costs its own size and not twice that.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import zlib
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan.checkpoints.dtypes import Array, DType, to_numpy
+from longspan.checkpoints.untrusted import reading, shown
 from longspan.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: bytes read, and checked while they are in the processor's cache, at a time
 _CHUNK = 1 << 20
+#: bytes of a transposed array that are held at a time
+_SLAB = 4 << 20
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -47,10 +51,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """Size of the values in bytes."""
-        size = self.dtype.itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class CheckpointReader(ABC):
@@ -152,7 +153,7 @@ class CheckpointReader(ABC):
                 f"{key} must be read into a writable contiguous array of {entry.nbytes} bytes. "
                 f"Received: {out.nbytes} bytes, contiguous={out.flags.c_contiguous}, writable={out.flags.writeable}"
             )
-        self._fill(key, out.reshape(-1).view(np.uint8))
+        self._read(key, out.reshape(-1).view(np.uint8))
 
     def read_raw(self, key: str) -> Array:
         """Read a tensor as bits: bfloat16 comes as uint16, float8 as uint8, every other type as itself.
@@ -162,7 +163,7 @@ class CheckpointReader(ABC):
         """
         entry = self._entry(key)
         out = np.empty(entry.shape, entry.dtype.carrier)
-        self._fill(key, out.reshape(-1).view(np.uint8))
+        self._read(key, out.reshape(-1).view(np.uint8))
         return out
 
     def read(self, key: str) -> Array:
@@ -179,7 +180,7 @@ class CheckpointReader(ABC):
 
         entry = self._entry(key)
         tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype.name))
-        self._fill(key, tensor.reshape(-1).view(torch.uint8).numpy())
+        self._read(key, tensor.reshape(-1).view(torch.uint8).numpy())
         return tensor
 
     def fill_torch(self, key: str, tensor: torch.Tensor) -> None:
@@ -202,9 +203,13 @@ class CheckpointReader(ABC):
         direct = tensor.dtype == getattr(torch, entry.dtype.name) and tensor.device.type == "cpu"
         with torch.no_grad():
             if direct and tensor.is_contiguous():
-                self._fill(key, tensor.detach().reshape(-1).view(torch.uint8).numpy())
+                self._read(key, tensor.detach().reshape(-1).view(torch.uint8).numpy())
             else:
                 tensor.copy_(self.read_torch(key))
+
+    def _read(self, key: str, out: Bytes) -> None:
+        with reading(self.path, f"the values of {shown(key)}"):
+            self._fill(key, out)
 
     def _entry(self, key: str) -> Entry:
         try:
@@ -219,6 +224,67 @@ class CheckpointReader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Where an array of another framework belongs.
+
+    Attributes:
+        key: Canonical key.
+        transposed: The two axes change places.
+    """
+
+    key: str
+    transposed: bool
+
+
+class RenamedReader(CheckpointReader):
+    """Base of the readers for other frameworks' files. Keys and tensors come out in the canonical form."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._native_names: dict[str, str] = {}
+        self._transposed: dict[str, bool] = {}
+
+    def _place(self, native: Mapping[str, Entry], canonical: Mapping[str, Canonical]) -> None:
+        """Fill `entries` from the arrays of the file and their places."""
+        entries = {}
+        for name, entry in native.items():
+            key, transposed = canonical[name].key, canonical[name].transposed
+            if key in entries:
+                raise CheckpointError(f"{self.path} holds {key} twice, as {self._native_names[key]} and {name}.")
+            entries[key] = Entry(entry.shape[::-1] if transposed else entry.shape, entry.dtype)
+            self._native_names[key] = name
+            self._transposed[key] = transposed
+        self.entries = entries
+
+    def native_name(self, key: str) -> str:
+        """What the file itself calls a tensor."""
+        return self._native_names[key]
+
+    @abstractmethod
+    def read_native(self, name: str, out: Array, start: int = 0) -> None:
+        """Fill an array with an array of the file, or with some of its rows.
+
+        Args:
+            name: Name in the file.
+            out: C-contiguous array of the carrier type, and of the shape in the file except for the number of rows.
+            start: First row.
+        """
+
+    def _fill(self, key: str, out: Bytes) -> None:
+        entry, name = self.entries[key], self._native_names[key]
+        target = out.view(entry.dtype.carrier).reshape(entry.shape)
+        if not self._transposed[key]:
+            self.read_native(name, target)
+            return
+        columns, rows = entry.shape
+        step = max(1, _SLAB // max(1, columns * entry.dtype.itemsize))
+        for start in range(0, rows, step):
+            slab = np.empty((min(step, rows - start), columns), entry.dtype.carrier)
+            self.read_native(name, slab, start)
+            target[:, start : start + step] = slab.T
 
 
 class BlockFile:

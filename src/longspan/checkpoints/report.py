@@ -1,4 +1,4 @@
-"""What happened when a checkpoint met a model: one report, or one error that lists everything.
+"""What loading a checkpoint into a model will do, for every framework: a plan with a report, or one error.
 
 The rule. Every parameter of the model must come from the checkpoint, and every tensor of the checkpoint must go into
 the model, with these exceptions, each listed in the report:
@@ -19,11 +19,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from longspan.checkpoints.names import KeyMatch
+from longspan.checkpoints.names import KeyMatch, ParameterNames, match_keys
+from longspan.checkpoints.reader import CheckpointReader, equal_tensors
 from longspan.errors import CheckpointError
 
 #: lists longer than this are shown with runs of numbers folded, `layer.{0..11}.output.dense.weight`
 _FOLD_ABOVE = 20
+#: keys whose values are whole numbers: counters of batch normalisation
+_COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
@@ -194,3 +197,78 @@ def _ranges(numbers: Sequence[int]) -> str:
             runs.append([number])
     text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
     return text if text.isdigit() else "{" + text + "}"
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """Which parameter takes its values from where.
+
+    Attributes:
+        sources: Key of the model to the key of the checkpoint that it is read from.
+        fresh: Keys of the model that draw new values.
+        report: What becomes of every key.
+    """
+
+    sources: Mapping[str, str]
+    fresh: tuple[str, ...]
+    report: LoadReport
+
+
+def plan_load(
+    wanted: Mapping[str, tuple[int, ...]],
+    reader: CheckpointReader,
+    names: ParameterNames,
+    config: object | None = None,
+    *,
+    shared: Iterable[str] = (),
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+) -> LoadPlan:
+    """Match a model with a checkpoint, and raise if they do not fit.
+
+    Args:
+        wanted: Canonical key and canonical shape of every parameter of the model.
+        reader: The open checkpoint.
+        names: Facts about the family's parameter names.
+        config: Configuration of the model; it switches ties on and off.
+        shared: Further keys that the model has only as another name of a parameter in `wanted`.
+        strict: Missing, unexpected and conflicting keys raise.
+        ignore_mismatched_sizes: Parameters of another shape are drawn afresh instead of raising.
+
+    Returns:
+        The plan.
+
+    Raises:
+        CheckpointError: listing every key that is missing, unexpected, conflicting or of another shape, or that should
+            hold floating-point numbers and does not.
+    """
+    match = match_keys([*wanted, *shared], reader.keys(), names, config)
+    mismatched = [
+        (key, reader.shape(stored), tuple(wanted[key]))
+        for key, stored in match.sources.items()
+        if reader.shape(stored) != tuple(wanted[key])
+    ]
+    report = LoadReport.from_match(match, mismatched, _conflicts(match, reader))
+    report.raise_if_broken(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes, name=reader.name)
+    _check_types({key: match.sources[key] for key in report.loaded}, reader)
+    return LoadPlan(
+        sources={key: match.sources[key] for key in report.loaded},
+        fresh=(*report.missing, *report.initialised, *(key for key, _, _ in mismatched)),
+        report=report,
+    )
+
+
+def _conflicts(match: KeyMatch, reader: CheckpointReader) -> list[tuple[str, str]]:
+    """Pairs of stored keys that the model ties and that hold different values."""
+    return [(key, kept) for key, kept in match.repeated.items() if not equal_tensors(reader, key, reader, kept)]
+
+
+def _check_types(sources: Mapping[str, str], reader: CheckpointReader) -> None:
+    """Refuse whole numbers for weights: they come of a damaged header or of a quantisation that is not undone."""
+    odd = [
+        f"{stored} ({reader.dtype(stored)})"
+        for key, stored in sources.items()
+        if not reader.dtype(stored).startswith(("float", "bfloat")) and not _COUNTER.search(key)
+    ]
+    if odd:
+        raise CheckpointError(f"{reader.name} must hold floating-point numbers as weights. Received: {', '.join(odd)}")

@@ -3,18 +3,27 @@
 A pickle is a program for a small stack machine. Python's own machine imports and calls what the file names; this one
 has no import and no call. Names stay names, and a call is carried out only if its name is in a table of functions
 given by the caller. `pickletools` from the standard library splits the program into its instructions.
+
+A short program can describe a huge object: tuples that hold an earlier tuple ten times, and that one again. Nothing
+here walks through what was read: keys are texts or numbers, messages are cut, and instructions, what they gather and
+the digits of numbers have a budget.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from longspan.checkpoints.untrusted import MAX_TENSORS, shown
 from longspan.errors import CheckpointError, UnsafeCheckpointError
 
 _MARK = object()
+#: most instructions of all pickles of a file, and most items that its calls gather; a tensor takes about 30 of them
+_MAX_WORK = 10 * MAX_TENSORS
+#: longest whole number, in bits
+_MAX_BITS = 128
 
 #: instructions whose argument is the value they push
 _CONSTANTS = frozenset(
@@ -61,6 +70,7 @@ class PlainUnpickler:
         self._persistent = persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._left = _MAX_WORK
 
     def load(self) -> Any:
         """Read one pickle.
@@ -75,17 +85,27 @@ class PlainUnpickler:
         self._stack, self._memo = [], {}
         try:
             for opcode, argument, _ in pickletools.genops(self._stream):
+                self._spend(1)
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 self._step(opcode.name, argument)
         except CheckpointError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{self._title} holds a damaged pickle: {error!r}") from error
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._title} holds a damaged pickle: {type(error).__name__}({str(error)[:200]})"
+            ) from error
         raise CheckpointError(f"{self._title} holds a damaged pickle: it ends without a STOP.")
+
+    def _spend(self, work: int) -> None:
+        self._left -= work
+        if self._left < 0:
+            raise CheckpointError(f"{self._title} holds a pickle of more than {_MAX_WORK} instructions and items.")
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
+            if type(argument) is int and argument.bit_length() > _MAX_BITS:
+                raise ValueError(f"a whole number of {argument.bit_length()} bits")
             self._stack.append(argument)
         elif name in _SINGLETONS:
             self._stack.append(_SINGLETONS[name])
@@ -147,16 +167,16 @@ class PlainUnpickler:
 
     def _do_dict(self, argument: None) -> None:
         items = self._since_mark()
-        self._stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self._stack.append(_mapping(zip(items[::2], items[1::2], strict=True)))
 
     def _do_setitem(self, argument: None) -> None:
         key, value = self._stack[-2:]
         del self._stack[-2:]
-        self._container(dict)[key] = value
+        self._container(dict).update(_mapping([(key, value)]))
 
     def _do_setitems(self, argument: None) -> None:
         items = self._since_mark()
-        self._container(dict).update(zip(items[::2], items[1::2], strict=True))
+        self._container(dict).update(_mapping(zip(items[::2], items[1::2], strict=True)))
 
     def _container(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
@@ -182,11 +202,13 @@ class PlainUnpickler:
     def _do_stack_global(self, argument: None) -> None:
         module, attribute = self._stack[-2:]
         del self._stack[-2:]
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise ValueError("a name that is no text")
         self._push_name(f"{module}.{attribute}")
 
     def _push_name(self, path: str) -> None:
         if path not in self._names:
-            raise self._refuse(path)
+            raise self._refuse(path[:200])
         self._stack.append(Name(path))
 
     def _do_reduce(self, argument: None) -> None:
@@ -195,6 +217,7 @@ class PlainUnpickler:
         call = self._names[function.path] if isinstance(function, Name) else None
         if call is None or not isinstance(arguments, tuple):
             raise self._refuse(f"a call of {getattr(function, 'path', type(function).__name__)}")
+        self._spend(sum(len(part) if isinstance(part, tuple | list) else 1 for part in arguments))
         self._stack.append(call(*arguments))
 
     def _do_build(self, argument: None) -> None:
@@ -205,3 +228,18 @@ class PlainUnpickler:
 
     def _do_binpersid(self, argument: None) -> None:
         self._stack.append(self._persistent(self._stack.pop()))
+
+
+def _mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[str | int, Any]:
+    """A dict whose keys are texts or numbers: others would be hashed, however deep they nest."""
+    found: dict[str | int, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str | int):
+            raise ValueError(f"a key that is neither text nor number: {shown(key)}")
+        found[key] = value
+    return found
+
+
+def ordered_dict(items: Any = ()) -> dict[str | int, Any]:
+    """What a call of `collections.OrderedDict` in a pickle gives: a plain dict."""
+    return _mapping(items.items() if isinstance(items, dict) else items)

@@ -12,8 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from longspan.checkpoints.files import CheckpointReader
 from longspan.checkpoints.names import ParameterNames
-from longspan.checkpoints.plan import plan_load
-from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.report import LoadReport, plan_load
 
 _IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
 

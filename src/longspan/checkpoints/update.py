@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from longspan.checkpoints.untrusted import parse_json, shown
 from longspan.errors import CheckpointError, UnsafeCheckpointError
 
 _STAGED = ".longspan-new-"
@@ -158,20 +159,23 @@ def _finish(directory: Path) -> None:
 
 def _read_manifest(committed: Path) -> Mapping[str, list[str]]:
     path = committed / _MANIFEST
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes()
     try:
-        manifest: Any = json.loads(text)
+        manifest: Any = parse_json(text)
         return {part: [_plain(name) for name in manifest[part]] for part in ("files", "remove")}
     except (ValueError, TypeError, KeyError) as error:
         raise UnsafeCheckpointError(
-            f"{path} must list plain file names under files and remove. Received: {text}"
+            f"{path} must list plain file names under files and remove. Received: {shown(text)}"
         ) from error
 
 
 def _plain(name: str) -> str:
     """Check that a name is that of a file right inside the directory, and none of ours."""
-    if name != Path(name).name or name in ("", "..", _MANIFEST) or name.startswith((_STAGED, _COMMITTED)):
-        raise UnsafeCheckpointError(f"A directory update may only name files inside its directory. Received: {name!r}")
+    plain = isinstance(name, str) and name == Path(name).name and "\0" not in name and len(name) < 256
+    if not plain or name in ("", "..", _MANIFEST) or name.startswith((_STAGED, _COMMITTED)):
+        raise UnsafeCheckpointError(
+            f"A directory update may only name files inside its directory. Received: {shown(name)}"
+        )
     return name
 
 

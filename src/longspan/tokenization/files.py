@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
+from longspan.checkpoints.untrusted import read_json
 from longspan.errors import CheckpointError
 
 
@@ -47,17 +46,6 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object that the file holds."""
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} must be JSON. Received: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
-    return content
-
-
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """The `tokenizers` object that a `tokenizer.json` holds."""
     text = read_text(path)
@@ -77,7 +65,7 @@ def read_wordpiece(path: Path) -> dict[str, int]:
 
 def read_bpe(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Ids of the tokens of a `vocab.json`, and the pairs of a `merges.txt` in order."""
-    vocab = read_json_object(vocab_path)
+    vocab = read_json(vocab_path)
     for token, index in vocab.items():
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise CheckpointError(f"{vocab_path} must give each token an id. Received: {token!r}: {index!r}")

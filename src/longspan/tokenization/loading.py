@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer
 
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.untrusted import read_json
 from longspan.errors import CheckpointError, CheckpointNotFoundError
-from longspan.tokenization.files import read_json_object, read_text, read_tokenizer_file
+from longspan.tokenization.files import read_text, read_tokenizer_file
 from longspan.tokenization.special_tokens import SPECIAL_TOKENS_ATTRIBUTES, text_of
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def read_settings(source: Source, overrides: Mapping[str, Any]) -> dict[str, Any
         Settings, to be completed by `finish_settings`.
     """
     path = source.find("tokenizer_config.json")
-    settings = {} if path is None else read_json_object(path)
+    settings = {} if path is None else read_json(path)
     template = source.find("chat_template.jinja")
     if template is not None:
         settings["chat_template"] = read_text(template)
@@ -202,7 +203,7 @@ def _added_tokens(entries: Any) -> dict[int, AddedToken]:
 
 def _read_special_tokens_map(source: Source, settings: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     path = source.find("special_tokens_map.json")
-    for name, value in ({} if path is None else read_json_object(path)).items():
+    for name, value in ({} if path is None else read_json(path)).items():
         if overrides.get(name):
             continue
         tokens = _as_tokens(value, special=True)
@@ -221,7 +222,7 @@ def _read_added_tokens(source: Source, settings: Mapping[str, Any]) -> dict[int,
         value = _as_tokens(settings.get(name) or [])
         special |= {text_of(token) for token in (value if isinstance(value, list) else [value])}
     tokens = {}
-    for text, index in read_json_object(path).items():
+    for text, index in read_json(path).items():
         if not isinstance(index, int):
             raise CheckpointError(f"{path} must give each token an id. Received: {text!r}: {index!r}")
         is_special = text in special
@@ -238,5 +239,5 @@ def _class_from_config(source: Source, config: Any) -> str | None:
     path = source.find("config.json")
     if path is None:
         return None
-    content = read_json_object(path)
+    content = read_json(path)
     return content.get("tokenizer_class") or content.get("model_type")
