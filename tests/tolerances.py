@@ -43,3 +43,24 @@ def assert_close(actual: Any, expected: Any, dtype: str = "float32", what: str =
     """Compare with the tolerance of a dtype."""
     difference = error(actual, expected)
     assert difference <= TOLERANCE[dtype], f"{what}: differs by {difference:.3g} (allowed {TOLERANCE[dtype]:.0e})"
+
+
+def assert_gradients_close(actual: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
+    """Compare the float32 gradient of every parameter, each relative to its own size.
+
+    A gradient is a sum of terms that may cancel, and each term is rounded: what is left carries the rounding of terms
+    as large as other gradients of the model. Hence |a - b| <= tolerance · max|b| + 2 ε · (largest gradient), with
+    ε = 2⁻²³, the distance from 1 to the next float32. Where max|b| is below a thousandth of the largest, it may be
+    nothing but rounding (that of key biases, which shift all scores of a query alike), and 8 ε are allowed.
+    """
+    assert set(actual) == set(expected)
+    theirs = {name: as_numpy(gradient) for name, gradient in expected.items()}
+    largest = max(float(np.abs(gradient).max()) for gradient in theirs.values())
+    assert largest > 0
+    for name, gradient in theirs.items():
+        mine = as_numpy(actual[name])
+        assert np.isfinite(mine).all(), f"the gradient of {name} holds NaN or infinity"
+        difference, own = float(np.abs(mine - gradient).max()), float(np.abs(gradient).max())
+        roundings = 2 if own > 1e-3 * largest else 8
+        allowed = tolerance * own + roundings * float(np.finfo(np.float32).eps) * largest
+        assert difference <= allowed, f"gradient of {name} differs by {difference:.3g} (allowed {allowed:.3g})"

@@ -170,17 +170,48 @@ def fused(monkeypatch):
     return entries
 
 
+def rounding(dtype):
+    """Largest relative error of rounding to a half-precision dtype."""
+    return torch.finfo(dtype).eps / 2
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_linear_silu(fused, dtype, has_bias):
+    """Whether one kernel serves or several, half precision is rounded once."""
     x, weight = torch.randn(3, 37, 64).to(dtype), (torch.randn(48, 64) / 8).to(dtype)
     bias = torch.randn(48).to(dtype) if has_bias else None
     exact = F.silu(F.linear(x.double(), weight.double(), None if bias is None else bias.double()))
-    # bfloat16: one rounding of the result
-    tolerance = {"rtol": 2**-8, "atol": 1e-5} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
-    torch.testing.assert_close(linear_silu(x, weight, bias).double(), exact, **tolerance)
-    assert fused == ["swish"] * (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_fused_kernel = dtype in ops._inference_dtypes()
+    if dtype == torch.float32 or has_fused_kernel or dtype in ops._widened_dtypes():
+        tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1.01 * rounding(dtype), "atol": 1e-5}
+        torch.testing.assert_close(linear_silu(x, weight, bias).double(), exact, **tolerance)
+    assert fused == ["swish"] * has_fused_kernel
+
+
+@pytest.mark.parametrize("rows", [1, 37])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_silu_in_two_steps_rounds_twice(fused, dtype, rows):
+    """With a gradient, or for few rows: the product z, and z · sigmoid(z), whose derivative is at most 1.1."""
+    x, weight = torch.randn(rows, 64).to(dtype), (torch.randn(48, 64) / 8).to(dtype).requires_grad_(rows > 1)
+    product = F.linear(x.double(), weight.double())
+    exact = F.silu(product)
+    error = (linear_silu(x, weight).double() - exact).abs()
+    assert (error <= 1.05 * rounding(dtype) * (1.1 * product.abs() + exact.abs()) + 1e-6).all()
+    assert fused == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch, dtype):
+    monkeypatch.setattr(ops, "_widened_dtypes", lambda: (torch.bfloat16, torch.float16))
+    monkeypatch.setattr(ops, "_inference_dtypes", lambda: (torch.float32,))
+    x, weight, bias = torch.randn(2, 40, 64).to(dtype), torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype)
+    product = F.linear(x.double(), weight.double(), bias.double())
+    for result, exact in ((linear(x, weight, bias), product), (linear_silu(x, weight, bias), F.silu(product))):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), exact, rtol=1.01 * rounding(dtype), atol=1e-5)
 
 
 def test_linear_silu_has_a_gradient(fused):

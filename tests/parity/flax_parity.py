@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from tests.tolerances import TOLERANCE, as_numpy, assert_close
+from tests.tolerances import TOLERANCE, as_numpy, assert_close, assert_gradients_close
 
 from longspan.checkpoints.flax import tensors_to_save
 
@@ -41,22 +41,10 @@ def compare_outputs(ours, expected, *, keep=None, dtype="float32", skip=("loss",
 
 
 def compare_gradients(gradients, torch_model, tolerance=TOLERANCE["float32"]):
-    """Compare the gradient of every parameter with PyTorch's.
-
-    The error is relative to the parameter's largest gradient; a gradient that is zero but for rounding (that of key
-    biases, which shift all scores of a query alike) is held against the largest gradient of the model.
-    """
+    """Compare the gradient of every parameter with PyTorch's; see `assert_gradients_close`."""
     actual = {key: tensor.read() for key, tensor in tensors_to_save(gradients).items()}
     expected = {
         name: as_numpy(parameter.grad) if parameter.grad is not None else np.zeros(tuple(parameter.shape))
         for name, parameter in torch_model.named_parameters()
     }
-    assert actual.keys() == expected.keys()
-    largest = max(float(np.abs(gradient).max()) for gradient in expected.values())
-    assert largest > 0
-    for name, gradient in expected.items():
-        own = float(np.abs(gradient).max())
-        scale = own if own > 1e-3 * largest else largest
-        assert np.isfinite(actual[name]).all(), name
-        difference = np.abs(actual[name] - gradient).max() / scale
-        assert difference <= tolerance, f"gradient of {name} differs by {difference:.3g}"
+    assert_gradients_close(actual, expected, tolerance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tests.tolerances import TOLERANCE, as_numpy, assert_close
+from tests.tolerances import TOLERANCE, assert_close, assert_gradients_close
 
 
 def randomise(model, *, scale=0.2, seed=0):
@@ -45,17 +45,8 @@ def at_real_positions(name, mine, theirs, keep):
 
 
 def compare_gradients(ours, reference, tolerance=TOLERANCE["float32"]):
-    """Compare the gradient of every parameter.
-
-    The error is relative to the parameter's largest gradient; a gradient that is zero but for rounding (that of key
-    biases, which shift all scores of a query alike) is held against the largest gradient of the model.
-    """
-    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
-    actual = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
-    assert set(actual) == set(expected)
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    for name, gradient in expected.items():
-        own = float(gradient.abs().max())
-        scale = own if own > 1e-3 * largest else largest
-        difference = abs(as_numpy(actual[name]) - as_numpy(gradient)).max() / scale
-        assert difference <= tolerance, f"gradient of {name} differs by {difference:.3g}"
+    """Compare the gradient of every parameter; see `assert_gradients_close`."""
+    actual, expected = (
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None} for model in (ours, reference)
+    )
+    assert_gradients_close(actual, expected, tolerance)

@@ -3,7 +3,11 @@
 PyTorch gives float32 products to the BLAS that it was built with, which does not use the wide vectors of every CPU.
 oneDNN, which PyTorch holds as well, does: on a CPU with AVX-512 from another maker than the BLAS it ran the same
 product 2.2 times as fast, with the same rounding errors. Where it is not there or not faster, all goes as usual.
-bfloat16 products are oneDNN's anyway; without gradients its linear layer is called by a shorter way.
+bfloat16 products are oneDNN's anyway; without gradients its linear layer is called by a shorter way. On a CPU without
+instructions for a half-precision dtype the usual kernel takes 6 to 8 times as long as the product in float32, which
+therefore serves many rows there.
+
+Half precision is rounded once, or, where a gradient is asked for or few rows come, once for every step of the formula.
 """
 
 from __future__ import annotations
@@ -53,6 +57,16 @@ def _inference_dtypes() -> tuple[torch.dtype, ...]:
         return ()
     half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if half else (torch.float32,)
+
+
+@functools.cache
+def _widened_dtypes() -> tuple[torch.dtype, ...]:
+    """Half-precision dtypes that this CPU has no instructions for."""
+    if not has_onednn():
+        return ()
+    native = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+    native[torch.float16] = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return tuple(dtype for dtype, is_native in native.items() if not is_native)
 
 
 # The checks below come before each product. After a large product they are no longer in the caches of the core, and
@@ -160,6 +174,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
         result: Tensor = _linear_pointwise(x, laid_out, bias, "none", [], "")
         return result
+    if _is_widened(x, weight, bias):
+        return _widened(x, weight, bias).to(x.dtype)
     width = x.shape[-1]
     tracks = _tracks(x, weight, bias)
     # a traced graph must not depend on sizes
@@ -184,7 +200,7 @@ def linear_function(
         weight: W, (N, K).
         bias: b, (N,), or None.
         silu: True for silu(x Wᵀ + b) with silu(z) = z · sigmoid(z), in one pass over the result where that is
-            possible. Half precision is then rounded once, after silu, and not before it as well.
+            possible. Half precision is then rounded once, after silu, and not before it as well; elsewhere twice.
 
     Returns:
         A function, (..., K) -> (..., N), with a gradient.
@@ -194,9 +210,11 @@ def linear_function(
     if laid_out is not None:
         activation = "swish" if silu else "none"
         return lambda x: _linear_pointwise(x, laid_out, bias, activation, [], "")
-    if silu:
-        return lambda x: F.silu(linear(x, weight, bias))
-    return lambda x: linear(x, weight, bias)
+    if not silu:
+        return lambda x: linear(x, weight, bias)
+    if _is_widened(like, weight, bias):
+        return lambda x: F.silu(_widened(x, weight, bias)).to(x.dtype)
+    return lambda x: F.silu(linear(x, weight, bias))
 
 
 def _tracks(*tensors: Tensor | None) -> bool:
@@ -213,6 +231,18 @@ def _inference_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor 
     if packed is None and x.numel() < _MIN_ROWS * x.shape[-1]:
         return None
     return _in_one_piece(weight) if packed is None else packed
+
+
+def _is_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """True if the product is to be taken in float32: half precision, no instructions for it, many rows, no gradient."""
+    if torch.compiler.is_compiling() or x.dtype not in _widened_dtypes() or torch.is_grad_enabled():
+        return False
+    return x.numel() >= _MIN_ROWS * x.shape[-1] and _serves(x, weight, bias, dtype=x.dtype)
+
+
+def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b in float32."""
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 class _Linear(torch.autograd.Function):
