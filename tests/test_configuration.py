@@ -62,6 +62,33 @@ def test_num_labels_and_the_label_maps_follow_each_other():
     assert (config.num_labels, config.label2id) == (1, {"x": 0})
 
 
+def test_id2label_wins_over_a_number_of_labels_that_differs():
+    with pytest.warns(UserWarning, match="num_labels=3 gives way to id2label, which has 1 labels"):
+        config = BertConfig(num_labels=3, id2label={0: "a"})
+    assert (config.num_labels, config.label2id) == (1, {"a": 0})
+
+
+def test_reads_as_the_references_does(tmp_path):
+    config = BertConfig(num_labels=3, _name_or_path="somewhere")
+    assert config.get_text_config(decoder=True) is config
+    assert "vocab_size" in config
+    assert "no_such_setting" not in config
+    assert "hidden_size" in list(config)
+    assert (config.name_or_path, config._name_or_path, config._attn_implementation) == (
+        "somewhere",
+        "somewhere",
+        "auto",
+    )
+    config._attn_implementation = "eager"
+    assert config.attn_implementation == "eager"
+    assert (config._commit_hash, config.sub_configs) == (None, {})
+    config._note_of_a_tool = object()
+    config.save_pretrained(tmp_path)
+    assert BertConfig.from_pretrained(tmp_path, trust_remote_code=False, use_auth_token=None) == config
+    with pytest.raises(ConfigError, match="trust_remote_code is not supported: checkpoints hold no code"):
+        BertConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+
 def test_aliases_and_dtype_spellings():
     class Aliased(BertConfig):
         attribute_map = {"n_layers": "num_hidden_layers"}  # noqa: RUF012
@@ -88,10 +115,6 @@ def test_aliases_and_dtype_spellings():
         ({"problem_type": "ranking"}, "problem_type must be one of regression, .*Received: problem_type='ranking'"),
         ({"position_embedding_type": "rope"}, "position_embedding_type must be one of absolute, .*Received"),
         ({"add_cross_attention": True}, "add_cross_attention needs is_decoder=True. Received: add_cross"),
-        (
-            {"num_labels": 3, "id2label": {0: "a"}},
-            "num_labels must equal the length of id2label. Received: num_labels=3",
-        ),
         ({"num_labels": 0}, "num_labels must be a positive integer. Received: num_labels=0"),
         ({"id2label": {"a": "b"}}, "id2label must have integer keys. Received"),
         ({"id2label": ["a"]}, "id2label must be a dict. Received"),

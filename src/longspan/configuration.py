@@ -18,7 +18,8 @@ import json
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
@@ -28,10 +29,35 @@ from longspan.checkpoints.update import DirectoryUpdate
 from longspan.errors import ConfigError
 
 CONFIG_NAME = "config.json"
+#: the reference's names of attributes that are public here
+_REFERENCE_NAMES = {"_name_or_path": "name_or_path", "_attn_implementation": "attn_implementation"}
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 #: keyword arguments of `from_pretrained` that say where the file is
 SOURCE_ARGUMENTS = ("revision", "subfolder", "cache_dir", "local_files_only", "force_download", "token")
+
+
+#: keywords of the reference's `from_pretrained` that change nothing here
+_WITHOUT_EFFECT = ("resume_download", "proxies", "mirror", "user_agent", "_commit_hash", "_from_auto", "_from_pipeline")
+
+
+def source_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take what says where files are out of the keywords of a `from_pretrained`.
+
+    Raises:
+        ConfigError: `trust_remote_code=True`.
+    """
+    require(
+        not kwargs.pop("trust_remote_code", None),
+        "trust_remote_code is not supported: checkpoints hold no code that could be trusted, longspan has its classes",
+        trust_remote_code=True,
+    )
+    older = kwargs.pop("use_auth_token", None)
+    if older is not None:
+        kwargs.setdefault("token", older)
+    for name in _WITHOUT_EFFECT:
+        kwargs.pop(name, None)
+    return {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
 
 
 def require(condition: bool, rule: str, **received: Any) -> None:
@@ -138,6 +164,11 @@ class PretrainedConfig(Declared):
     model_type: ClassVar[str] = ""
     #: other names of settings: alias -> setting
     attribute_map: ClassVar[dict[str, str]] = {}
+    # what tools of the reference look up
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    _auto_class: ClassVar[str | None] = None
+    _commit_hash: str | None = None
     #: settings of longspan that the reference does not know; files leave them out at their default
     own_settings: ClassVar[frozenset[str]] = frozenset()
 
@@ -175,7 +206,8 @@ class PretrainedConfig(Declared):
         def __init__(self, **kwargs: Any) -> None:
             kwargs = {self.attribute_map.get(name, name): value for name, value in kwargs.items()}
             kwargs.pop("model_type", None)
-            self.name_or_path = str(kwargs.pop("name_or_path", kwargs.pop("_name_or_path", "")))
+            own_name = kwargs.pop("_name_or_path", "")
+            self.name_or_path = str(kwargs.pop("name_or_path", own_name))
             implementation = kwargs.pop("_attn_implementation", None)
             self.attn_implementation = kwargs.pop("attn_implementation", implementation) or "auto"
             torch_dtype = kwargs.pop("torch_dtype", None)
@@ -197,6 +229,7 @@ class PretrainedConfig(Declared):
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = self.attribute_map.get(name, name)
+        name = _REFERENCE_NAMES.get(name, name)
         if name in ("dtype", "torch_dtype"):
             name, value = "dtype", _dtype_name(value)
         if name == "num_labels":
@@ -207,7 +240,7 @@ class PretrainedConfig(Declared):
     def __getattr__(self, name: str) -> Any:  # only called for names that are not stored
         if name == "torch_dtype":
             return self.dtype
-        target = type(self).attribute_map.get(name)
+        target = type(self).attribute_map.get(name, _REFERENCE_NAMES.get(name))
         if target is None:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
         return getattr(self, target)
@@ -216,6 +249,17 @@ class PretrainedConfig(Declared):
     def use_return_dict(self) -> bool:
         """The reference's name for `return_dict`."""
         return self.return_dict
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+        """This configuration: there are no others inside it."""
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of all settings, so that `"num_labels" in config` can be asked."""
+        return iter(self.to_dict())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self.to_dict() or name in _REFERENCE_NAMES)
 
     def validate(self) -> None:
         """Check every rule of the settings; families extend it.
@@ -256,12 +300,10 @@ class PretrainedConfig(Declared):
             self.id2label = {int(index): label for index, label in self.id2label.items()}
         except ValueError:
             require(False, "id2label must have integer keys", id2label=self.id2label)
-        require(
-            num_labels in (None, len(self.id2label)),
-            "num_labels must equal the length of id2label",
-            num_labels=num_labels,
-            id2label=self.id2label,
-        )
+        if num_labels not in (None, len(self.id2label)):
+            warnings.warn(
+                f"num_labels={num_labels} gives way to id2label, which has {len(self.id2label)} labels", stacklevel=4
+            )
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
 
@@ -270,7 +312,11 @@ class PretrainedConfig(Declared):
     def to_dict(self) -> dict[str, Any]:
         """All settings, `model_type` included, as plain data that `json` can write."""
         hidden = ("name_or_path", "attn_implementation")
-        content = {name: copy.deepcopy(value) for name, value in vars(self).items() if name not in hidden}
+        content = {
+            name: copy.deepcopy(value)
+            for name, value in vars(self).items()
+            if name not in hidden and not name.startswith("_")  # private ones are notes of tools
+        }
         return {**content, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -356,7 +402,7 @@ class PretrainedConfig(Declared):
             CheckpointNotFoundError: there is no such directory, repository or file.
             ConfigError: the file belongs to another family, or an override is no setting.
         """
-        source = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
+        source = source_arguments(kwargs)
         content = cls.get_config_dict(pretrained_model_name_or_path, **source)
         config = cls.from_dict(content)
         config.name_or_path = str(pretrained_model_name_or_path)
@@ -369,7 +415,7 @@ class PretrainedConfig(Declared):
 
     def has(self, name: str) -> bool:
         """True if `name` is a setting of this configuration (or an alias of one)."""
-        return name in ("num_labels", "torch_dtype") or hasattr(self, name)
+        return name in ("num_labels", "torch_dtype", "gradient_checkpointing") or hasattr(self, name)
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Change several settings at once; each must exist.

@@ -368,7 +368,6 @@ class TestErrors:
             ([[5.0]], {}, r"prompts must be ids of the shape \(batch, tokens\).* Received: torch.float32"),
             ([5, 6], {}, r"prompts must be ids of the shape .* Received: torch.int64 of shape \(2,\)"),
             ([[5]], {"foo": 1}, "inputs of DiffLlamaForCausalLM. Received as well: foo"),
-            ([[5]], {"labels": 1}, "Received as well: labels"),
             ([[5]], {"assistant_model": 1}, "Received as well: assistant_model"),
             ([[5]], {"input_ids": [[5]]}, "two names of one argument. Received: both"),
             ([[5]], {"min_new_tokens": 9, "max_new_tokens": 3}, "must not exceed the greatest. Received: .*=9"),
@@ -452,7 +451,8 @@ def test_transition_scores_need_scores(tiny):
 class TestGenerationConfigOfAModel:
     def test_saved_and_loaded(self, fresh, tmp_path):
         longspan.DiffLlamaForCausalLM(fresh.config).save_pretrained(tmp_path / "plain")
-        assert not (tmp_path / "plain" / "generation_config.json").exists()
+        plain = longspan.DiffLlamaForCausalLM.from_pretrained(tmp_path / "plain")
+        assert plain.generation_config == GenerationConfig.from_model_config(fresh.config)
         fresh.generation_config = GenerationConfig(max_new_tokens=3, eos_token_id=[2, 9])
         fresh.save_pretrained(tmp_path / "own")
         loaded = longspan.DiffLlamaForCausalLM.from_pretrained(tmp_path / "own")
@@ -471,5 +471,7 @@ class TestGenerationConfigOfAModel:
         loaded = longspan.DiffLlamaForCausalLM.from_pretrained(tmp_path)
         with pytest.raises(ConfigError, match="penalty_alpha is not supported by longspan"):
             loaded.generate([[5]])
+        loaded.save_pretrained(tmp_path / "again")
+        assert "penalty_alpha" in (tmp_path / "again" / "generation_config.json").read_text()
         loaded.generation_config = GenerationConfig()
         assert loaded.generate([[5]]).shape[0] == 1

@@ -63,7 +63,6 @@ def test_a_decoder_must_not_look_ahead(cls):
         ({}, {}, "exactly one of input_ids and inputs_embeds must be given. Received: neither"),
         ({}, {"input_ids": IDS + 50}, r"input_ids must lie in \[0, vocab_size=59\). Received: 59"),
         ({}, {"input_ids": IDS[:, :0]}, "the input must have at least one token. Received: 0 tokens"),
-        ({}, {"input_ids": IDS, "token_type_ids": IDS}, "token_type_ids need config.add_token_type_embeddings=True"),
         (
             {"add_token_type_embeddings": True},
             {"input_ids": IDS, "token_type_ids": IDS},

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from longspan.checkpoints.names import KeyMatch, ParameterNames, match_keys
 from longspan.checkpoints.reader import CheckpointReader, equal_tensors
@@ -27,14 +28,17 @@ from longspan.errors import CheckpointError
 _FOLD_ABOVE = 20
 #: keys whose values are whole numbers: counters of batch normalisation
 _COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
+_OTHER_HEAD = "part of a head that this model lacks"
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class LoadReport:
+class LoadReport(Mapping[str, Any]):
     """What became of every key of a checkpoint and of a model.
+
+    It reads as the reference's dict too: `report["missing_keys"]`, and `unexpected_keys`, `mismatched_keys`.
 
     Attributes:
         loaded: Keys of the model that took their values from the checkpoint.
@@ -69,7 +73,7 @@ class LoadReport:
             conflicts: Pairs of tied stored keys whose values differ.
         """
         wrong = {key for key, _, _ in mismatched}
-        ignored = dict.fromkeys(match.other_heads, "part of a head that this model lacks")
+        ignored = dict.fromkeys(match.other_heads, _OTHER_HEAD)
         ignored |= dict.fromkeys(match.ignorable, "holds no parameter")
         ignored |= {key: f"older name of {kept}" for key, kept in match.shadowed.items()}
         ignored |= {key: f"tied to {kept}" for key, kept in match.repeated.items()}
@@ -114,6 +118,25 @@ class LoadReport:
             lines.append("A setting such as tie_word_embeddings=False keeps both; strict=False loads the second only.")
         raise LoadError("\n".join(lines), report=self)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The report as the reference gives it: keys of new heads are missing, those of other heads unexpected."""
+        other_heads = [key for key, why in self.ignored.items() if why == _OTHER_HEAD]
+        return {
+            "missing_keys": [*self.missing, *self.initialised],
+            "unexpected_keys": [*self.unexpected, *other_heads],
+            "mismatched_keys": list(self.mismatched),
+            "error_msgs": [],
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        return self.as_dict()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.as_dict())
+
+    def __len__(self) -> int:
+        return len(self.as_dict())
+
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
         lines += _section("tied", [f"{key} = {source}" for key, source in self.tied.items()])
@@ -127,7 +150,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
-class LoadError(CheckpointError):
+class LoadError(CheckpointError, RuntimeError):
     """A checkpoint does not fit the model. `report` is the `LoadReport`."""
 
     def __init__(self, message: str, *, report: LoadReport) -> None:

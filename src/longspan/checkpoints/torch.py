@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from longspan.checkpoints.files import CheckpointReader
+from longspan.checkpoints.dtypes import dtype_of
 from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.reader import Bytes, CheckpointReader, Entry
 from longspan.checkpoints.report import LoadReport, plan_load
 
 _IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_}
@@ -46,6 +49,36 @@ def skip_parameter_init() -> Iterator[None]:
 def is_skipping_init() -> bool:
     """True inside `skip_parameter_init`."""
     return _skipping.get()
+
+
+class StateDictReader(CheckpointReader):
+    """Reads a state dict as if it were a file.
+
+    Args:
+        state_dict: Tensors by key; they are copied when they are read.
+    """
+
+    format = "state_dict"
+
+    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        super().__init__(Path("state_dict"))
+        self._tensors = dict(state_dict)
+        self.entries = {
+            key: Entry(tuple(tensor.shape), dtype_of(str(tensor.dtype).removeprefix("torch.")))
+            for key, tensor in self._tensors.items()
+        }
+
+    def read_torch(self, key: str) -> Tensor:
+        """The tensor itself."""
+        self._entry(key)
+        return self._tensors[key]
+
+    def _fill(self, key: str, out: Bytes) -> None:
+        tensor = self._tensors[key].detach().cpu().contiguous()
+        out[:] = tensor.reshape(-1).view(torch.uint8).numpy()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def fill(

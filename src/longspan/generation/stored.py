@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from longspan.configuration import read_json
-from longspan.errors import InputError
+from longspan.errors import ConfigError, InputError
 from longspan.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class StoredGenerationConfig:
     config: Any
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None
+    _derived: tuple[GenerationConfig, dict[str, Any]] | None = None
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -27,10 +29,9 @@ class StoredGenerationConfig:
             ConfigError: the file asks for something that longspan does not do; set another one.
         """
         if self._generation_config is None:
-            stored = self._stored_generation_config
-            if stored is None:
-                return GenerationConfig.from_model_config(self.config)
-            self._generation_config = GenerationConfig.from_dict(stored)
+            if self._stored_generation_config is None:
+                return self._follow_config()
+            self._generation_config = GenerationConfig.from_dict(self._stored_generation_config)
         return self._generation_config
 
     @generation_config.setter
@@ -39,8 +40,21 @@ class StoredGenerationConfig:
             raise InputError(f"generation_config must be a GenerationConfig. Received: {type(value).__name__}")
         self._generation_config = value
 
-    def can_generate(self) -> bool:
-        """True: the model has `generate`."""
+    def _follow_config(self) -> GenerationConfig:
+        """What `config` says now, as one object until that changes; once it is altered, it is the model's own."""
+        made, content = self._derived or (None, None)
+        if made is not None and made.to_dict() != content:
+            self._generation_config = made
+            return made
+        fresh = GenerationConfig.from_model_config(self.config)
+        if made is None or fresh.to_dict() != content:
+            self._derived = fresh, fresh.to_dict()
+            return fresh
+        return made
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True: models of this class have `generate`."""
         return True
 
     def _load_extra(self, source: Source) -> None:
@@ -48,6 +62,10 @@ class StoredGenerationConfig:
         self._stored_generation_config = None if path is None else read_json(path)
 
     def _extra_files(self) -> dict[str, bytes]:
-        if self._generation_config is None and self._stored_generation_config is None:
-            return {}
-        return {GENERATION_CONFIG_NAME: self.generation_config.to_json_string().encode("utf-8")}
+        try:
+            text = self.generation_config.to_json_string()
+        except ConfigError:  # it asks for what longspan does not do, and goes on to ask for it
+            if self._stored_generation_config is None:
+                return {}
+            text = json.dumps(self._stored_generation_config, indent=2) + "\n"
+        return {GENERATION_CONFIG_NAME: text.encode("utf-8")}

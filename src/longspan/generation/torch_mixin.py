@@ -31,8 +31,9 @@ from longspan.generation.torch_stepper import Stepper
 from longspan.generation.torch_stopping import StoppingCriteria
 from longspan.nn.torch.cache import Cache
 
-#: inputs of models that `generate` makes itself
-_OWN_INPUTS = {"labels", "return_dict", "logits_to_keep", "cache_position"}
+#: inputs of models that `generate` makes itself, or that do not matter to it
+_OWN_INPUTS = {"return_dict", "logits_to_keep", "cache_position"}
+_WITHOUT_EFFECT = ("labels",)
 #: arguments of the reference's method that have no counterpart
 _ABSENT_ARGUMENTS = (
     "assistant_model",
@@ -197,7 +198,10 @@ class GenerationMixin(StoredGenerationConfig):
         """Tell settings from inputs of the model, and combine the settings."""
         own = {name: kwargs.pop(name) for name in list(kwargs) if GenerationConfig.is_setting(name)}
         known = set(inspect.signature(self.forward).parameters) - _OWN_INPUTS
-        unknown = {name: value for name, value in kwargs.items() if name not in known}
+        unknown = {name: value for name, value in kwargs.items() if name not in known or name == "labels"}
+        unknown = {name: value for name, value in unknown.items() if name not in _WITHOUT_EFFECT}
+        if "synced_gpus" in unknown and not (unknown["synced_gpus"] and _has_peers()):
+            del unknown["synced_gpus"]  # nobody to wait for
         for name in _ABSENT_ARGUMENTS:
             if unknown.get(name) is None:
                 unknown.pop(name, None)
@@ -212,7 +216,8 @@ class GenerationMixin(StoredGenerationConfig):
         useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
         if useless and not config.do_sample:
             warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=4)
-        return config, {name: value for name, value in kwargs.items() if name in known and value is not None}
+        given = {name: value for name, value in kwargs.items() if name in known and name != "labels"}
+        return config, {name: value for name, value in given.items() if value is not None}
 
     def _read_inputs(
         self, config: GenerationConfig, inputs: Any, given: dict[str, Any]
@@ -429,6 +434,15 @@ _OUTPUTS: dict[tuple[bool, bool], Any] = {
     (True, False): outputs.GenerateBeamDecoderOnlyOutput,
     (True, True): outputs.GenerateBeamEncoderDecoderOutput,
 }
+
+
+def _has_peers() -> bool:
+    """True in one of several processes that run together."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def _make_record(config: GenerationConfig, has_encoder: bool) -> outputs.Record:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from longspan.errors import InputError
-from longspan.model_output import ModelOutput
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.outputs import Tensors, model_output
+from longspan.nn.torch.outputs import DictOutput, Tensors, model_output
 
 
 @model_output
-class GenerateDecoderOnlyOutput(ModelOutput):
+class GenerateDecoderOnlyOutput(DictOutput):
     """Rows of a causal model."""
 
     sequences: Tensor | None = None
@@ -34,7 +33,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
 
 @model_output
-class GenerateEncoderDecoderOutput(ModelOutput):
+class GenerateEncoderDecoderOutput(DictOutput):
     """Rows of a model with an encoder."""
 
     sequences: Tensor | None = None
@@ -49,7 +48,7 @@ class GenerateEncoderDecoderOutput(ModelOutput):
 
 
 @model_output
-class GenerateBeamDecoderOnlyOutput(ModelOutput):
+class GenerateBeamDecoderOnlyOutput(DictOutput):
     """Rows of a causal model, from beam search."""
 
     sequences: Tensor | None = None
@@ -63,7 +62,7 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
 
 
 @model_output
-class GenerateBeamEncoderDecoderOutput(ModelOutput):
+class GenerateBeamEncoderDecoderOutput(DictOutput):
     """Rows of a model with an encoder, from beam search."""
 
     sequences: Tensor | None = None

@@ -18,6 +18,9 @@ logger = logging.getLogger("longspan")
 
 Request = TypeVar("Request")
 
+#: the reference's names of implementations; where an operation has none of that name, they leave the choice to it
+REFERENCE_NAMES = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
 #: reason why an implementation cannot serve a request, or None if it can
 WhyNot = Callable[[Request], str | None]
 
@@ -44,8 +47,8 @@ class Dispatcher(Generic[Request]):
         self.implementations = dict(implementations)
 
     def check_name(self, name: str) -> None:
-        """Raise `InputError` unless `name` is `"auto"` or an implementation."""
-        if name != "auto" and name not in self.implementations:
+        """Raise `InputError` unless `name` is `"auto"`, an implementation, or one of the reference's."""
+        if name != "auto" and name not in self.implementations and name not in REFERENCE_NAMES:
             known = ", ".join(["auto", *self.implementations])
             raise InputError(f"attn_implementation must be one of {known} for {self.operation}. Received: {name!r}")
 
@@ -53,7 +56,8 @@ class Dispatcher(Generic[Request]):
         """The name of the implementation that serves `request`.
 
         Args:
-            name: `"auto"`, or the name that must serve.
+            name: `"auto"`, or the name that must serve. A name of the reference that is none of this operation's
+                stands for `"auto"`: the results are the same, only the way there differs.
             request: What is asked of the operation.
             tracing: A graph is being traced: neither log nor record.
 
@@ -61,7 +65,7 @@ class Dispatcher(Generic[Request]):
             InputError: the name is unknown or cannot serve; the message says why.
         """
         self.check_name(name)
-        if name != "auto":
+        if name in self.implementations:
             reason = self.implementations[name](request)
             if reason is not None:
                 raise InputError(f"attn_implementation={name!r} cannot serve this call of {self.operation}: {reason}")

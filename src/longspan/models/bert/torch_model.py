@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from longspan.errors import InputError
 from longspan.generation.torch_mixin import GenerationMixin
-from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
@@ -28,6 +27,7 @@ from longspan.nn.torch.losses import (
 )
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
+    DictOutput,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
@@ -92,7 +92,7 @@ class BertHeads(nn.Module):
 
 
 @model_output
-class BertForPreTrainingOutput(ModelOutput):
+class BertForPreTrainingOutput(DictOutput):
     """`loss` (0-d), `prediction_logits` (B, S, V), `seq_relationship_logits` (B, 2)."""
 
     loss: Tensor | None = None

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from longspan.model_output import ModelOutput
-from longspan.nn.torch.outputs import Tensors, model_output
+from longspan.nn.torch.outputs import DictOutput, Tensors, model_output
 
 
 @model_output
-class LongformerBaseModelOutputWithPooling(ModelOutput):
+class LongformerBaseModelOutputWithPooling(DictOutput):
     """`last_hidden_state` (B, S, H) and `pooler_output` (B, H).
 
     `attentions` and `global_attentions`: see the beginning of this module.
@@ -32,7 +31,7 @@ class LongformerBaseModelOutputWithPooling(ModelOutput):
 
 
 @model_output
-class LongformerMaskedLMOutput(ModelOutput):
+class LongformerMaskedLMOutput(DictOutput):
     """`loss` (0-d), `logits` (B, S, V)."""
 
     loss: Tensor | None = None
@@ -43,7 +42,7 @@ class LongformerMaskedLMOutput(ModelOutput):
 
 
 @model_output
-class LongformerQuestionAnsweringModelOutput(ModelOutput):
+class LongformerQuestionAnsweringModelOutput(DictOutput):
     """`loss` (0-d), `start_logits` and `end_logits` (B, S)."""
 
     loss: Tensor | None = None
@@ -55,7 +54,7 @@ class LongformerQuestionAnsweringModelOutput(ModelOutput):
 
 
 @model_output
-class LongformerSequenceClassifierOutput(ModelOutput):
+class LongformerSequenceClassifierOutput(DictOutput):
     """`loss` (0-d), `logits` (B, N)."""
 
     loss: Tensor | None = None
@@ -66,7 +65,7 @@ class LongformerSequenceClassifierOutput(ModelOutput):
 
 
 @model_output
-class LongformerMultipleChoiceModelOutput(ModelOutput):
+class LongformerMultipleChoiceModelOutput(DictOutput):
     """`loss` (0-d), `logits` (B, C); the batch axis of states and attentions is B·C."""
 
     loss: Tensor | None = None
@@ -77,7 +76,7 @@ class LongformerMultipleChoiceModelOutput(ModelOutput):
 
 
 @model_output
-class LongformerTokenClassifierOutput(ModelOutput):
+class LongformerTokenClassifierOutput(DictOutput):
     """`loss` (0-d), `logits` (B, S, N)."""
 
     loss: Tensor | None = None

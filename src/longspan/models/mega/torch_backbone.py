@@ -202,7 +202,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         Args:
             input_ids: Token ids, (B, S), of any length. Exactly one of this and `inputs_embeds` is given.
             attention_mask: 1 for real tokens, 0 for padding, (B, S); with a cache (B, 1), or (B, past + 1).
-            token_type_ids: Type of each token, (B, S), default 0; needs `config.add_token_type_embeddings`.
+            token_type_ids: Type of each token, (B, S), default 0; not read without `config.add_token_type_embeddings`.
             inputs_embeds: Embedded tokens, (B, S, D).
             encoder_hidden_states: States that cross-attention reads, (B, T, D).
             encoder_attention_mask: Their padding mask, (B, T).
@@ -293,12 +293,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             raise InputError("the input must have at least one token. Received: 0 tokens")
         if input_ids is not None:
             check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
-        if token_type_ids is not None:
-            if not config.add_token_type_embeddings:
-                raise InputError(
-                    "token_type_ids need config.add_token_type_embeddings=True. Received: token_type_ids of shape "
-                    f"{tuple(token_type_ids.shape)}"
-                )
+        if token_type_ids is not None and config.add_token_type_embeddings:  # else they are not read
             check_shape(token_type_ids, (batch, length), name="token_type_ids", axes="(batch, tokens)")
             check_ids(token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size")
         if config.add_cross_attention and encoder_hidden_states is None and cache is None:

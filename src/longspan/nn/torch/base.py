@@ -5,26 +5,29 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from longspan.checkpoints.files import open_checkpoint, save_checkpoint
+from longspan.checkpoints.files import CheckpointReader, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport
-from longspan.checkpoints.torch import fill, is_skipping_init, skip_parameter_init, tie
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.checkpoints.torch import StateDictReader, fill, is_skipping_init, skip_parameter_init, tie
+from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
+from longspan.nn.torch.checkpointing import CheckpointedLayers, set_checkpointing
+from longspan.nn.torch.loading import LoadRequest, off_meta, state_to_save
 from longspan.nn.torch.resizing import resize_embedding, resize_linear
+from longspan.nn.torch.tool_support import ToolSupport
+
+__all__ = ["CheckpointedLayers", "PreTrainedModel"]
 
 
-class PreTrainedModel(nn.Module):
+class PreTrainedModel(ToolSupport):
     """What every PyTorch model of longspan can do.
 
     Subclasses set `config_class`, `base_model_prefix` and `names`, build their modules in `__init__` under the names of
@@ -99,8 +102,9 @@ class PreTrainedModel(nn.Module):
         """The files that this class saves besides configuration and weights, by name."""
         return {}
 
-    def can_generate(self) -> bool:
-        """True if the model has `generate`."""
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True if models of this class have `generate`."""
         return False
 
     # -- construction ---------------------------------------------------------------------------------------------
@@ -115,6 +119,8 @@ class PreTrainedModel(nn.Module):
         if self.config.pruned_heads and self.base_model is self:
             self._prune_heads(self.config.pruned_heads)
         self.tie_weights()
+        if getattr(self.config, "gradient_checkpointing", False) and self.supports_gradient_checkpointing:
+            self.gradient_checkpointing_enable()
 
     def init_weights(self) -> None:
         """Draw all weights anew."""
@@ -130,70 +136,42 @@ class PreTrainedModel(nn.Module):
         """The model without its head (itself if it has none)."""
         return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the floating-point parameters."""
-        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count the parameters; tied ones count once.
-
-        Args:
-            only_trainable: Leave out those that take no gradient.
-            exclude_embeddings: Leave out the weights of embedding modules.
-        """
-        embeddings = (
-            {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
-        )
-        return sum(
-            parameter.numel()
-            for parameter in self.parameters()
-            if (parameter.requires_grad or not only_trainable) and id(parameter) not in embeddings
-        )
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the parameters, and of the buffers if `return_buffers`."""
-        tensors: list[Tensor] = list(self.parameters())
-        tensors += list(self.buffers()) if return_buffers else []
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
     # -- loading and saving ---------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,
         config: PretrainedConfig | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        device_map: torch.device | str | int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load a model from a directory or a hub repository; it comes back in evaluation mode.
 
         Args:
-            pretrained_model_name_or_path: Directory or hub repository with `config.json` and weights.
+            pretrained_model_name_or_path: Directory or hub repository with `config.json` and weights. None with
+                `config` and `state_dict`.
             *model_args: Further positional arguments of the constructor.
             config: Configuration to use instead of the stored one, or where to read it from.
             dtype: Dtype of the weights: a `torch.dtype`, its name, or `"auto"` for the stored one. Default: float32.
             torch_dtype: Older name of `dtype`.
+            state_dict: Weights to use instead of the stored ones.
             strict: Raise if a key is missing or unexpected. A head that the checkpoint lacks as a whole is
                 initialised and reported either way (see `LoadReport`).
             ignore_mismatched_sizes: Initialise parameters whose shape differs instead of raising.
             output_loading_info: Return `(model, report)`.
-            device_map: One device to put the model on, e.g. `"cuda"`.
             **kwargs: `revision`, `subfolder`, `cache_dir`, `local_files_only`, `force_download`, `token` say where to
-                look; arguments of the constructor (`add_pooling_layer=False`) are passed on; all others override
-                settings of the configuration (`num_labels=3`, `attn_implementation="eager"`).
+                look, `variant`, `use_safetensors`, `from_tf` and `from_flax` which files to read. `device_map` is a
+                device or, with accelerate, `"auto"`, `"balanced"`, `"sequential"` or a device for each module;
+                `max_memory`, `offload_folder` and `offload_buffers` go with it. Arguments of the constructor
+                (`add_pooling_layer=False`) are passed on; all others override settings of the configuration
+                (`num_labels=3`, `attn_implementation="eager"`).
 
         Returns:
             The model, or `(model, LoadReport)`. The report is kept as `model.load_report` too.
@@ -202,12 +180,14 @@ class PreTrainedModel(nn.Module):
             CheckpointNotFoundError: there is no such checkpoint, or it has no weights.
             CheckpointError: the weights are damaged or do not fit the model; every key is listed.
             ConfigError: a keyword is no setting of the configuration, or a value breaks a rule.
+            InputError: a keyword asks for what longspan does not do.
         """
-        source_arguments = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
-        source = Source(pretrained_model_name_or_path, **source_arguments)
+        where = source_arguments(kwargs)
+        request = LoadRequest.take(kwargs)
         model_kwargs = _constructor_arguments(cls, kwargs)
-        resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
-        with open_checkpoint(source) as reader:
+        resolved = cls._resolve_config(config, pretrained_model_name_or_path, where, kwargs)
+        source = None if pretrained_model_name_or_path is None else Source(pretrained_model_name_or_path, **where)
+        with _open(source, state_dict, request) as reader, off_meta():
             target = _target_dtype(dtype if dtype is not None else torch_dtype, resolved, reader)
             with skip_parameter_init():
                 model = cls(resolved, *model_args, **model_kwargs)
@@ -222,23 +202,26 @@ class PreTrainedModel(nn.Module):
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
             )
         model.tie_weights()
-        model._load_extra(source)
+        if source is not None:
+            model._load_extra(source)
         model.config.dtype = str(target)
         model.eval()
-        if device_map is not None:
-            model.to(_single_device(device_map))
+        request.place(model)
         return (model, model.load_report) if output_loading_info else model
 
     @classmethod
     def _resolve_config(
-        cls, config: Any, name: str | os.PathLike[str], source: Mapping[str, Any], overrides: Mapping[str, Any]
+        cls, config: Any, name: str | os.PathLike[str] | None, source: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> PretrainedConfig:
         if isinstance(config, PretrainedConfig):
             config = copy.deepcopy(config)
             config.update(overrides)
         else:
-            config = cls.config_class.from_pretrained(config if config is not None else name, **source, **overrides)
-        config.name_or_path = str(name)
+            place = name if config is None else config
+            if place is None:
+                raise InputError("without a name, a model is loaded from config= and state_dict=. Received: neither")
+            config = cls.config_class.from_pretrained(place, **source, **overrides)
+        config.name_or_path = "" if name is None else str(name)
         return config
 
     def _initialise_missing(self, module: nn.Module) -> None:
@@ -256,6 +239,8 @@ class PreTrainedModel(nn.Module):
         state_dict: Mapping[str, Tensor] | None = None,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
 
@@ -268,12 +253,20 @@ class PreTrainedModel(nn.Module):
             state_dict: Tensors to save instead of the model's own, under the model's keys.
             max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
             safe_serialization: Must be True: only safetensors are written.
+            push_to_hub: Upload the model as well, to `repo_id` (default: the name of the directory).
+            **kwargs: `save_function`, `variant=None` and `save_peft_format` of the reference have no effect; the
+                others go to `push_to_hub`.
 
         Raises:
-            InputError: `safe_serialization` is False.
+            InputError: `safe_serialization` is False, or there is no such keyword.
         """
         if not safe_serialization:
             raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
+        for name in ("save_function", "save_peft_format"):
+            kwargs.pop(name, None)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if kwargs and not push_to_hub:
+            raise InputError(f"save_pretrained has no such keywords. Received: {', '.join(kwargs)}")
         if not is_main_process:
             return
         config = copy.deepcopy(self.config)
@@ -285,13 +278,14 @@ class PreTrainedModel(nn.Module):
             files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, state_dict=state_dict, max_shard_size=max_shard_size, **kwargs)
 
     def _tensors_to_save(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The model's tensors by key, each tied parameter once, under the key that owns it."""
-        tensors = dict(self.state_dict() if state_dict is None else state_dict)
-        prefix = f"{self.names.base_prefix}." if self.base_model is self and self.names.base_prefix else ""
-        for pair in self.names.active_ties(self.config):
-            source, target = pair.source.removeprefix(prefix), pair.target.removeprefix(prefix)
+        tensors = dict(state_to_save(self) if state_dict is None else state_dict)
+        for target, source in self.tied_keys():
             if source in tensors:
                 tensors.pop(target, None)
         return tensors
@@ -356,33 +350,60 @@ class PreTrainedModel(nn.Module):
 
     # -- gradient checkpointing -----------------------------------------------------------------------------------
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, every_n_layers: int = 1
+    ) -> None:
         """Recompute the layers' activations in the backward pass: less memory, about a third more time.
 
         Args:
             gradient_checkpointing_kwargs: Arguments of `torch.utils.checkpoint.checkpoint`; default
                 `{"use_reentrant": False}`.
+            every_n_layers: Recompute one layer of so many, counted over all stacks, and keep the others' activations.
 
         Raises:
-            InputError: the model does not support it.
+            InputError: the model does not support it, or `every_n_layers` is not positive.
         """
         if not self.supports_gradient_checkpointing:
             raise InputError(f"{type(self).__name__} does not support gradient checkpointing")
-        self._set_checkpointing({"use_reentrant": False, **(gradient_checkpointing_kwargs or {})})
+        if every_n_layers < 1:
+            raise InputError(f"every_n_layers must be positive. Received: {every_n_layers}")
+        set_checkpointing(self, {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, every_n_layers)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep the activations again."""
-        self._set_checkpointing(None)
+        set_checkpointing(self, None)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The newest name of `gradient_checkpointing_enable`.
+
+        Raises:
+            InputError: `offload` is True.
+        """
+        if offload:
+            raise InputError(
+                "activations are recomputed, not moved: use torch.autograd.graph.save_on_cpu for that. "
+                "Received: offload=True"
+            )
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The newest name of `gradient_checkpointing_disable`."""
+        self.gradient_checkpointing_disable()
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """True if the layers' activations are recomputed."""
-        return any(isinstance(m, CheckpointedLayers) and m.checkpoint_arguments is not None for m in self.modules())
+        return any(isinstance(m, CheckpointedLayers) and m.gradient_checkpointing for m in self.modules())
 
-    def _set_checkpointing(self, arguments: dict[str, Any] | None) -> None:
-        for module in self.modules():
-            if isinstance(module, CheckpointedLayers):
-                module.checkpoint_arguments = arguments
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """The newest name of `is_gradient_checkpointing`."""
+        return self.is_gradient_checkpointing
 
     def enable_input_require_grads(self) -> None:
         """Let gradients reach the embeddings' output although the embeddings are frozen (adapters need that)."""
@@ -395,24 +416,12 @@ class PreTrainedModel(nn.Module):
         self._require_grads_hook.remove()
 
 
-class CheckpointedLayers(nn.Module):
-    """Base of encoders and decoders: runs their layers, recomputing activations if gradient checkpointing is on."""
-
-    #: arguments of `torch.utils.checkpoint.checkpoint`, or None if activations are kept
-    checkpoint_arguments: dict[str, Any] | None = None
-
-    def run_layer(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `layer`, with its activations recomputed in the backward pass if that is on."""
-        if self.checkpoint_arguments is not None and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *args, **self.checkpoint_arguments, **kwargs)
-        return layer(*args, **kwargs)
-
-    def resolve_use_cache(self, use_cache: bool) -> bool:
-        """A cache and recomputed activations exclude each other."""
-        if use_cache and self.checkpoint_arguments is not None and self.training:
-            warnings.warn("use_cache=True cannot be used with gradient checkpointing; no cache is kept", stacklevel=3)
-            return False
-        return use_cache
+def _open(source: Source | None, state_dict: Mapping[str, Tensor] | None, request: LoadRequest) -> CheckpointReader:
+    if state_dict is not None:
+        return StateDictReader(state_dict)
+    if source is None:
+        raise InputError("without a name, a model is loaded from config= and state_dict=. Received: state_dict=None")
+    return open_checkpoint(source, formats=request.formats, variant=request.variant)
 
 
 def _constructor_arguments(cls: type[nn.Module], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -445,12 +454,3 @@ def _cast_uninitialised(model: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
                 setattr(module, name, buffer.to(dtype))
-
-
-def _single_device(device_map: Any) -> torch.device:
-    if isinstance(device_map, Mapping) or device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        raise InputError(
-            "device_map must be one device, such as 'cuda' or 'cpu'; use accelerate to spread a model over several. "
-            f"Received: device_map={device_map!r}"
-        )
-    return torch.device(device_map)

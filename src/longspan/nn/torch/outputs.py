@@ -9,7 +9,7 @@ holds L tensors (B, A, S, S) of weights after the softmax; `cross_attentions` L 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -18,13 +18,89 @@ from longspan.model_output import ModelOutput
 from longspan.nn.torch.cache import Cache, LegacyCache
 
 Tensors = tuple[Tensor, ...]
-OutputType = TypeVar("OutputType", bound=ModelOutput)
+
+
+class DictOutput(ModelOutput, dict[str, Any]):
+    """A `ModelOutput` that is a `dict`: training loops ask with `isinstance`, and compiled code reads its storage.
+
+    The dict holds the present fields in their order; setting a field either way sets both. As in the reference, a dict
+    given instead of the first field stands for all fields.
+    """
+
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        first = getattr(self, self._fields[0])
+        if isinstance(first, dict) and len(self) == 1:
+            setattr(self, self._fields[0], None)
+            for name, value in first.items():
+                self[name] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name not in self._fields:
+            return
+        if value is None:
+            dict.pop(self, name, None)
+            return
+        behind = [] if name in self else self._fields[self._fields.index(name) + 1 :]
+        dict.__setitem__(self, name, value)
+        for later in behind:
+            if later in self:
+                dict.__setitem__(self, later, dict.pop(self, later))
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        setattr(self, key, None)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The present fields in their order."""
+        return tuple(dict.values(self))
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """Take a field away and return it; an absent one gives `default`, or a KeyError."""
+        value = dict.get(self, key, *default) if default else dict.__getitem__(self, key)
+        if key in self:
+            setattr(self, key, None)
+        return value
+
+    def update(self, *pairs: Any, **fields: Any) -> None:
+        """Set several fields."""
+        for name, value in dict(*pairs, **fields).items():
+            self[name] = value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value of a field, which is set first if it is absent."""
+        if key not in self:
+            self[key] = default
+        return dict.get(self, key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self._fields)
+
+    __iter__ = dict.__iter__
+    __len__ = dict.__len__
+    __contains__ = dict.__contains__
+    __eq__ = dict.__eq__
+    __hash__ = None
+    get = dict.get
+    keys = dict.keys
+    values = dict.values
+    items = dict.items
+
+
+OutputType = TypeVar("OutputType", bound=DictOutput)
 
 
 @dataclass_transform()
 def model_output(cls: type[OutputType]) -> type[OutputType]:
     """Class decorator: make `cls` a dataclass that `torch.compile`, `torch.export`, DDP and `vmap` can look into."""
     cls = dataclasses.dataclass(eq=False)(cls)
+    cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # now it is one
     pytree.register_pytree_node(
         cls,
         lambda output: (list(output.values()), (cls, tuple(output.keys()))),
@@ -41,7 +117,7 @@ def model_output(cls: type[OutputType]) -> type[OutputType]:
 
 
 @model_output
-class BaseModelOutput(ModelOutput):
+class BaseModelOutput(DictOutput):
     """`last_hidden_state` (B, S, H)."""
 
     last_hidden_state: Tensor | None = None
@@ -50,7 +126,7 @@ class BaseModelOutput(ModelOutput):
 
 
 @model_output
-class BaseModelOutputWithPast(ModelOutput):
+class BaseModelOutputWithPast(DictOutput):
     """`last_hidden_state` (B, S, H) of a causal decoder."""
 
     last_hidden_state: Tensor | None = None
@@ -60,7 +136,7 @@ class BaseModelOutputWithPast(ModelOutput):
 
 
 @model_output
-class BaseModelOutputWithPooling(ModelOutput):
+class BaseModelOutputWithPooling(DictOutput):
     """`last_hidden_state` (B, S, H) and `pooler_output` (B, H)."""
 
     last_hidden_state: Tensor | None = None
@@ -70,7 +146,7 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 @model_output
-class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
+class BaseModelOutputWithPastAndCrossAttentions(DictOutput):
     """`last_hidden_state` (B, T, H) of a decoder with cross-attention."""
 
     last_hidden_state: Tensor | None = None
@@ -81,7 +157,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 
 @model_output
-class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+class BaseModelOutputWithPoolingAndCrossAttentions(DictOutput):
     """`last_hidden_state` (B, S, H) and `pooler_output` (B, H) of a model that can be an encoder or a decoder."""
 
     last_hidden_state: Tensor | None = None
@@ -93,7 +169,7 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
 
 @model_output
-class CausalLMOutputWithPast(ModelOutput):
+class CausalLMOutputWithPast(DictOutput):
     """`loss` (0-d), next-token `logits` (B, S, V)."""
 
     loss: Tensor | None = None
@@ -104,7 +180,7 @@ class CausalLMOutputWithPast(ModelOutput):
 
 
 @model_output
-class CausalLMOutputWithCrossAttentions(ModelOutput):
+class CausalLMOutputWithCrossAttentions(DictOutput):
     """`loss` (0-d), next-token `logits` (B, S, V)."""
 
     loss: Tensor | None = None
@@ -116,7 +192,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 
 @model_output
-class MaskedLMOutput(ModelOutput):
+class MaskedLMOutput(DictOutput):
     """`loss` (0-d), `logits` (B, S, V)."""
 
     loss: Tensor | None = None
@@ -126,7 +202,7 @@ class MaskedLMOutput(ModelOutput):
 
 
 @model_output
-class NextSentencePredictorOutput(ModelOutput):
+class NextSentencePredictorOutput(DictOutput):
     """`loss` (0-d), `logits` (B, 2): scores of "B continues A" and of "B is random"."""
 
     loss: Tensor | None = None
@@ -136,7 +212,7 @@ class NextSentencePredictorOutput(ModelOutput):
 
 
 @model_output
-class SequenceClassifierOutput(ModelOutput):
+class SequenceClassifierOutput(DictOutput):
     """`loss` (0-d), `logits` (B, N)."""
 
     loss: Tensor | None = None
@@ -146,7 +222,7 @@ class SequenceClassifierOutput(ModelOutput):
 
 
 @model_output
-class SequenceClassifierOutputWithPast(ModelOutput):
+class SequenceClassifierOutputWithPast(DictOutput):
     """`loss` (0-d), `logits` (B, N) of a causal decoder."""
 
     loss: Tensor | None = None
@@ -157,7 +233,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
 
 
 @model_output
-class MultipleChoiceModelOutput(ModelOutput):
+class MultipleChoiceModelOutput(DictOutput):
     """`loss` (0-d), `logits` (B, C); the batch axis of states and attentions is B·C."""
 
     loss: Tensor | None = None
@@ -167,7 +243,7 @@ class MultipleChoiceModelOutput(ModelOutput):
 
 
 @model_output
-class TokenClassifierOutput(ModelOutput):
+class TokenClassifierOutput(DictOutput):
     """`loss` (0-d), `logits` (B, S, N)."""
 
     loss: Tensor | None = None
@@ -177,7 +253,7 @@ class TokenClassifierOutput(ModelOutput):
 
 
 @model_output
-class QuestionAnsweringModelOutput(ModelOutput):
+class QuestionAnsweringModelOutput(DictOutput):
     """`loss` (0-d), `start_logits` and `end_logits` (B, S)."""
 
     loss: Tensor | None = None
@@ -188,7 +264,7 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
 
 @model_output
-class Seq2SeqModelOutput(ModelOutput):
+class Seq2SeqModelOutput(DictOutput):
     """`last_hidden_state` (B, T, H) of the decoder, `encoder_last_hidden_state` (B, S, H)."""
 
     last_hidden_state: Tensor | None = None
@@ -202,7 +278,7 @@ class Seq2SeqModelOutput(ModelOutput):
 
 
 @model_output
-class Seq2SeqLMOutput(ModelOutput):
+class Seq2SeqLMOutput(DictOutput):
     """`loss` (0-d), `logits` (B, T, V), `encoder_last_hidden_state` (B, S, H)."""
 
     loss: Tensor | None = None

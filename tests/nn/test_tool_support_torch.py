@@ -1,0 +1,295 @@
+"""What tools for the reference's models look up: keywords, attributes, forms of results; beside the reference's own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from tests.tolerances import assert_close
+
+import longspan
+from longspan.checkpoints.report import LoadError
+from longspan.errors import CheckpointNotFoundError, InputError
+
+SMALL = {
+    "bert": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+    },
+    "longformer": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 20,
+        "attention_window": 4,
+        "max_position_embeddings": 40,
+    },
+    "longt5": {
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 8,
+        "num_heads": 2,
+        "d_ff": 20,
+        "num_layers": 2,
+        "local_radius": 3,
+    },
+    "diffllama": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 20,
+        "pad_token_id": 0,
+    },
+    "mega": {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 20,
+        "ema_projection_size": 4,
+        "shared_representation_size": 8,
+        "use_chunking": False,
+    },
+}
+LM = {
+    "bert": "BertForMaskedLM",
+    "longformer": "LongformerForMaskedLM",
+    "longt5": "LongT5ForConditionalGeneration",
+    "diffllama": "DiffLlamaForCausalLM",
+    "mega": "MegaForMaskedLM",
+}
+FAMILIES = list(LM)
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [12, 3, 4, 9, 21, 6, 5, 8]])
+
+
+def tiny(family, **settings):
+    torch.manual_seed(0)
+    return getattr(longspan, LM[family])(longspan.AutoConfig.for_model(family, **SMALL[family], **settings))
+
+
+def loss_of(model):
+    return model(input_ids=IDS, labels=IDS).loss
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = tiny("bert")
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_facts_and_names(family):
+    model = tiny(family)
+    kind = type(model)
+    assert kind.can_generate() == (family in ("longt5", "diffllama"))
+    assert model._no_split_modules
+    classes = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= classes
+    for target, source in (model._tied_weights_keys or {}).items():
+        assert model.get_parameter(target) is model.get_parameter(source)
+    theirs = getattr(transformers, LM[family], None)
+    if theirs is not None:
+        stored = theirs(theirs.config_class(**SMALL[family]))
+        batch = {"input_ids": IDS}
+        assert model.floating_point_ops(batch) == stored.floating_point_ops(batch)
+        assert model.estimate_tokens(batch) == stored.estimate_tokens(batch)
+    for name in ("name_or_path", "warnings_issued", "model_tags", "_keys_to_ignore_on_save", "_supports_sdpa"):
+        getattr(model, name)
+    model.add_model_tags("a")
+    model.add_model_tags(["a", "b"])
+    assert model.model_tags == ["a", "b"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(family, reentrant):
+    settings = {name: 0.0 for name in longspan.AutoConfig.for_model(family) if "dropout" in name and "use" not in name}
+    model = tiny(family, use_cache=False, **settings).train()
+    loss_of(model).backward()
+    expected = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=2)
+    assert model.is_gradient_checkpointing
+    model.zero_grad()
+    loss_of(model).backward()
+    got = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert_close(got[name], gradient)
+
+
+def test_every_n_layers_recomputes_one_of_n():
+    model = tiny("bert", gradient_checkpointing=True).train()
+    assert model.is_gradient_checkpointing
+    calls = []
+    for index, layer in enumerate(model.bert.encoder.layer):
+        layer.register_forward_pre_hook(lambda *_, index=index: calls.append(index))
+    for every, expected in ((1, [0, 0, 1, 1]), (2, [0, 0, 1])):
+        model.activation_checkpointing_enable(every_n_layers=every)
+        calls.clear()
+        loss_of(model).backward()
+        assert sorted(calls) == expected
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
+    with pytest.raises(InputError, match="every_n_layers must be positive. Received: 0"):
+        model.gradient_checkpointing_enable(every_n_layers=0)
+    with pytest.raises(InputError, match="activations are recomputed, not moved"):
+        model.activation_checkpointing_enable(offload=True)
+
+
+def test_loss_function():
+    logits = torch.randn(2, 8, 40)
+    labels = IDS.masked_fill(IDS == 5, -100)
+    for family in ("bert", "diffllama"):
+        model = tiny(family)
+        reference = getattr(transformers, LM[family])
+        theirs = reference(reference.config_class(**SMALL[family]))
+        for total in (None, torch.tensor(7)):
+            assert_close(
+                model.loss_function(logits, labels, vocab_size=40, num_items_in_batch=total),
+                theirs.loss_function(logits, labels, vocab_size=40, num_items_in_batch=total),
+            )
+
+
+class TestKeywords:
+    def test_those_without_effect_are_taken(self, saved):
+        model, directory = saved
+        back = longspan.AutoModelForMaskedLM.from_pretrained(
+            directory,
+            low_cpu_mem_usage=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            quantization_config=None,
+            max_memory=None,
+            offload_folder=None,
+            use_flash_attention_2=False,
+            from_tf=False,
+            from_flax=False,
+            weights_only=True,
+            attn_implementation="flash_attention_2",
+        )
+        assert torch.equal(back(IDS).logits, model.eval()(IDS).logits)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_the_references_names_of_implementations_give_the_same(self, family):
+        expected = None
+        for name in ("auto", "eager", "sdpa", "flash_attention_2"):
+            loss = loss_of(tiny(family, attn_implementation=name).eval())
+            expected = loss if expected is None else expected
+            assert_close(loss, expected)
+
+    @pytest.mark.parametrize(
+        ("keywords", "message"),
+        [
+            (
+                {"quantization_config": {"bits": 8}},
+                "quantization_config is not supported: load the model, then quantise",
+            ),
+            (
+                {"load_in_8bit": True},
+                "load_in_8bit is not supported.*torchao.quantization.quantize_. Received: load_in",
+            ),
+            ({"tp_plan": "auto"}, "tp_plan is not supported.*parallelize_module"),
+            ({"device_map": {"bert": "disk", "cls": "cpu"}}, "modules on the disk need offload_folder"),
+        ],
+    )
+    def test_others_say_what_to_do(self, saved, keywords, message):
+        with pytest.raises(InputError, match=message):
+            longspan.AutoModel.from_pretrained(saved[1], **keywords)
+
+    def test_formats_are_those_asked_for(self, saved):
+        with pytest.raises(CheckpointNotFoundError, match="must hold its weights in one of the files tf_model.h5"):
+            longspan.AutoModel.from_pretrained(saved[1], from_tf=True)
+
+    def test_trust_remote_code_is_refused_with_the_reason(self, saved):
+        with pytest.raises(ValueError, match="checkpoints hold no code that could be trusted"):
+            longspan.AutoModel.from_pretrained(saved[1], trust_remote_code=True)
+
+
+class TestLoading:
+    def test_a_state_dict_without_files(self):
+        model = tiny("bert")
+        back = longspan.BertForMaskedLM.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+        assert torch.equal(back(IDS).logits, model.eval()(IDS).logits)
+        with torch.no_grad():
+            model.cls.predictions.bias.fill_(7)
+        assert not torch.equal(back.cls.predictions.bias, model.cls.predictions.bias)
+        with pytest.raises(InputError, match="without a name, a model is loaded from config= and state_dict="):
+            longspan.BertForMaskedLM.from_pretrained(None, config=model.config)
+
+    def test_the_report_reads_as_the_references_dict(self, saved):
+        kinds = (longspan.BertForTokenClassification, transformers.BertForTokenClassification)
+        infos = [kind.from_pretrained(saved[1], output_loading_info=True)[1] for kind in kinds]
+        ours, theirs = infos
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            assert set(ours[name]) == set(theirs[name]), name
+        assert set(ours) == {"missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"}
+
+    def test_errors_are_runtime_errors_too_and_every_auto_class_takes_strict(self, saved):
+        model, directory = saved
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes=True"):
+            longspan.AutoModel.from_pretrained(directory, hidden_size=8)
+        with pytest.raises(LoadError, match="strict=False loads what fits"):
+            longspan.AutoModelForMaskedLM.from_pretrained(directory, num_hidden_layers=3)
+        back = longspan.AutoModelForMaskedLM.from_pretrained(directory, num_hidden_layers=3, strict=False)
+        assert len(back.load_report["missing_keys"]) == len(list(model.bert.encoder.layer[0].state_dict()))
+
+    def test_inside_a_meta_device_context(self, saved):
+        model, directory = saved
+        with torch.device("meta"):
+            empty = longspan.BertForMaskedLM(model.config)
+            back = longspan.BertForMaskedLM.from_pretrained(directory)
+        assert empty.device.type == "meta"
+        assert torch.equal(back(IDS).logits, model.eval()(IDS).logits)
+        with pytest.raises(ValueError, match="a model on the meta device has no weights to save"):
+            empty.save_pretrained(directory / "empty")
+
+    def test_settings_of_generation_are_saved_with_what_generates(self, saved, tmp_path):
+        assert not (saved[1] / "generation_config.json").exists()
+        model = tiny("longt5", decoder_start_token_id=0, eos_token_id=1)
+        assert model.generation_config is model.generation_config
+        model.generation_config.max_new_tokens = 3
+        assert model.generation_config.max_new_tokens == 3
+        model.save_pretrained(tmp_path / "t5")
+        assert json.loads((tmp_path / "t5" / "generation_config.json").read_text())["max_new_tokens"] == 3
+        theirs = transformers.LongT5ForConditionalGeneration.from_pretrained(tmp_path / "t5")
+        assert theirs.generation_config.max_new_tokens == 3
+
+    def test_keywords_of_saving_scripts(self, saved, tmp_path):
+        model, _ = saved
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.save_pretrained(tmp_path / "x", is_main_process=True, save_function=torch.save, state_dict=state)
+        assert (tmp_path / "x" / "config.json").exists()
+        with pytest.raises(InputError, match="save_pretrained has no such keywords. Received: no_such"):
+            model.save_pretrained(tmp_path / "y", no_such=1)
+
+
+def test_push_to_hub_uploads_what_is_saved(monkeypatch):
+    seen = {}
+
+    def upload(**arguments):
+        folder = arguments.pop("folder_path")
+        seen.update(arguments, files=sorted(path.name for path in folder.iterdir()))
+        return "commit"
+
+    class Repo:
+        repo_id = "me/model"
+
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda *_, **__: Repo)
+    monkeypatch.setattr("huggingface_hub.upload_folder", upload)
+    assert tiny("bert").push_to_hub("model", private=True, commit_message="first") == "commit"
+    assert seen == {
+        "repo_id": "me/model",
+        "token": None,
+        "commit_message": "first",
+        "files": ["config.json", "model.safetensors"],
+    }
