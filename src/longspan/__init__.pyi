@@ -154,6 +154,7 @@ from .nn.torch.cache import EncoderDecoderCache as EncoderDecoderCache
 from .nn.torch.cache import StaticCache as StaticCache
 from .nn.torch.growing_cache import GrowingCache as GrowingCache
 from .nn.torch.prepacking import prepacked_weights as prepacked_weights
+from .ops.fast_paths import plain as plain
 from .pipelines.pipeline import pipeline as pipeline
 from .to_long import lengthen_checkpoint as lengthen_checkpoint
 from .to_long import to_long as to_long

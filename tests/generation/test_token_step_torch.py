@@ -11,10 +11,9 @@ from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close
 
 import longspan
-from longspan.generation import torch_lean
-from longspan.models.diffllama.torch_step import DiffLlamaStep
-from longspan.models.longt5.torch_step import LongT5Step
-from longspan.ops.torch import differential, few_rows
+from longspan.fast import few_rows, token_step
+from longspan.fast.diffllama_step import DiffLlamaStep
+from longspan.fast.longt5_step import LongT5Step
 
 LEAN = {"diffllama": DiffLlamaStep, "longt5-local": LongT5Step}
 VARIANTS = {
@@ -109,7 +108,7 @@ def test_weights_in_their_own_place(made, family, monkeypatch):
     assert made[-1].head.packed is None
     run(model, ids, mask)
     assert made[-1].head.packed is not None
-    monkeypatch.setattr(torch_lean, "MOST_BYTES", 100)
+    monkeypatch.setattr(token_step, "MOST_BYTES", 100)
     run(model, ids, mask)
     assert made[-1].head.packed is None
 
@@ -118,7 +117,6 @@ def test_weights_in_their_own_place(made, family, monkeypatch):
 def test_many_keys(made, family, monkeypatch):
     """Half-precision keys are widened up to a number only."""
     monkeypatch.setattr(few_rows, "WIDENED_KEYS", 4)
-    monkeypatch.setattr(differential, "WIDENED_KEYS", 4)
     ids, mask = prompts(3, left=True)
     model = make(family)
     compare(model, made, ids, mask)

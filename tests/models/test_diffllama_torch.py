@@ -24,8 +24,8 @@ from longspan import (
     StaticCache,
 )
 from longspan.errors import ConfigError, InputError
+from longspan.fast import token_blocks
 from longspan.ops.dispatch import recording
-from longspan.ops.torch import token_blocks
 
 TINY = {
     "vocab_size": 61,

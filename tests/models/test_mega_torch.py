@@ -16,7 +16,7 @@ from longspan import (
     MegaForSequenceClassification,
     MegaModel,
 )
-from longspan.models.mega import torch_spans
+from longspan.fast import mega_spans
 from longspan.models.mega.torch_layers import MegaDropout, MegaRMSNorm, MegaSequenceNorm
 
 TINY = {
@@ -230,8 +230,8 @@ def test_spans_give_what_the_whole_gives(monkeypatch, mode, norm):
     embeddings = model.get_input_embeddings()(ids)
     copy = embeddings.clone()
     spans = []
-    original = torch_spans.run_in_spans
-    monkeypatch.setattr(torch_spans, "SPAN_TOKENS", 45)
+    original = mega_spans.run_in_spans
+    monkeypatch.setattr(mega_spans, "SPAN_TOKENS", 45)
     monkeypatch.setattr(
         "longspan.models.mega.torch_backbone.run_in_spans", lambda *args: spans.append(args[-1]) or original(*args)
     )

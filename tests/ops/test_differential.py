@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longspan.errors import InputError
+from longspan.fast import differential_chunked
 from longspan.ops.dispatch import recording
-from longspan.ops.torch import differential_chunked
 from longspan.ops.torch.differential import differential_attention
 
 IMPLEMENTATIONS = ("chunked", "sdpa", "eager")

@@ -9,9 +9,8 @@ from tests.oracle import gated_attention as oracle
 from tests.oracle.derivatives import directional_derivative
 
 from longspan.errors import InputError
+from longspan.fast import gated_attention_tiles as tiles
 from longspan.ops.dispatch import recording
-from longspan.ops.torch import gated_attention as ops
-from longspan.ops.torch import gated_attention_tiles as tiles
 from longspan.ops.torch.gated_attention import RotaryBias, ToeplitzBias, gated_attention, rotary_table, rotate
 
 Z, V, POSITIONS = 6, 5, 40
@@ -23,7 +22,7 @@ BIASES = ["rotary", "simple"]
 def small_tiles(monkeypatch):
     """Several tiles along rows and queries at test size, and tiles of a single row."""
     monkeypatch.setattr(tiles, "TILE_QUERIES", 4)
-    monkeypatch.setattr(ops, "TILE_QUERIES", 4)
+    monkeypatch.setattr(tiles, "TILE_QUERIES", 4)
     monkeypatch.setattr(tiles, "_MIN_TILE_QUERIES", 3)
     monkeypatch.setattr(tiles, "_TILE_SCORES", {"cpu": 64})
 

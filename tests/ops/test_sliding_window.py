@@ -9,8 +9,8 @@ from tests.oracle.sliding_window import SlidingWindow
 from torch._dynamo.testing import CompileCounter
 
 from longspan.errors import InputError
+from longspan.fast import sliding_window_chunked
 from longspan.ops import dispatch
-from longspan.ops.torch import sliding_window_chunked
 from longspan.ops.torch.sliding_window import (
     ExtraKeys,
     sliding_window_attention,

@@ -92,7 +92,7 @@ def test_missing_frameworks_name_their_extra(
 
 @pytest.mark.parametrize("least", [1, 10**9])
 def test_weights_are_laid_out_for_many_tokens_only(tiny_dir: Path, monkeypatch, least: int):
-    from longspan.ops.torch import matmul, prepacked
+    from longspan.fast import matmul, prepacked
     from longspan.pipelines.backends import torch as backend
 
     encoder, texts = SentenceEncoder(tiny_dir), make_texts(30, 60)
@@ -111,7 +111,7 @@ def test_weights_are_laid_out_for_many_tokens_only(tiny_dir: Path, monkeypatch, 
 
 def test_a_task_lays_out_weights_for_many_tokens(minilm_dir: Path, monkeypatch):
     from longspan import pipeline
-    from longspan.ops.torch import matmul, prepacked
+    from longspan.fast import matmul, prepacked
     from longspan.pipelines.backends import torch as backend
 
     task, texts = pipeline("feature-extraction", model=str(minilm_dir)), ["How do I open a file?", "A second text."]

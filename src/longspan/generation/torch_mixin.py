@@ -22,7 +22,6 @@ from longspan.generation.lengths import greatest_length, least_length
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
-from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_processors import LogitsProcessor
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
 from longspan.generation.torch_search import Run, search
@@ -91,10 +90,6 @@ class GenerationMixin(StoredGenerationConfig):
     def make_generation_cache(self, config: GenerationConfig, *, capacity: int) -> Cache | None:
         """An empty cache for `capacity` tokens; None if the model makes its own."""
         return make_cache(config, self.config, capacity=capacity)
-
-    def make_token_step(self, request: StepRequest) -> TokenStep | None:
-        """A leaner way than `forward` to read one token of each row; None where there is none."""
-        return None
 
     def needs_equal_prompts(self) -> bool:
         """True if prompts of unequal length cannot be continued in one batch."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from longspan.errors import InputError
-from longspan.generation.torch_lean import StepRequest, TokenOutput, TokenStep
+from longspan.generation.torch_lean import StepRequest, TokenOutput, TokenStep, make_token_step
 from longspan.generation.torch_prompt import PER_TOKEN, Prompt, repeat_rows
 from longspan.nn.torch.cache import Cache, EncoderDecoderCache
 from longspan.nn.torch.growing_cache import GrowingCache
@@ -123,8 +123,7 @@ class Stepper:
             mask=self.mask,
             source_mask=self.constants.get("attention_mask"),
         )
-        step: TokenStep | None = self.model.make_token_step(request)
-        return step
+        return make_token_step(self.model, request)
 
     def _all_tokens(self, token: Tensor) -> dict[str, Tensor]:
         if self.seen_embeds is not None:

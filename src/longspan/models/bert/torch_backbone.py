@@ -19,11 +19,11 @@ from longspan.models.bert.config import BertConfig
 from longspan.models.bert.names import NAMES
 from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_plan
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.apply import lookup, project, tokenwise
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
 from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.masks import expand_head_mask, extend_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
@@ -57,12 +57,7 @@ class BertEmbeddings(nn.Module):
     ) -> Tensor:
         """Embed ids (tokens) or embeddings (tokens, H) into (tokens, H)."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        segments = (
-            self.token_type_embeddings.weight[0]
-            if token_type_ids is None
-            else self.token_type_embeddings(token_type_ids)
-        )
-        embeddings = embeddings + segments
+        embeddings = embeddings + lookup(self.token_type_embeddings, token_type_ids, like=embeddings)
         if self.adds_positions:
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
@@ -84,9 +79,9 @@ class BertSelfAttention(nn.Module):
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
-        self.query: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.key: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.value: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.layer_index = layer_index
         self.position_embedding_type = position_embedding_type
@@ -111,7 +106,7 @@ class BertSelfAttention(nn.Module):
         """
         if plan.packing is not None:
             return self._packed(hidden_states, plan, head_mask), None
-        query = self._split(self.query(hidden_states))
+        query = self._split(project(self.query, hidden_states))
         if encoder_hidden_states is None:
             key, value = self._own_keys(hidden_states, cache, cache_position)
             mask = None if plan.mask is None else extend_mask(plan.mask, key.shape[2])
@@ -137,7 +132,7 @@ class BertSelfAttention(nn.Module):
     def _own_keys(
         self, hidden_states: Tensor, cache: Cache | None, cache_position: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        key, value = self._split(self.key(hidden_states)), self._split(self.value(hidden_states))
+        key, value = (self._split(project(layer, hidden_states)) for layer in (self.key, self.value))
         return (key, value) if cache is None else cache.update(key, value, self.layer_index, cache_position)
 
     def _encoder_keys(self, encoder_hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
@@ -145,7 +140,7 @@ class BertSelfAttention(nn.Module):
         if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_index):
             key, value = cache.cross_attention_cache[self.layer_index]
             return key, value
-        key, value = self._split(self.key(encoder_hidden_states)), self._split(self.value(encoder_hidden_states))
+        key, value = (self._split(project(layer, encoder_hidden_states)) for layer in (self.key, self.value))
         if isinstance(cache, EncoderDecoderCache):
             return cache.update_cross(key, value, self.layer_index)
         return key, value
@@ -154,8 +149,8 @@ class BertSelfAttention(nn.Module):
         """(N, H) -> (N, H), within each sequence."""
         assert plan.packing is not None
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.num_attention_heads, self.attention_head_size))
-            for projection in (self.query, self.key, self.value)
+            project(layer, hidden_states).unflatten(-1, (self.num_attention_heads, self.attention_head_size))
+            for layer in (self.query, self.key, self.value)
         )
         context = packed_attention(
             query,
@@ -191,13 +186,13 @@ class BertSelfOutput(nn.Module):
 
     def __init__(self, config: BertConfig, *, input_size: int) -> None:
         super().__init__()
-        self.dense: nn.Linear = Linear(input_size, config.hidden_size)
+        self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         """(tokens, input_size), (tokens, H) -> (tokens, H)."""
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(self.dropout(project(self.dense, hidden_states)) + residual)
 
 
 class BertAttention(nn.Module):
@@ -246,12 +241,12 @@ class BertIntermediate(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense: nn.Linear = Linear(config.hidden_size, config.intermediate_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(tokens, H) -> (tokens, intermediate_size)."""
-        return self.activation(self.dense(hidden_states))
+        return self.activation(project(self.dense, hidden_states))
 
 
 class BertLayer(nn.Module):
@@ -271,6 +266,7 @@ class BertLayer(nn.Module):
             self.crossattention = BertAttention(config, layer_index=layer_index, position_embedding_type="absolute")
         self.intermediate = BertIntermediate(config)
         self.output = BertSelfOutput(config, input_size=config.intermediate_size)
+        self.intermediate_size = config.intermediate_size
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
 
     def forward(
@@ -296,10 +292,16 @@ class BertLayer(nn.Module):
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """(tokens, H) -> (tokens, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
-        if self.chunk_size_feed_forward == 0:
-            return self.output(self.intermediate(hidden_states), hidden_states)
-        chunks = hidden_states.split(self.chunk_size_feed_forward, dim=-2)
-        return torch.cat([self.output(self.intermediate(chunk), chunk) for chunk in chunks], dim=-2)
+        return tokenwise(
+            self._feed_forward,
+            hidden_states,
+            owner=self,
+            width=self.intermediate_size,
+            chunk_size=self.chunk_size_feed_forward,
+        )
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class BertEncoder(CheckpointedLayers):

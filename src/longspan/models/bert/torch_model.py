@@ -16,9 +16,9 @@ from longspan.errors import InputError
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.heads import PredictionHeadTransform, fold_choices
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -66,12 +66,12 @@ class BertLMPredictionHead(nn.Module):
         self.transform = PredictionHeadTransform(
             hidden_size=config.hidden_size, activation=config.hidden_act, layer_norm_eps=config.layer_norm_eps
         )
-        self.decoder: nn.Linear = Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, V)."""
-        return self.decoder(self.transform(hidden_states))
+        return project(self.decoder, self.transform(hidden_states))
 
 
 class BertHeads(nn.Module):

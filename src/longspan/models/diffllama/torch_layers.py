@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.torch_attention import AttentionPlan
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.apply import project, tokenwise
 from longspan.nn.torch.cache import Cache
-from longspan.nn.torch.hooks import is_watched
-from longspan.nn.torch.linear import Linear, as_function, gated_linear
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.rotary import apply_rotary, rotary_cos_sin, select_frequencies
-from longspan.ops.torch.token_blocks import add_in_token_blocks, in_token_blocks
 
 #: reparametrisation vectors of λ
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -107,10 +105,10 @@ class DiffLlamaAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.eps = config.rms_norm_eps
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj: nn.Linear = Linear(width, self.num_maps * self.head_dim, bias=bias)
-        self.k_proj: nn.Linear = Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v_proj: nn.Linear = Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
-        self.o_proj: nn.Linear = Linear(self.num_maps * self.head_dim, width, bias=bias)
+        self.q_proj = nn.Linear(width, self.num_maps * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.num_maps * self.head_dim, width, bias=bias)
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer_index)
         for name in LAMBDA_NAMES:
             self.register_parameter(name, nn.Parameter(torch.empty(self.head_dim)))
@@ -126,9 +124,9 @@ class DiffLlamaAttention(nn.Module):
         self, hidden_states: Tensor, *, plan: AttentionPlan, cache: Cache | None, cache_position: Tensor | None
     ) -> tuple[Tensor, DifferentialAttention]:
         """(B, S, H) -> (B, S, H), and the maps if the plan asks for them."""
-        query = self._split(self.q_proj(hidden_states), self.num_maps)
-        key = self._split(self.k_proj(hidden_states), self.num_kv_heads)
-        value = self._split(self.v_proj(hidden_states), self.num_kv_heads).transpose(1, 2)
+        query = self._split(project(self.q_proj, hidden_states), self.num_maps)
+        key = self._split(project(self.k_proj, hidden_states), self.num_kv_heads)
+        value = self._split(project(self.v_proj, hidden_states), self.num_kv_heads).transpose(1, 2)
         cos, sin = plan.cos.to(query.dtype), plan.sin.to(query.dtype)
         query = apply_rotary(query, cos, sin).transpose(1, 2)  # (B, A, S, D)
         key = apply_rotary(key, cos, sin).transpose(1, 2)  # (B, K, S, D)
@@ -147,14 +145,12 @@ class DiffLlamaAttention(nn.Module):
             output_weights=plan.output_weights,
         )
         heads = attended.output.flatten(2)  # (B, S, A·D)
-        return in_token_blocks(
-            self._project_out, heads, width=heads.shape[-1], is_watched=lambda: is_watched(self.o_proj)
-        ), attended
+        return tokenwise(self._project_out, heads, owner=self.o_proj, width=heads.shape[-1]), attended
 
     def _project_out(self, heads: Tensor) -> Tensor:
         """(..., A·D) -> (..., H)."""
         normed = rms_norm(heads.unflatten(-1, (-1, 2 * self.head_dim)), 1.0 - self.lambda_init, self.eps)
-        return self.o_proj(normed.flatten(-2))
+        return project(self.o_proj, normed.flatten(-2))
 
     def _split(self, states: Tensor, num_heads: int) -> Tensor:
         """(B, S, heads · D) -> (B, S, heads, D)."""
@@ -195,22 +191,18 @@ class DiffLlamaMLP(nn.Module):
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__()
         self.inner_size = config.intermediate_size
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return in_token_blocks(
-            self.as_function(hidden_states), hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self)
-        )
+        return tokenwise(self._feed_forward, hidden_states, owner=self, width=self.inner_size)
 
-    def as_function(self, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """The block as a function of some tokens that are like these, (..., H) -> (..., H), for many calls in a row."""
-        gated = gated_linear(self.gate_proj, self.up_proj, self.activation, like)
-        down = as_function(self.down_proj, like)
-        return lambda states: down(gated(states))
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        gate = self.activation(project(self.gate_proj, hidden_states))
+        return project(self.down_proj, gate * project(self.up_proj, hidden_states))
 
 
 class DiffLlamaDecoderLayer(nn.Module):
@@ -234,11 +226,5 @@ class DiffLlamaDecoderLayer(nn.Module):
         attended, maps = self.self_attn(self.input_layernorm(hidden_states), **arguments)
         hidden_states = hidden_states + attended
         normed = self.post_attention_layernorm(hidden_states)
-        # what somebody put in place of the block may need all axes; a hook may keep the states, which blocks overwrite
-        if type(self.mlp) is not DiffLlamaMLP or is_watched(self):
-            hidden_states = hidden_states + self.mlp(normed)
-        else:
-            hidden_states = add_in_token_blocks(
-                self.mlp.as_function(normed), hidden_states, normed, width=self.inner_size
-            )
+        hidden_states = tokenwise(self.mlp, normed, owner=self, width=self.inner_size, residual=hidden_states)
         return hidden_states, maps.weights, maps.differential_weights

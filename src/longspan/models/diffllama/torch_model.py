@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
-from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
-from longspan.models.diffllama.torch_step import DiffLlamaStep
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -88,7 +86,7 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
         self.model = DiffLlamaModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -98,10 +96,6 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
         self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
-
-    def make_token_step(self, request: StepRequest) -> TokenStep | None:
-        """A leaner way to read one token of each row, for plain modules and a cache that grows."""
-        return DiffLlamaStep.make(self, request) if type(self) is DiffLlamaForCausalLM else None
 
     def forward(
         self,
@@ -143,7 +137,7 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
             output_differential_attentions=output_differential_attentions,
             return_dict=True,
         )
-        logits = self.lm_head(_kept_tokens(outputs.last_hidden_state, logits_to_keep))
+        logits = project(self.lm_head, _kept_tokens(outputs.last_hidden_state, logits_to_keep))
         output = DiffLlamaCausalLMOutput(
             loss=None if labels is None else causal_lm_loss(logits, labels),
             logits=logits,

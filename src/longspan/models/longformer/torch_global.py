@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.torch.checks import check_shape
-from longspan.ops.torch.sliding_window import is_traced
+from longspan.ops.torch.modes import is_traced
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from longspan.models.longformer.config import LongformerConfig
 from longspan.models.longformer.torch_global import GlobalPlan
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.apply import lookup, may_replace, project, tokenwise
 from longspan.nn.torch.base import CheckpointedLayers
-from longspan.nn.torch.hooks import is_watched
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.sliding_window import (
@@ -26,7 +25,6 @@ from longspan.ops.torch.sliding_window import (
     sliding_window_attention_weights,
     weights_by_offset,
 )
-from longspan.ops.torch.token_blocks import in_token_blocks
 
 
 class LongformerEmbeddings(nn.Module):
@@ -55,12 +53,8 @@ class LongformerEmbeddings(nn.Module):
     ) -> Tensor:
         """Embed ids (B, S) or embeddings (B, S, H) into (B, S, H)."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        segments = (
-            self.token_type_embeddings.weight[0]
-            if token_type_ids is None
-            else self.token_type_embeddings(token_type_ids)
-        )
-        embeddings = embeddings + segments + self.position_embeddings(position_ids)
+        embeddings = embeddings + lookup(self.token_type_embeddings, token_type_ids, like=embeddings)
+        embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings))
 
 
@@ -75,8 +69,8 @@ class LongformerSelfAttention(nn.Module):
 
         c_g = Σⱼ softmax(q'(x_g)·k'(xⱼ)/√D) v'(xⱼ)      over all j
 
-    Few tokens are global, so k' and v' are applied to them and not to all tokens: q'·(K'x) = (K'ᵀq')·x, and
-    Σ p (V'x) = V'(Σ p x).
+    Few tokens are global, so k' and v' are applied to them and not to all tokens, unless somebody changed what these
+    layers do: q'·(K'x) = (K'ᵀq')·x, and Σ p (V'x) = V'(Σ p x).
 
     Args:
         config: Settings of the model.
@@ -87,12 +81,12 @@ class LongformerSelfAttention(nn.Module):
         super().__init__()
         self.num_attention_heads = config.num_attention_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
-        self.query: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.key: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.value: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.query_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.key_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
-        self.value_global: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_global = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_global = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value_global = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.radius = config.window_of(layer_index) // 2
 
@@ -121,11 +115,11 @@ class LongformerSelfAttention(nn.Module):
             return self._with_global_projections(context), weights, None
         global_context, global_weights = self._global(hidden_states, plan, head_mask)
         places = plan.positions[..., None].expand_as(global_context)  # an empty slot adds 0 to the first token
-        return context.scatter_add(1, places, global_context), weights, global_weights
+        return context.scatter_add(1, places, global_context.to(context.dtype)), weights, global_weights
 
     def _local(self, hidden_states: Tensor, plan: GlobalPlan) -> tuple[Tensor, Tensor | None]:
         """Context of the windows (B, A, S, D) and the weights, if the plan needs them."""
-        query, key, value = (self._split(linear(hidden_states)) for linear in (self.query, self.key, self.value))
+        query, key, value = (self._split(project(layer, hidden_states)) for layer in (self.query, self.key, self.value))
         extra = None
         if plan.positions is not None:
             extra = ExtraKeys(_pick(key, plan.positions), _pick(value, plan.positions), plan.filled)
@@ -153,8 +147,9 @@ class LongformerSelfAttention(nn.Module):
         assert plan.positions is not None
         assert plan.filled is not None
         states = _pick(hidden_states.unsqueeze(1), plan.positions).squeeze(1)  # (B, G, H)
-        query = self._split(self.query_global(states)) / math.sqrt(self.attention_head_size)  # (B, A, G, D)
-        folded = query.shape[2] < self.attention_head_size  # else projecting all tokens is cheaper
+        query = self._split(project(self.query_global, states)) / math.sqrt(self.attention_head_size)  # (B, A, G, D)
+        is_cheaper = query.shape[2] < self.attention_head_size
+        folded = is_cheaper and may_replace(self.key_global) and may_replace(self.value_global)
         scores = self._folded_scores(query, hidden_states) if folded else self._plain_scores(query, hidden_states)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if plan.real is not None:
@@ -180,10 +175,10 @@ class LongformerSelfAttention(nn.Module):
         return torch.matmul(states, weight.transpose(1, 2)) + weights.sum(dim=-1, keepdim=True) * bias.unsqueeze(1)
 
     def _plain_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
-        return torch.matmul(query, self._split(self.key_global(hidden_states)).transpose(2, 3))
+        return torch.matmul(query, self._split(project(self.key_global, hidden_states)).transpose(2, 3))
 
     def _plain_sum(self, weights: Tensor, hidden_states: Tensor) -> Tensor:
-        return torch.matmul(weights, self._split(self.value_global(hidden_states)))
+        return torch.matmul(weights, self._split(project(self.value_global, hidden_states)))
 
     def _by_head(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
         """Weight (A, D, H) and bias (A, D) of a projection."""
@@ -217,13 +212,13 @@ class LongformerSelfOutput(nn.Module):
 
     def __init__(self, config: LongformerConfig, *, input_size: int) -> None:
         super().__init__()
-        self.dense: nn.Linear = Linear(input_size, config.hidden_size)
+        self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         """(B, S, input_size), (B, S, H) -> (B, S, H)."""
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(self.dropout(project(self.dense, hidden_states)) + residual)
 
 
 class LongformerAttention(nn.Module):
@@ -271,12 +266,12 @@ class LongformerIntermediate(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        self.dense: nn.Linear = Linear(config.hidden_size, config.intermediate_size)
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = get_activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, intermediate_size)."""
-        return self.activation(self.dense(hidden_states))
+        return self.activation(project(self.dense, hidden_states))
 
 
 class LongformerLayer(nn.Module):
@@ -292,6 +287,7 @@ class LongformerLayer(nn.Module):
         self.attention = LongformerAttention(config, layer_index=layer_index)
         self.intermediate = LongformerIntermediate(config)
         self.output = LongformerSelfOutput(config, input_size=config.intermediate_size)
+        self.intermediate_size = config.intermediate_size
         self.chunk_size_feed_forward = config.chunk_size_feed_forward
 
     def forward(
@@ -303,11 +299,13 @@ class LongformerLayer(nn.Module):
 
     def feed_forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
-        if self.chunk_size_feed_forward == 0:
-            width = self.intermediate.dense.out_features
-            return in_token_blocks(self._feed_forward, hidden_states, width=width, is_watched=lambda: is_watched(self))
-        chunks = hidden_states.split(self.chunk_size_feed_forward, dim=1)
-        return torch.cat([self._feed_forward(chunk) for chunk in chunks], dim=1)
+        return tokenwise(
+            self._feed_forward,
+            hidden_states,
+            owner=self,
+            width=self.intermediate_size,
+            chunk_size=self.chunk_size_feed_forward,
+        )
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return self.output(self.intermediate(hidden_states), hidden_states)
@@ -356,11 +354,11 @@ class LongformerLMHead(nn.Module):
 
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__()
-        self.dense: nn.Linear = Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder: nn.Linear = Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, V)."""
-        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
+        return project(self.decoder, self.layer_norm(F.gelu(project(self.dense, hidden_states))))

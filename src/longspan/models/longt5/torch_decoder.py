@@ -22,6 +22,7 @@ from longspan.models.longt5.torch_layers import (
     end_residual,
     relative_embedding,
 )
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
 from longspan.nn.torch.checks import check_ids
@@ -71,7 +72,7 @@ class LongT5SelfAttention(LongT5Projections):
         self, hidden_states: Tensor, *, plan: DecoderPlan, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, H) -> (B, T, H), and the weights (B, A, T, K) if the plan needs them."""
-        query, key, value = (self.split(projection(hidden_states)) for projection in (self.q, self.k, self.v))
+        query, key, value = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
         if plan.cache is not None:
             key, value = plan.cache.update(key, value, self.layer_index, plan.position)
         context, weights = eager_attention(
@@ -106,7 +107,7 @@ class LongT5CrossAttention(LongT5Projections):
 
         The targets may be several rows for each source, next to each other: they share its keys and values.
         """
-        query = self.split(self.q(hidden_states))
+        query = self.split(project(self.q, hidden_states))
         key, value = self._source(encoder_hidden_states, plan.cache)
         if query.shape[0] != key.shape[0]:
             return self._attend_as_one(query, key, value, plan=plan, head_mask=head_mask)
@@ -136,7 +137,7 @@ class LongT5CrossAttention(LongT5Projections):
         if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_index):
             key, value = cache.cross_attention_cache[self.layer_index]
             return key, value
-        key, value = self.split(self.k(encoder_hidden_states)), self.split(self.v(encoder_hidden_states))
+        key, value = (self.split(project(layer, encoder_hidden_states)) for layer in (self.k, self.v))
         if isinstance(cache, EncoderDecoderCache):
             if not torch.is_grad_enabled():  # every token will read them
                 key, value = key.contiguous(), value.contiguous()

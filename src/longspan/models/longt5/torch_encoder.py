@@ -21,6 +21,7 @@ from longspan.models.longt5.torch_layers import (
     end_residual,
     relative_embedding,
 )
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.checks import check_ids, check_shape, input_shape
 from longspan.nn.torch.masks import expand_head_mask
@@ -132,7 +133,7 @@ class LongT5LocalAttention(LongT5Projections):
             "dropout": self.dropout,
             "implementation": plan.implementation,
         }
-        states = (self.split(projection(hidden_states)) for projection in (self.q, self.k, self.v))
+        states = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
         if plan.needs_weights:
             context, weights = sliding_window_attention_weights(*states, rows=self.radius + 1, **arguments)
             weights = self._in_three_blocks(weights, hidden_states.shape[1] // self.global_block_size)
@@ -179,7 +180,7 @@ class LongT5TransientGlobalAttention(LongT5LocalAttention):
             return None
         states = self.global_input_layer_norm(plan.summaries.add_up(hidden_states))  # (B·G, H)
         shape = (hidden_states.shape[0], plan.summaries.number)
-        key, value = (self.split(projection(states).unflatten(0, shape)) for projection in (self.k, self.v))
+        key, value = (self.split(project(layer, states).unflatten(0, shape)) for layer in (self.k, self.v))
         return ExtraKeys(key, value, plan.summaries.filled, plan.summary_bias, plan.summaries.position)
 
 

@@ -13,16 +13,15 @@ from torch.nn import functional as F
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
-from longspan.nn.torch.hooks import is_watched
-from longspan.nn.torch.linear import Linear
+from longspan.nn.torch.apply import project, tokenwise
+from longspan.nn.torch.plain import is_plain
 from longspan.ops import patterns
 from longspan.ops.torch.rms_norm import rms_norm
-from longspan.ops.torch.token_blocks import in_token_blocks
 
 
 def linear(in_features: int, out_features: int, *, std: float) -> nn.Linear:
     """A projection without bias that remembers the standard deviation of its initial weights."""
-    projection: nn.Linear = Linear(in_features, out_features, bias=False)
+    projection = nn.Linear(in_features, out_features, bias=False)
     projection.init_std = std  # type: ignore[assignment]  # a mark, no tensor
     return projection
 
@@ -69,7 +68,8 @@ class LongT5DenseActDense(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return project_wide(self.wo, self.dropout(self.activation(self.wi(hidden_states))))
+        states = self.activation(project(self.wi, hidden_states))
+        return project_wide(self.wo, self.dropout(states), hidden_states.dtype)
 
 
 class LongT5DenseGatedActDense(nn.Module):
@@ -89,10 +89,10 @@ class LongT5DenseGatedActDense(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        gate, states = self.activation(self.wi_0(hidden_states)), self.wi_1(hidden_states)
+        gate, states = self.activation(project(self.wi_0, hidden_states)), project(self.wi_1, hidden_states)
         if gate.dtype == torch.float16:
             gate = gate.float()
-        return project_wide(self.wo, self.dropout(gate * states))
+        return project_wide(self.wo, self.dropout(gate * states), hidden_states.dtype)
 
 
 class LongT5LayerFF(nn.Module):
@@ -112,9 +112,7 @@ class LongT5LayerFF(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return in_token_blocks(
-            self._feed_forward, hidden_states, width=self.inner_size, is_watched=lambda: is_watched(self)
-        )
+        return tokenwise(self._feed_forward, hidden_states, owner=self, width=self.inner_size)
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
@@ -143,7 +141,7 @@ class LongT5Projections(nn.Module):
 
     def merge(self, context: Tensor) -> Tensor:
         """(B, A, S, D) -> (B, S, H)."""
-        return self.o(context.transpose(1, 2).flatten(2))
+        return project(self.o, context.transpose(1, 2).flatten(2))
 
     @property
     def dropout(self) -> float:
@@ -182,11 +180,16 @@ def relative_embedding(config: LongT5Config) -> nn.Embedding:
     return embedding(config.relative_attention_num_buckets, config.num_heads, std=config.d_model**-0.5)
 
 
-def project_wide(projection: nn.Linear, states: Tensor) -> Tensor:
-    """Apply a projection; in float16, with a float32 product and result."""
-    if projection.weight.dtype == torch.float16:
+def project_wide(projection: nn.Module, states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Apply a projection; in float16, with a float32 product and result.
+
+    What somebody put in the place of the projection gets and gives float16, the largest numbers cut to its range.
+    """
+    if dtype != torch.float16:
+        return project(projection, states)
+    if type(projection) is nn.Linear and is_plain(projection):
         return F.linear(states.float(), projection.weight.float())
-    return projection(states)
+    return projection(end_residual(states, dtype)).float()
 
 
 def begin_residual(embeddings: Tensor) -> Tensor:

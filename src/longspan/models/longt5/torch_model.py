@@ -13,17 +13,15 @@ from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import ConfigError
-from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.names import NAMES
 from longspan.models.longt5.torch_decoder import LongT5Decoder
 from longspan.models.longt5.torch_encoder import LongT5Encoder
 from longspan.models.longt5.torch_layers import LongT5LayerNorm
-from longspan.models.longt5.torch_step import LongT5Step
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import IGNORE_INDEX, cross_entropy
 from longspan.nn.torch.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput, finish, resolve
 from longspan.ops.torch.sliding_window import DISPATCHER
@@ -265,7 +263,7 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = LongT5Encoder(config, self.shared)
         self.decoder = LongT5Decoder(config, self.shared)
-        self.lm_head: nn.Linear = Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -275,10 +273,6 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the projection onto the vocabulary."""
         self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
-
-    def make_token_step(self, request: StepRequest) -> TokenStep | None:
-        """A leaner way to read one token of each row, for plain modules and a cache that grows."""
-        return LongT5Step.make(self, request) if type(self) is LongT5ForConditionalGeneration else None
 
     def forward(
         self,
@@ -340,7 +334,7 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
         states = decoded.last_hidden_state
         if self.config.tie_word_embeddings:  # the embeddings are large, as T5's first layers expect them
             states = states * self.config.d_model**-0.5
-        logits = self.lm_head(states)
+        logits = project(self.lm_head, states)
         output = Seq2SeqLMOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,

@@ -28,13 +28,15 @@ from longspan.models.mega.torch_layers import (
     MegaSimpleRelativePositionalBias,
 )
 from longspan.models.mega.torch_plan import MegaPlan, as_mask, make_cache, split_mask
-from longspan.models.mega.torch_spans import run_in_spans, span_length
+from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import check_ids, check_shape, input_shape
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
+from longspan.ops.fast_paths import fast_path
 from longspan.ops.torch.gated_attention import GATED_ATTENTION, rotary_table
+from longspan.ops.torch.modes import is_traced
 
 
 class MegaEmbeddings(nn.Module):
@@ -58,9 +60,7 @@ class MegaEmbeddings(nn.Module):
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if not self.use_token_types:
             return embeddings
-        if token_type_ids is None:
-            return embeddings + self.token_type_embeddings.weight[0]
-        return embeddings + self.token_type_embeddings(token_type_ids)
+        return embeddings + lookup(self.token_type_embeddings, token_type_ids, like=embeddings)
 
 
 class MegaPreTrainedModel(PreTrainedModel):
@@ -267,13 +267,16 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         states, extras = [hidden_states], []
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, MegaBlock)
-            span = None if cache is not None else span_length(layer, hidden_states, plan)
-            if span is not None:
-                hidden_states = hidden_states if may_overwrite and not keeps_states else hidden_states.clone()
-                extra = run_in_spans(layer, hidden_states, plan, span)
-            else:
+            in_spans = None
+            if cache is None and plan.chunk_size is not None and not is_traced(hidden_states):
+                in_spans = fast_path("mega_spans.run_layer_in_spans")
+            result = None
+            if in_spans is not None:
+                result = in_spans(layer, hidden_states, plan, overwrite=may_overwrite and not keeps_states)
+            if result is None:
                 layer_cache = None if cache is None else cache.layers[index]
-                hidden_states, extra = self.run_layer(layer, hidden_states, plan=plan, cache=layer_cache)
+                result = self.run_layer(layer, hidden_states, plan=plan, cache=layer_cache)
+            hidden_states, extra = result
             may_overwrite = True
             states = [*states, hidden_states] if keeps_states else [hidden_states]
             extras.append(extra)

@@ -15,7 +15,7 @@ from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_cache import MegaLayerCache
 from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys
 from longspan.nn.torch.activations import get_activation
-from longspan.nn.torch.linear import Linear
+from longspan.nn.torch.apply import may_overwrite, project
 from longspan.ops.torch.blocks import count_blocks, from_blocks, to_blocks
 from longspan.ops.torch.damped_ema import EmaBlocks, damped_ema, ema_blocks, truncated_damped_ema
 from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients
@@ -30,24 +30,19 @@ class MegaLayerExtras(NamedTuple):
     cache: MegaLayerCache | None = None
 
 
-def overwrites() -> bool:
-    """True if intermediate results may be overwritten: without a gradient, nobody else will read them."""
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def silu(x: Tensor) -> Tensor:
+def silu(x: Tensor, *, overwrite: bool) -> Tensor:
     """Apply silu, in the place of x where that is allowed."""
-    return F.silu(x, inplace=overwrites())
+    return F.silu(x, inplace=overwrite)
 
 
-def multiply(x: Tensor, y: Tensor) -> Tensor:
+def multiply(x: Tensor, y: Tensor, *, overwrite: bool) -> Tensor:
     """X ⊙ y, in the place of x where that is allowed."""
-    return x.mul_(y) if overwrites() else x * y
+    return x.mul_(y) if overwrite else x * y
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
+def add(x: Tensor, y: Tensor, *, overwrite: bool) -> Tensor:
     """X + y, in the place of x where that is allowed."""
-    return x.add_(y) if overwrites() else x + y
+    return x.add_(y) if overwrite else x + y
 
 
 class MegaScaleNorm(nn.Module):
@@ -280,11 +275,12 @@ class MegaMultiDimensionDampedEma(nn.Module):
         else:
             averaged, state = damped_ema(inputs, self.blocks(), mask=mask, return_state=return_state)
         residual, weight = inputs.to(averaged.dtype), self.residual_weight.to(averaged.dtype)
-        if overwrites():
+        overwrite = may_overwrite(self)
+        if overwrite:
             summed = torch.addcmul(averaged, residual, weight, out=torch.empty_like(residual))
         else:
             summed = residual * weight + averaged  # in this order: the first decides the memory layout
-        return silu(summed).to(inputs.dtype), state
+        return silu(summed, overwrite=overwrite).to(inputs.dtype), state
 
     def _truncates(self, length: int, return_state: bool) -> bool:
         if self.truncation is None:
@@ -315,9 +311,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
         self.ema_gate = MegaMultiDimensionDampedEma(config)
-        self.v_proj = Linear(width, values)
-        self.mx_proj = Linear(width, sum(self.sizes))
-        self.h_proj = Linear(values, width)
+        self.v_proj = nn.Linear(width, values)
+        self.mx_proj = nn.Linear(width, sum(self.sizes))
+        self.h_proj = nn.Linear(values, width)
         self.qk_weight = nn.Parameter(torch.empty(2, shared))  # κ
         self.qk_bias = nn.Parameter(torch.empty(2, shared))  # μ
         self.rel_pos_bias = make_bias(config)
@@ -335,8 +331,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
             cache: What earlier tokens left.
             flow: For a part of a sequence, what comes from its neighbours.
         """
+        overwrite = may_overwrite(self)
         x = self.normalize_inputs(hidden_states)
-        value = self.activation(self.v_proj(x))
+        value = self.activation(project(self.v_proj, x))
         averaged, ema_state = self.ema_gate(
             x,
             mask=plan.mask,
@@ -344,11 +341,15 @@ class MegaMovingAverageGatedAttention(nn.Module):
             state=None if cache is None else cache.ema_state,
             return_state=plan.use_cache,
         )
-        update_gate, shared_and_gate, candidate = self.mx_proj(self.dropout(averaged)).split(self.sizes, dim=-1)
-        shared, attention_gate = silu(shared_and_gate).split([self.qk_weight.shape[1], value.shape[-1]], dim=-1)
+        update_gate, shared_and_gate, candidate = project(self.mx_proj, self.dropout(averaged)).split(
+            self.sizes, dim=-1
+        )
+        sizes = [self.qk_weight.shape[1], value.shape[-1]]
+        shared, attention_gate = silu(shared_and_gate, overwrite=overwrite).split(sizes, dim=-1)
         query, key = (torch.addcmul(self.qk_bias[index], shared, self.qk_weight[index]) for index in (0, 1))
         attended, weights, held = self._attend(query, key, value, plan, cache)
-        candidate = self.activation(add(self.h_proj(multiply(attended, attention_gate)), candidate))
+        gated = project(self.h_proj, multiply(attended, attention_gate, overwrite=overwrite))
+        candidate = self.activation(add(gated, candidate, overwrite=overwrite))
         output = _update(hidden_states, self.dropout(candidate), update_gate)
         output = output if self.normalize_before else self.norm(output)
         kept = MegaLayerCache(*held, ema_state) if ema_state is not None and held is not None else None
@@ -446,10 +447,10 @@ class MegaGatedCrossAttention(nn.Module):
         self.sizes = [width, width, shared]
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
-        self.k_proj = Linear(width, shared)
-        self.v_proj = Linear(width, width)
-        self.q_proj = Linear(width, sum(self.sizes))
-        self.h_proj = Linear(width, width)
+        self.k_proj = nn.Linear(width, shared)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, sum(self.sizes))
+        self.h_proj = nn.Linear(width, width)
         self.rel_pos_bias = make_bias(config)
         self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
         self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, featurewise=config.use_feature_dropout)
@@ -458,8 +459,9 @@ class MegaGatedCrossAttention(nn.Module):
         self, hidden_states: Tensor, *, plan: MegaPlan, cache: MegaLayerCache | None = None
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
         """(B, S, D) -> (B, S, D), weights (B, S, T) or None, and the keys and values of the encoder's states."""
+        overwrite = may_overwrite(self)
         x = self.norm(hidden_states) if self.normalize_before else hidden_states
-        update_gate, attention_gate, query = self.q_proj(x).split(self.sizes, dim=-1)
+        update_gate, attention_gate, query = project(self.q_proj, x).split(self.sizes, dim=-1)
         key, value = self._encoder_keys(plan, cache)
         attended, weights = gated_attention(
             query,
@@ -473,7 +475,8 @@ class MegaGatedCrossAttention(nn.Module):
             implementation=plan.implementation,
             return_weights=plan.needs_weights,
         )
-        candidate = self.activation(self.h_proj(multiply(attended, silu(attention_gate))))
+        gated = multiply(attended, silu(attention_gate, overwrite=overwrite), overwrite=overwrite)
+        candidate = self.activation(project(self.h_proj, gated))
         output = _update(hidden_states, self.dropout(candidate), update_gate)
         return output if self.normalize_before else self.norm(output), weights, (key, value)
 
@@ -483,7 +486,7 @@ class MegaGatedCrossAttention(nn.Module):
             return cache.cross_key, cache.cross_value
         states = plan.encoder_hidden_states
         assert states is not None
-        return self.k_proj(states), self.activation(self.v_proj(states))
+        return project(self.k_proj, states), self.activation(project(self.v_proj, states))
 
 
 class MegaNormalizedFeedForwardNetwork(nn.Module):
@@ -498,15 +501,15 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
         self.normalize_before = config.normalize_before_ffn
         self.activation = get_activation(config.activation)
         self.norm = MegaSequenceNorm(config)
-        self.fc1 = Linear(config.hidden_size, config.nffn_hidden_size)
-        self.fc2 = Linear(config.nffn_hidden_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.nffn_hidden_size)
+        self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
         self.dropout = MegaDropout(config.dropout_prob, featurewise=config.use_feature_dropout)
         self.hidden_dropout = MegaDropout(config.nffn_activation_dropout_prob, featurewise=config.use_feature_dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         x = self.norm(hidden_states) if self.normalize_before else hidden_states
-        x = self.fc2(self.hidden_dropout(self.activation(self.fc1(x))))
+        x = project(self.fc2, self.hidden_dropout(self.activation(project(self.fc1, x))))
         output = hidden_states + self.dropout(x)
         return output if self.normalize_before else self.norm(output)
 

@@ -19,9 +19,9 @@ from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
+from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
-from longspan.nn.torch.linear import Linear
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
@@ -52,9 +52,9 @@ __all__ = [
 ]
 
 
-def _hidden_dense(config: MegaConfig) -> Linear | None:
+def _hidden_dense(config: MegaConfig) -> nn.Linear | None:
     """The layer before a language modelling head, if it is configured."""
-    return Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+    return nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
 
 
 def _classifier_dropout(config: MegaConfig) -> float:
@@ -89,7 +89,7 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
         )
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = _hidden_dense(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -141,7 +141,7 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states = outputs.last_hidden_state[:, kept]
-        logits = self.lm_head(states if self.dense is None else torch.tanh(self.dense(states)))
+        logits = project(self.lm_head, states if self.dense is None else torch.tanh(project(self.dense, states)))
         output = CausalLMOutputWithCrossAttentions(
             loss=None if labels is None else causal_lm_loss(logits, labels),
             logits=logits,
@@ -194,7 +194,7 @@ class MegaForMaskedLM(MegaPreTrainedModel):
             warnings.warn("MegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = _hidden_dense(config)
-        self.mlm_head = Linear(config.hidden_size, config.vocab_size)
+        self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -239,7 +239,7 @@ class MegaForMaskedLM(MegaPreTrainedModel):
             return_dict=True,
         )
         states = outputs.last_hidden_state
-        logits = self.mlm_head(states if self.dense is None else torch.tanh(self.dense(states)))
+        logits = project(self.mlm_head, states if self.dense is None else torch.tanh(project(self.dense, states)))
         output = MaskedLMOutput(
             loss=None if labels is None else cross_entropy(logits, labels),
             logits=logits,

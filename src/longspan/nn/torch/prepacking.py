@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from longspan.errors import InputError
-from longspan.nn.torch.linear import Linear
-from longspan.ops.torch.few_rows import can_pack
-from longspan.ops.torch.prepacked import prepack, release
+from longspan.nn.torch.plain import is_plain
+from longspan.ops.fast_paths import fast_path
+
+#: bytes of weights up to which a second copy is made unasked
+MOST_BYTES = 2**30
+_FUNCTIONS = ("few_rows.can_pack", "prepacked.prepack", "prepacked.release")
 
 
 @contextmanager
@@ -42,14 +45,14 @@ def prepacked_weights(model: nn.Module) -> Iterator[nn.Module]:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a module of PyTorch. Received: {type(model).__name__}")
-    weights = (module.weight for module in model.modules() if isinstance(module, Linear))
-    added = prepack(weight for weight in weights if _can_be_watched(weight) and can_pack(weight))
+    can_pack, prepack, release = (fast_path(name) for name in _FUNCTIONS)
+    if can_pack is None or prepack is None or release is None:
+        yield model
+        return
+    layers = (module for module in model.modules() if type(module) is nn.Linear and is_plain(module))
+    # PyTorch does not count changes of what was made in inference mode
+    added = prepack(layer.weight for layer in layers if can_pack(layer.weight) and not layer.weight.is_inference())
     try:
         yield model
     finally:
         release(added)
-
-
-def _can_be_watched(weight: Tensor) -> bool:
-    """True for a plain parameter whose changes PyTorch counts: none that is computed, or made in inference mode."""
-    return type(weight) is nn.Parameter and not weight.is_inference()

@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
-from longspan.ops.torch.differential_chunked import chunked_attention
-from longspan.ops.torch.few_rows import WIDENED_KEYS
+from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.modes import has_fast_path
+
+_CHUNKED = "differential_chunked.chunked_attention"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Request:
     Attributes:
         device: Type of the device.
         output_weights: The maps are returned.
-        transformed: A transform of `torch.func` looks on.
+        transformed: A transform of `torch.func` looks on, or `torch.jit.trace`.
     """
 
     device: str
@@ -44,8 +46,9 @@ class Request:
     @classmethod
     def of(cls, *tensors: Tensor, output_weights: bool) -> Request:
         """Describe a call with these tensors."""
-        transformed = not torch.compiler.is_compiling() and any(
-            torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
+        transformed = not torch.compiler.is_compiling() and (
+            torch.jit.is_tracing()  # type: ignore[attr-defined]  # not exported by its stubs
+            or any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
         )
         return cls(tensors[0].device.type, output_weights, transformed)
 
@@ -54,8 +57,8 @@ def _why_not_chunked(request: Request) -> str | None:
     if request.output_weights:
         return "it never holds the attention weights that were asked for"
     if request.transformed:
-        return "transforms of torch.func (vmap, grad) cannot see into its operator"
-    return None
+        return "transforms of torch.func (vmap, grad) and torch.jit.trace cannot see into its operator"
+    return None if has_fast_path(_CHUNKED) else NOT_AVAILABLE
 
 
 def _why_not_sdpa(request: Request) -> str | None:
@@ -76,8 +79,11 @@ def choose_implementation(name: str, request: Request) -> str:
     Raises:
         InputError: the name is unknown or cannot serve.
     """
-    if name == "auto" and request.device != "cpu" and not (request.output_weights or request.transformed):
-        name = "sdpa"
+    if name == "auto" and not (request.output_weights or request.transformed):
+        if torch.compiler.is_exporting():  # a graph for elsewhere, where nobody knows an operator of ours
+            name = "eager"
+        elif request.device != "cpu":
+            name = "sdpa"
     return IMPLEMENTATIONS.choose(name, request, tracing=torch.compiler.is_compiling())
 
 
@@ -135,21 +141,9 @@ def differential_attention(
     _check(query, key, value, position, key_mask, segment_ids)
     chosen = choose_implementation(implementation, Request.of(query, key, value, lam, output_weights=output_weights))
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    if chosen == "chunked" and position is None and segment_ids is None and _is_one_token(query, key, value, dropout):
-        return DifferentialAttention(one_query_attention(query, key, value, lam, key_mask=key_mask, scale=scale))
     if chosen == "chunked":
-        output = chunked_attention(
-            query,
-            key,
-            value,
-            lam,
-            position=position,
-            key_mask=key_mask,
-            segment_ids=segment_ids,
-            scale=scale,
-            dropout=dropout,
-        )
-        return DifferentialAttention(output)
+        arguments = (query, key, value, lam, position, key_mask, segment_ids)
+        return DifferentialAttention(_chunked(*arguments, scale=scale, dropout=dropout))
     plain = position is None and key_mask is None and segment_ids is None
     if chosen == "sdpa" and plain and query.shape[2] in (1, key.shape[2]):  # no mask: the leanest kernels
         causal = query.shape[2] > 1
@@ -162,47 +156,13 @@ def differential_attention(
     return eager_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout)
 
 
-def _is_one_token(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
-    """True for the step of a generation: one query, and no gradient to come."""
-    if torch.compiler.is_compiling() or query.shape[2] != 1 or dropout > 0.0 or query.device.type != "cpu":
-        return False
-    return not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
-
-
-def one_query_attention(
-    query: Tensor, key: Tensor, value: Tensor, lam: Tensor, *, key_mask: Tensor | None, scale: float
-) -> Tensor:
-    """Differential attention of the last token, in few calls: while generating, they cost more than their work.
-
-    Args:
-        query: (B, A, 1, D).
-        key: (B, K, T, D).
-        value: (B, K, T, D).
-        lam: λ, a 0-d float32 tensor.
-        key_mask: (B, T), True = attend; None for all.
-        scale: Factor of the scores.
-
-    Returns:
-        (B, 1, A/2, 2D).
-    """
-    batch, num_maps, _, width = query.shape
-    num_kv, num_keys = key.shape[1:3]
-    group = num_maps // num_kv
-    kind, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
-    query, key, value = query.reshape(-1, group, width), key.flatten(0, 1), value.flatten(0, 1)  # B·K first
-    if num_keys <= WIDENED_KEYS:
-        query, key, value = query.to(wide), key.to(wide), value.to(wide)
-    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, num_maps, num_keys).to(wide) * scale
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask[:, None], torch.finfo(wide).min)
-    weights = scores.softmax(dim=-1)
-    if key_mask is not None:
-        weights = weights * key_mask.any(dim=1)[:, None, None]
-    first, second = weights.view(batch, 2, num_maps // 2, num_keys).unbind(1)
-    difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
-    both = torch.cat((difference, difference), dim=1).view(-1, group, num_keys)
-    context = torch.bmm(both, value).to(kind).view(batch, 2, num_maps // 2, width)
-    return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)
+def _chunked(*arguments: Tensor | None, scale: float, dropout: float) -> Tensor:
+    seed = torch.randint(2**62, ()) if dropout > 0.0 else None
+    if torch.compiler.is_compiling():
+        return torch.ops.longspan.differential_attention(*arguments, seed, scale, dropout)
+    kernel = fast_path(_CHUNKED)
+    assert kernel is not None
+    return kernel(*arguments, seed, scale, dropout)
 
 
 def visible_keys(

@@ -22,15 +22,8 @@ from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
-from longspan.ops.torch.gated_attention_tiles import (
-    TILE_QUERIES,
-    Settings,
-    attention_weights,
-    tile_scores,
-    tiled_attention,
-    toeplitz_matrix,
-)
-from longspan.ops.torch.matmul import batched_matmul
+from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.modes import is_traced
 
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
 
@@ -91,8 +84,83 @@ def rotate(vector: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class Settings(NamedTuple):
+    """What attention needs besides tensors.
+
+    Attributes:
+        activation: `"softmax"`, `"laplace"` or `"relu2"`.
+        causal: A query sees its own and earlier positions only.
+        offset: Position of the first query, where keys have the positions 0 … S − 1.
+        centre: Index of distance 0 in the table of a Toeplitz bias.
+        dropout: Probability with which a weight is dropped.
+        seed: Of the dropout of the first tile.
+    """
+
+    activation: str
+    causal: bool
+    offset: int
+    centre: int
+    dropout: float
+    seed: int
+
+
+def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *, first: int = 0) -> Tensor:
+    """Activation of the scores; 0 where a key may not be seen.
+
+    Args:
+        scores: (..., T, S).
+        mask: (..., ≥ S), True = a key that may be seen.
+        settings: See `Settings`.
+        first: Index of the first of these queries.
+
+    Returns:
+        (..., T, S).
+    """
+    visible = _visible(scores, mask, settings, first)
+    if settings.activation == "softmax":
+        return _masked_softmax(scores, visible, some_rows_empty=mask is not None)
+    weights = _laplace(scores) if settings.activation == "laplace" else F.relu(scores).square()
+    return weights if visible is None else weights.masked_fill(~visible, 0.0)
+
+
+def _visible(scores: Tensor, mask: Tensor | None, settings: Settings, first: int) -> Tensor | None:
+    """Which scores count, broadcastable to (..., T, S); None for all."""
+    queries, keys = scores.shape[-2:]
+    visible = None if mask is None else mask[..., None, :keys]
+    if not settings.causal or settings.offset + first + 1 >= keys:
+        return visible
+    row, column = (torch.arange(size, device=scores.device) for size in (queries, keys))
+    reached = column <= row.unsqueeze(1) + (settings.offset + first)
+    return reached if visible is None else visible & reached
+
+
+def _masked_softmax(scores: Tensor, visible: Tensor | None, *, some_rows_empty: bool) -> Tensor:
+    if visible is None:
+        return torch.softmax(scores, dim=-1)
+    weights = torch.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
+    return weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0) if some_rows_empty else weights
+
+
+def _laplace(scores: Tensor) -> Tensor:
+    """½ (1 + erf((x − √½) √(2π))), in float32 at least: near x = 0 the sum cancels to a hundredth."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return (0.5 + 0.5 * torch.erf((wide - math.sqrt(0.5)) * math.sqrt(2.0 * math.pi))).to(scores.dtype)
+
+
+def toeplitz_matrix(table: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+    """The matrix table[start + j − i] of a shape (T, S)."""
+    rows, columns = shape
+    if torch.compiler.is_compiling():  # `unfold` would fix the length of a traced graph
+        row, column = (torch.arange(size, device=table.device) for size in (rows, columns))
+        return table[start + column - row.unsqueeze(1)]
+    return table[start - rows + 1 : start + columns].unfold(0, columns, 1).flip(0)
+
+
 #: rows from which on a rotary bias is added to the scores: it is small against them, and costs less than wider keys
 _MANY_ROWS = 4
+
+
+_TILED = "gated_attention_tiles.tiled_attention"
 
 
 class _Request(NamedTuple):
@@ -103,7 +171,9 @@ class _Request(NamedTuple):
 def _tiled_why_not(request: _Request) -> str | None:
     if request.return_weights:
         return "it keeps no attention weights"
-    return "a traced graph cannot hold its loop over tiles" if request.tracing else None
+    if request.tracing:
+        return "a traced graph cannot hold its loop over tiles"
+    return None if fast_path(_TILED) is not None else NOT_AVAILABLE
 
 
 GATED_ATTENTION: Dispatcher[_Request] = Dispatcher(
@@ -170,21 +240,24 @@ def gated_attention(
         seed = int(torch.randint(2**62, ())) if chosen == "tiled" and dropout > 0.0 else 0
         settings = Settings(activation, causal, offset, centre, dropout, seed)
         if chosen == "tiled":
-            return tiled_attention(query, key, value, table, mask, settings).to(dtype), None
+            tiled = fast_path(_TILED)
+            assert tiled is not None
+            return tiled(query, key, value, table, mask, settings).to(dtype), None
         if table is not None:
             matrix = toeplitz_matrix(table, centre - offset, shape)
         key = key.transpose(1, 2)
         scores = torch.bmm(query, key) if matrix is None else torch.baddbmm(matrix, query, key)
         weights = attention_weights(scores, mask, settings)
-        output = batched_matmul(F.dropout(weights, dropout, training=dropout > 0.0), value)
+        product = (None if is_traced(weights) else fast_path("matmul.batched_matmul")) or torch.bmm
+        output = product(F.dropout(weights, dropout, training=dropout > 0.0), value)
         return output.to(dtype), weights.to(dtype) if return_weights else None
 
 
 def _choose(implementation: str, query: Tensor, key: Tensor, return_weights: bool) -> str:
-    tracing = torch.compiler.is_compiling()
+    tracing = is_traced(query)
     if implementation == "auto" and not tracing and not return_weights:
-        queries, scores = query.shape[1], query.shape[0] * query.shape[1] * key.shape[1]
-        implementation = "tiled" if queries > TILE_QUERIES and scores > tile_scores(query.device) else "eager"
+        pays_off = fast_path("gated_attention_tiles.pays_off")
+        implementation = "tiled" if pays_off is not None and pays_off(query, key) else "eager"
     return GATED_ATTENTION.choose(implementation, _Request(return_weights, tracing), tracing=tracing)
 
 

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
+from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.modes import is_traced as is_traced
 from longspan.ops.torch.shapes import check_shape
 from longspan.ops.torch.sliding_window_blocked import BLOCK_ROWS, blocked_attention, num_blocks
-from longspan.ops.torch.sliding_window_chunked import chunked_attention
 from longspan.ops.torch.sliding_window_flex import flex_attention, why_not_flex
 
 
@@ -58,6 +59,7 @@ class Request:
 
 
 _WEIGHTS = "attention weights are returned by 'blocked' only"
+_CHUNKED = "sliding_window_chunked.chunked_attention"
 
 
 def _why_not_flex(request: Request) -> str | None:
@@ -69,7 +71,7 @@ def _why_not_chunked(request: Request) -> str | None:
         return _WEIGHTS
     if request.tracing:
         return "its loop over the length cannot be part of a traced graph or of a torch.func transform"
-    return None
+    return None if fast_path(_CHUNKED) is not None else NOT_AVAILABLE
 
 
 #: "auto" tries these in order
@@ -132,7 +134,9 @@ def sliding_window_attention(
         )[0]
     if chosen == "flex":
         return flex_attention(query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra)
-    return chunked_attention(
+    chunked = fast_path(_CHUNKED)
+    assert chunked is not None
+    return chunked(
         query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout
     )
 
@@ -205,16 +209,6 @@ def weights_by_offset(weights: Tensor, *, left: int, right: int, length: int) ->
     skewed = F.pad(span.flatten(-2), (0, rows)).unflatten(-1, (rows, rows + width))
     in_order = torch.cat((extra, skewed[..., :width]), dim=-1)
     return in_order.reshape(batch, heads, blocks * rows, num_extra + width)[:, :, :length]
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """True inside torch.compile, torch.export, torch.jit.trace and transforms of torch.func."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]  # not exported by its stubs
-        or torch._C._are_functorch_transforms_active()
-        or type(tensor) not in (Tensor, torch.nn.Parameter)
-    )
 
 
 def _check(

@@ -18,8 +18,7 @@ from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
 from longspan.models.registry import get_model_class
-from longspan.nn.torch.prepacking import prepacked_weights
-from longspan.ops.torch.prepacked import MOST_BYTES
+from longspan.nn.torch.prepacking import MOST_BYTES, prepacked_weights
 from longspan.pipelines.backends import Inputs, longest_input
 from longspan.tasks import TASKS
 from longspan.to_long import to_long

@@ -1,4 +1,4 @@
-"""Running a chunked layer of MEGA over one part of a long sequence at a time.
+"""Running a chunked layer of MEGA over one part of a long sequence at a time, instead of calling `MegaBlock`.
 
 In chunks, only the damped average reaches beyond a part, and it does so through its state. Parts that fit into a CPU's
 cache make the time of inference proportional to the length, and keep what a layer needs besides its input small.
@@ -13,10 +13,29 @@ from torch import Tensor
 
 from longspan.models.mega.torch_layers import EmaFlow, MegaBlock, MegaLayerExtras
 from longspan.models.mega.torch_plan import MegaPlan
+from longspan.nn.torch.plain import is_plain
 from longspan.ops.torch.damped_ema import backward_state_before
 
 #: about how many tokens of a batch are read at a time
 SPAN_TOKENS = 4096
+
+
+def run_layer_in_spans(
+    layer: MegaBlock, hidden_states: Tensor, plan: MegaPlan, *, overwrite: bool
+) -> tuple[Tensor, MegaLayerExtras] | None:
+    """What `layer(hidden_states, plan=plan)` gives, or None where it should be called.
+
+    Args:
+        layer: The layer.
+        hidden_states: (B, S, D).
+        plan: What all layers share.
+        overwrite: The result may take the place of the states.
+    """
+    span = span_length(layer, hidden_states, plan)
+    if span is None or not is_plain(layer):
+        return None
+    hidden_states = hidden_states if overwrite else hidden_states.clone()
+    return hidden_states, run_in_spans(layer, hidden_states, plan, span)
 
 
 def span_length(layer: MegaBlock, hidden_states: Tensor, plan: MegaPlan) -> int | None:
@@ -28,7 +47,6 @@ def span_length(layer: MegaBlock, hidden_states: Tensor, plan: MegaPlan) -> int 
         or layer.training
         or layer.mega_layer.ema_gate.truncation is not None
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
     )
     if whole_only or plan.chunk_size is None:
         return None

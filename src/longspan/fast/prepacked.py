@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: bytes of weights up to which a second copy is made unasked
-MOST_BYTES = 2**30
 #: rows of a product that the order is for; those of fewer rows are served as well
 _ROWS = 512
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from longspan.ops.torch import token_blocks
-from longspan.ops.torch.token_blocks import add_in_token_blocks, in_token_blocks
+from longspan.fast import token_blocks
+from longspan.fast.token_blocks import apply_in_token_blocks
+from longspan.nn.torch.apply import tokenwise
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 4), (2, 64, 4), (3, 100, 4), (1, 1000, 4)])
@@ -18,7 +19,7 @@ def test_blocks_change_nothing(monkeypatch, shape):
 
     states = torch.randn(shape)
     with torch.no_grad():
-        result = in_token_blocks(function, states, width=16)
+        result = apply_in_token_blocks(function, states, width=16)
     tokens = shape[0] * shape[1]
     assert sizes == [64] * (tokens // 64) + ([tokens % 64] if tokens % 64 else [])
     assert torch.allclose(result, function(states), atol=1e-6)
@@ -31,7 +32,7 @@ def test_gradients_go_through_one_call():
         calls.append(x.shape)
         return x * 2
 
-    in_token_blocks(function, states, width=10**6).sum().backward()
+    tokenwise(function, states, owner=torch.nn.Identity(), width=10**6).sum().backward()
     assert calls == [states.shape]
     assert (states.grad == 2).all()
 
@@ -42,13 +43,13 @@ def test_a_sum_in_blocks(monkeypatch, shape):
     states = torch.randn(shape).transpose(0, 1)
     expected = states + states.sin()
     with torch.no_grad():
-        result = add_in_token_blocks(torch.sin, states.clone(), states, width=16)
+        result = apply_in_token_blocks(torch.sin, states, width=16, residual=states.clone())
     assert torch.equal(result, expected)
 
 
 def test_a_sum_with_gradients_leaves_the_states():
     states = torch.randn(1, 5000, 4, requires_grad=True)
     kept = states.detach().clone()
-    add_in_token_blocks(torch.sin, states, states, width=10**6).sum().backward()
+    tokenwise(torch.sin, states, owner=torch.nn.Identity(), width=10**6, residual=states).sum().backward()
     assert torch.equal(states.detach(), kept)
     torch.testing.assert_close(states.grad, 1 + kept.cos())

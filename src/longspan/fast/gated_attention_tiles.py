@@ -1,4 +1,4 @@
-"""Scores and weights of MEGA's attention, all at once or tile by tile.
+"""Attention of MEGA tile by tile, in the place of `longspan.ops.torch.gated_attention.weighted_sum`.
 
 Axes: R rows (batch × chunks), T queries, S keys, Z width of queries and keys, V width of values.
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from longspan.ops.torch.matmul import matmul
+from longspan.fast.matmul import matmul
+from longspan.ops.torch.gated_attention import Settings, attention_weights, toeplitz_matrix
 
 #: most queries of a tile
 TILE_QUERIES = 256
@@ -31,81 +32,15 @@ _TILE_SCORES = {"cpu": 2**20}
 _TILE_SCORES_ELSEWHERE = 2**26
 
 
-class Settings(NamedTuple):
-    """What attention needs besides tensors.
-
-    Attributes:
-        activation: `"softmax"`, `"laplace"` or `"relu2"`.
-        causal: A query sees its own and earlier positions only.
-        offset: Position of the first query, where keys have the positions 0 … S − 1.
-        centre: Index of distance 0 in the table of a Toeplitz bias.
-        dropout: Probability with which a weight is dropped.
-        seed: Of the dropout of the first tile.
-    """
-
-    activation: str
-    causal: bool
-    offset: int
-    centre: int
-    dropout: float
-    seed: int
+def pays_off(query: Tensor, key: Tensor) -> bool:
+    """True if the scores of queries (R, T, Z) and keys (R, S, Z) are more than a tile holds."""
+    queries, scores = query.shape[1], query.shape[0] * query.shape[1] * key.shape[1]
+    return queries > TILE_QUERIES and scores > tile_scores(query.device)
 
 
 def tile_scores(device: torch.device) -> int:
     """About how many scores a tile should hold."""
     return _TILE_SCORES.get(device.type, _TILE_SCORES_ELSEWHERE)
-
-
-def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *, first: int = 0) -> Tensor:
-    """Activation of the scores; 0 where a key may not be seen.
-
-    Args:
-        scores: (..., T, S).
-        mask: (..., ≥ S), True = a key that may be seen.
-        settings: See `Settings`.
-        first: Index of the first of these queries.
-
-    Returns:
-        (..., T, S).
-    """
-    visible = _visible(scores, mask, settings, first)
-    if settings.activation == "softmax":
-        return _masked_softmax(scores, visible, some_rows_empty=mask is not None)
-    weights = _laplace(scores) if settings.activation == "laplace" else F.relu(scores).square()
-    return weights if visible is None else weights.masked_fill(~visible, 0.0)
-
-
-def _visible(scores: Tensor, mask: Tensor | None, settings: Settings, first: int) -> Tensor | None:
-    """Which scores count, broadcastable to (..., T, S); None for all."""
-    queries, keys = scores.shape[-2:]
-    visible = None if mask is None else mask[..., None, :keys]
-    if not settings.causal or settings.offset + first + 1 >= keys:
-        return visible
-    row, column = (torch.arange(size, device=scores.device) for size in (queries, keys))
-    reached = column <= row.unsqueeze(1) + (settings.offset + first)
-    return reached if visible is None else visible & reached
-
-
-def _masked_softmax(scores: Tensor, visible: Tensor | None, *, some_rows_empty: bool) -> Tensor:
-    if visible is None:
-        return torch.softmax(scores, dim=-1)
-    weights = torch.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
-    return weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0) if some_rows_empty else weights
-
-
-def _laplace(scores: Tensor) -> Tensor:
-    """½ (1 + erf((x − √½) √(2π))), in float32 at least: near x = 0 the sum cancels to a hundredth."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return (0.5 + 0.5 * torch.erf((wide - math.sqrt(0.5)) * math.sqrt(2.0 * math.pi))).to(scores.dtype)
-
-
-def toeplitz_matrix(table: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
-    """The matrix table[start + j − i] of a shape (T, S)."""
-    rows, columns = shape
-    if torch.compiler.is_compiling():  # `unfold` would fix the length of a traced graph
-        row, column = (torch.arange(size, device=table.device) for size in (rows, columns))
-        return table[start + column - row.unsqueeze(1)]
-    return table[start - rows + 1 : start + columns].unfold(0, columns, 1).flip(0)
 
 
 class _Tile(NamedTuple):

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.generation.torch_lean import StepRequest, is_plain
+from longspan.fast.few_rows import FewRowsLinear, FewRowsNorm, one_query_scores, one_query_values
+from longspan.fast.token_step import is_plain_step, joined, packs
+from longspan.generation.torch_lean import StepRequest
 from longspan.models.longt5.torch_decoder import (
     LongT5CrossAttention,
     LongT5Decoder,
@@ -28,10 +30,9 @@ from longspan.models.longt5.torch_layers import (
     LongT5LayerNorm,
     RelativeBuckets,
 )
+from longspan.models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5ForConditionalGeneration
 from longspan.nn.torch.cache import EncoderDecoderCache
 from longspan.nn.torch.growing_cache import GrowingCache
-from longspan.nn.torch.linear import Linear
-from longspan.ops.torch.few_rows import FewRowsLinear, FewRowsNorm, one_query_scores, one_query_values
 
 _PARTS = (
     LongT5Decoder,
@@ -45,7 +46,6 @@ _PARTS = (
     LongT5DenseGatedActDense,
     LongT5LayerNorm,
     RelativeBuckets,
-    Linear,
     nn.Linear,
     nn.Embedding,
     nn.Dropout,
@@ -65,7 +65,7 @@ class LongT5Step:
     def __init__(self, model: Any, cache: EncoderDecoderCache, request: StepRequest) -> None:
         decoder, config = model.decoder, model.config
         weight = model.lm_head.weight
-        packed, rows = request.packs(_weights(model)), request.rows
+        packed, rows = packs(request, _weights(model)), request.rows
         self.embed = decoder.embed_tokens
         self.layers = [_LayerStep(block, cache, packed=packed, rows=rows) for block in decoder.block]
         self.norm = FewRowsNorm(decoder.final_layer_norm.weight, decoder.final_layer_norm.eps)
@@ -87,8 +87,9 @@ class LongT5Step:
             return None
         if source is not None and (source.dim() != 2 or not bool((source != 0).any(dim=1).all())):
             return None
-        modules = (model, *model.decoder.modules(), model.lm_head)
-        return cls(model, cache, request) if is_plain(modules, (type(model), *_PARTS)) else None
+        if not is_plain_step(model, (model.decoder, model.lm_head), _PARTS):
+            return None
+        return cls(model, cache, request)
 
     def __call__(self, tokens: Tensor, *, past: int, position_ids: Tensor | None) -> Tensor:
         """Ids (R,) behind `past` tokens -> logits (R, V); positions are relative."""
@@ -120,9 +121,7 @@ class _LayerStep:
         self.activation, self.is_gated = dense.activation, isinstance(dense, LongT5DenseGatedActDense)
 
         def linear(*projections: Any) -> FewRowsLinear:
-            return FewRowsLinear(
-                [p.weight for p in projections], [p.bias for p in projections], packed=packed, rows=rows
-            )
+            return joined(projections, packed=packed, rows=rows)
 
         self.project, self.merge = linear(attention.q, attention.k, attention.v), linear(attention.o)
         self.ask, self.merge_source = linear(to_source.q), linear(to_source.o)

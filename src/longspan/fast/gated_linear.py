@@ -1,4 +1,7 @@
-"""The linear layer."""
+"""Linear layers and gated products as functions of their input, for many calls in a row.
+
+They replace calls of `nn.Linear`, and activation(gate(x)) ∘ up(x).
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longspan.nn.torch.hooks import is_watched
-from longspan.ops.torch.matmul import linear, linear_function
-from longspan.ops.torch.sliding_window import is_traced
-
-
-class Linear(nn.Linear):
-    """`torch.nn.Linear` with the faster of two kernels; see `longspan.ops.torch.matmul`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return linear(input, self.weight, self.bias)
+from longspan.fast.matmul import linear_function
+from longspan.nn.torch.plain import is_plain
+from longspan.ops.torch.modes import is_traced
 
 
 def as_function(layer: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
-    """The layer as a function of its input, for many calls in a row: what can be known before is looked up once.
+    """The layer as a function of its input: what can be known before is looked up once.
 
     Args:
         layer: A linear layer, or what an adapter put in its place; that, and a layer that somebody looks into, stays
             as it is.
         like: What the inputs are like, (..., in).
     """
-    plain = _unwatched(layer)
+    plain = _plain_linear(layer)
     return layer if plain is None else linear_function(like, plain.weight, plain.bias)
 
 
-def _unwatched(layer: nn.Module) -> Linear | None:
-    """The layer, if it is a `Linear` of ours and nobody looks into it: then its parameters are all that it is."""
-    return layer if type(layer) is Linear and not is_watched(layer) else None
+def _plain_linear(layer: nn.Module) -> nn.Linear | None:
+    return layer if type(layer) is nn.Linear and is_plain(layer) else None
 
 
 def gated_linear(
@@ -51,7 +45,7 @@ def gated_linear(
         activation: Function of single numbers.
         like: What the inputs are like, (..., in).
     """
-    raised, plain = as_function(up, like), _unwatched(gate)
+    raised, plain = as_function(up, like), _plain_linear(gate)
     if plain is None:
         return lambda states: activation(gate(states)) * raised(states)
     is_silu = activation is F.silu

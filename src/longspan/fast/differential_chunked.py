@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from longspan.ops.torch.matmul import batched_matmul
+from longspan.fast.few_rows import one_query_attention
+from longspan.fast.matmul import batched_matmul
 
 #: size of the block of scores, and its fewest rows
 BLOCK_BYTES = 8 * 2**20
@@ -43,24 +44,26 @@ def chunked_attention(
     key: Tensor,
     value: Tensor,
     lam: Tensor,
-    *,
     position: Tensor | None,
     key_mask: Tensor | None,
     segment_ids: Tensor | None,
+    seed: Tensor | None,
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Differential attention in blocks of query rows; arguments as in `differential_attention`.
+    """Differential attention in blocks of query rows; arguments as in `differential_attention`, and a seed of dropout.
 
     Returns:
         (B, S, A/2, 2D).
     """
-    seed = torch.randint(2**62, ()) if dropout > 0.0 else None
-    arguments = (query, key, value, lam, position, key_mask, segment_ids, seed, scale, dropout)
-    if torch.compiler.is_compiling() or _needs_gradient(query, key, value, lam):
+    if _needs_gradient(query, key, value, lam):
+        arguments = (query, key, value, lam, position, key_mask, segment_ids, seed, scale, dropout)
         output: Tensor = torch.ops.longspan.differential_attention(*arguments)
         return output
-    return _forward(*arguments)
+    is_last = query.shape[2] == 1 and position is None and segment_ids is None and dropout == 0.0
+    if is_last and query.device.type == "cpu":
+        return one_query_attention(query, key, value, lam, key_mask=key_mask, scale=scale)
+    return _forward(query, key, value, lam, position, key_mask, segment_ids, seed, scale, dropout)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longspan.ops.torch.matmul import has_onednn, linear
+from longspan.fast.matmul import has_onednn, linear
 
 #: keys up to which attention of one half-precision query is faster in float32: CPUs compile their kernels for each
 #: number of keys, and widening is cheap
@@ -110,3 +110,39 @@ def one_query_values(weights: Tensor, value: Tensor) -> Tensor:
     if value.dtype != torch.float32 and value.shape[1] <= WIDENED_KEYS:
         return torch.bmm(weights, value.float()).to(value.dtype)
     return torch.bmm(weights.to(value.dtype), value)
+
+
+def one_query_attention(
+    query: Tensor, key: Tensor, value: Tensor, lam: Tensor, *, key_mask: Tensor | None, scale: float
+) -> Tensor:
+    """Differential attention of the last token, in few calls: while generating, they cost more than their work.
+
+    Args:
+        query: (B, A, 1, D).
+        key: (B, K, T, D).
+        value: (B, K, T, D).
+        lam: λ, a 0-d float32 tensor.
+        key_mask: (B, T), True = attend; None for all.
+        scale: Factor of the scores.
+
+    Returns:
+        (B, 1, A/2, 2D).
+    """
+    batch, num_maps, _, width = query.shape
+    num_kv, num_keys = key.shape[1:3]
+    group = num_maps // num_kv
+    kind, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, key, value = query.reshape(-1, group, width), key.flatten(0, 1), value.flatten(0, 1)  # B·K first
+    if num_keys <= WIDENED_KEYS:
+        query, key, value = query.to(wide), key.to(wide), value.to(wide)
+    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, num_maps, num_keys).to(wide) * scale
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None], torch.finfo(wide).min)
+    weights = scores.softmax(dim=-1)
+    if key_mask is not None:
+        weights = weights * key_mask.any(dim=1)[:, None, None]
+    first, second = weights.view(batch, 2, num_maps // 2, num_keys).unbind(1)
+    difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
+    both = torch.cat((difference, difference), dim=1).view(-1, group, num_keys)
+    context = torch.bmm(both, value).to(kind).view(batch, 2, num_maps // 2, width)
+    return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)

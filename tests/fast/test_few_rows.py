@@ -8,13 +8,13 @@ import torch
 from tests.oracle import differential as oracle
 from tests.tolerances import assert_close
 
-from longspan.ops.torch import matmul
-from longspan.ops.torch.differential import one_query_attention
-from longspan.ops.torch.few_rows import (
+from longspan.fast import matmul
+from longspan.fast.few_rows import (
     WIDENED_KEYS,
     FewRowsLinear,
     FewRowsNorm,
     can_pack,
+    one_query_attention,
     one_query_scores,
     one_query_values,
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from longspan.ops.torch.prepacked import prepacked
+from longspan.fast.prepacked import prepacked
 
 #: fewest rows of a product for which setting up the kernel pays off
 _MIN_ROWS = 32

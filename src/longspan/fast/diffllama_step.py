@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.generation.torch_lean import StepRequest, is_plain
+from longspan.fast.few_rows import FewRowsLinear, FewRowsNorm, one_query_attention
+from longspan.fast.token_step import is_plain_step, joined, packs
+from longspan.generation.torch_lean import StepRequest
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel
 from longspan.models.diffllama.torch_layers import (
     DiffLlamaAttention,
@@ -21,10 +23,8 @@ from longspan.models.diffllama.torch_layers import (
     DiffLlamaRMSNorm,
     DiffLlamaRotaryEmbedding,
 )
+from longspan.models.diffllama.torch_model import DiffLlamaForCausalLM as DiffLlamaForCausalLM
 from longspan.nn.torch.growing_cache import GrowingCache
-from longspan.nn.torch.linear import Linear
-from longspan.ops.torch.differential import one_query_attention
-from longspan.ops.torch.few_rows import FewRowsLinear, FewRowsNorm
 from longspan.ops.torch.rotary import apply_rotary
 
 _PARTS = (
@@ -34,7 +34,6 @@ _PARTS = (
     DiffLlamaMLP,
     DiffLlamaRMSNorm,
     DiffLlamaRotaryEmbedding,
-    Linear,
     nn.Linear,
     nn.Embedding,
     nn.ModuleList,
@@ -51,7 +50,7 @@ class DiffLlamaStep:
     """
 
     def __init__(self, model: Any, cache: GrowingCache, request: StepRequest) -> None:
-        packed = request.packs(_weights(model))
+        packed = packs(request, _weights(model))
         backbone = model.model
         self.embed, self.rotary = backbone.embed_tokens, backbone.rotary_emb
         self.dtype, self.mask = model.lm_head.weight.dtype, request.mask
@@ -70,7 +69,7 @@ class DiffLlamaStep:
         cache = request.cache
         if not isinstance(cache, GrowingCache) or model.config.attn_implementation not in ("auto", "chunked"):
             return None
-        return cls(model, cache, request) if is_plain(model.modules(), (type(model), *_PARTS)) else None
+        return cls(model, cache, request) if is_plain_step(model, (model.model, model.lm_head), _PARTS) else None
 
     def __call__(self, tokens: Tensor, *, past: int, position_ids: Tensor | None) -> Tensor:
         """Ids (R,) behind `past` tokens, at positions (R, 1), or at `past` if None -> logits (R, V)."""
@@ -109,9 +108,7 @@ class _LayerStep:
         self.head_norm = FewRowsNorm(factor, attention.eps)
 
         def linear(*projections: Any) -> FewRowsLinear:
-            return FewRowsLinear(
-                [p.weight for p in projections], [p.bias for p in projections], packed=packed, rows=rows
-            )
+            return joined(projections, packed=packed, rows=rows)
 
         self.project = linear(attention.q_proj, attention.k_proj, attention.v_proj)
         self.merge = linear(attention.o_proj)
