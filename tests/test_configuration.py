@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+import re
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import transformers
 
 from longspan import AutoConfig, BertConfig, PretrainedConfig
 from longspan.errors import CheckpointError, CheckpointNotFoundError, ConfigError, LongspanError
+from longspan.models import registry
+from longspan.models.registry import get_config_class
 
 SETTINGS = [
     {},
@@ -116,6 +120,11 @@ def test_aliases_and_dtype_spellings():
         ({"position_embedding_type": "rope"}, "position_embedding_type must be one of absolute, .*Received"),
         ({"add_cross_attention": True}, "add_cross_attention needs is_decoder=True. Received: add_cross"),
         ({"num_labels": 0}, "num_labels must be a positive integer. Received: num_labels=0"),
+        ({"pruned_heads": [1]}, r"pruned_heads must map layers to lists of heads. Received: pruned_heads=\[1\]"),
+        ({"pruned_heads": {"a": 1}}, "pruned_heads must map layers to lists of heads"),
+        ({"label2id": [1]}, r"label2id must map labels to ids. Received: label2id=\[1\]"),
+        ({"label2id": {"a": []}}, "label2id must map labels to ids"),
+        ({"id2label": {"0": ["a"]}}, "id2label must map ids to labels"),
         ({"id2label": {"a": "b"}}, "id2label must have integer keys. Received"),
         ({"id2label": ["a"]}, "id2label must be a dict. Received"),
         ({"chunk_size_feed_forward": -1}, r"chunk_size_feed_forward must be 0 \(no chunks\) or positive. Received"),
@@ -182,3 +191,40 @@ def test_attn_implementation_is_of_the_session_not_of_the_file(tmp_path):
     BertConfig(attn_implementation="eager").save_pretrained(tmp_path)
     assert "attn" not in (tmp_path / "config.json").read_text().replace("attention", "")
     assert BertConfig.from_pretrained(tmp_path).attn_implementation == "auto"
+
+
+FAMILIES = [get_config_class(name) for name in registry.FAMILIES]
+NUMBERS = [
+    (family, name)
+    for family in FAMILIES
+    for name, kind in get_type_hints(family).items()
+    if name in family._defaults and get_origin(kind) is not dict and {int, float} & {kind, *get_args(kind)}
+]
+
+
+@pytest.mark.parametrize(("family", "name"), NUMBERS, ids=lambda item: getattr(item, "__name__", item))
+def test_every_number_has_a_range(family, name):
+    """What a file may state: no NaN, nothing infinite, no size that no machine holds."""
+    for value in (float("nan"), float("inf"), -float("inf"), 1e308, 10**31, 10**400, -(10**31)):
+        with pytest.raises(ConfigError, match=f"{name} must"):
+            family(**{name: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_rules_that_came_with_the_ranges(family):
+    vocab_size = family().vocab_size
+    with pytest.raises(ConfigError, match=f"must lie in the vocabulary. Received: pad_token_id={vocab_size}"):
+        family(pad_token_id=vocab_size)
+    with pytest.raises(ConfigError, match="num_labels must be at most 1000000. Received: num_labels=1000000000"):
+        family(num_labels=10**9)
+    with pytest.raises(ConfigError, match="eos_token_id must be an id, or -1 for none. Received: eos_token_id=.3, -2."):
+        family(eos_token_id=[3, -2])
+
+
+@pytest.mark.parametrize("content", ['{"layer_norm_eps": -1}', '{"hidden_size": NaN}', '{"pruned_heads": {"a": [1]}}'])
+def test_an_error_in_a_file_names_the_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    for load in (BertConfig.from_pretrained, BertConfig.from_json_file):
+        with pytest.raises((ConfigError, CheckpointError), match=re.escape(str(path))):
+            load(path)

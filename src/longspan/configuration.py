@@ -20,17 +20,22 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.untrusted import read_json as read_json  # importers find it here
+from longspan.checkpoints.untrusted import reading
 from longspan.checkpoints.update import DirectoryUpdate
 from longspan.errors import ConfigError
+from longspan.ranges import Count, Number, Range, TokenId, ranges_in
 
 CONFIG_NAME = "config.json"
 #: the reference's names of attributes that are public here
 _REFERENCE_NAMES = {"_name_or_path": "name_or_path", "_attn_implementation": "attn_implementation"}
+#: most classes of a head
+MAX_LABELS = 1_000_000
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 #: keyword arguments of `from_pretrained` that say where the file is
@@ -74,19 +79,6 @@ def require(condition: bool, rule: str, **received: Any) -> None:
     if not condition:
         values = ", ".join(f"{name}={value!r}" for name, value in received.items())
         raise ConfigError(f"{rule}. Received: {values}")
-
-
-def require_positive(config: PretrainedConfig, *names: str) -> None:
-    """Check that each named setting of `config` is positive."""
-    for name in names:
-        require(getattr(config, name) > 0, f"{name} must be positive", **{name: getattr(config, name)})
-
-
-def require_probability(config: PretrainedConfig, *names: str) -> None:
-    """Check that each named setting of `config` is None or lies in [0, 1)."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or 0.0 <= value < 1.0, f"{name} must lie in [0, 1)", **{name: value})
 
 
 @dataclass_transform(kw_only_default=True)
@@ -178,10 +170,10 @@ class PretrainedConfig(Declared):
     dtype: str | None = None
     pruned_heads: dict[int, list[int]] = {}  # noqa: RUF012 - copied for each instance
     tie_word_embeddings: bool = True
-    chunk_size_feed_forward: int = 0
+    chunk_size_feed_forward: Number = 0
     is_encoder_decoder: bool = False
     is_decoder: bool = False
-    cross_attention_hidden_size: int | None = None
+    cross_attention_hidden_size: Count | None = None
     add_cross_attention: bool = False
     tie_encoder_decoder: bool = False
     architectures: list[str] | None = None
@@ -192,11 +184,11 @@ class PretrainedConfig(Declared):
     problem_type: str | None = None
     tokenizer_class: str | None = None
     prefix: str | None = None
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    sep_token_id: int | None = None
-    decoder_start_token_id: int | None = None
+    bos_token_id: TokenId | None = None
+    pad_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    sep_token_id: TokenId | None = None
+    decoder_start_token_id: TokenId | None = None
 
     if typing.TYPE_CHECKING:  # type checkers derive the constructor from the declared settings
         num_labels: int = 2
@@ -219,7 +211,8 @@ class PretrainedConfig(Declared):
             if self.dtype is None and torch_dtype is not None:
                 self.dtype = torch_dtype
             self._complete_labels(num_labels)
-            self.pruned_heads = {int(layer): list(heads) for layer, heads in self.pruned_heads.items()}
+            with _as("pruned_heads", "layers to lists of heads", self.pruned_heads):
+                self.pruned_heads = {int(layer): list(heads) for layer, heads in self.pruned_heads.items()}
             self.validate()
 
         @property
@@ -268,6 +261,13 @@ class PretrainedConfig(Declared):
             ConfigError: naming the rule and the value.
         """
         check_types(self)
+        vocab_size = vars(self).get("vocab_size")
+        require(
+            vocab_size is None or self.pad_token_id is None or self.pad_token_id < vocab_size,
+            "pad_token_id must lie in the vocabulary",
+            pad_token_id=self.pad_token_id,
+            vocab_size=vocab_size,
+        )
         require(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             f"problem_type must be one of {', '.join(PROBLEM_TYPES)}",
@@ -285,13 +285,15 @@ class PretrainedConfig(Declared):
             "num_labels must be a positive integer",
             num_labels=num_labels,
         )
+        require(num_labels <= MAX_LABELS, f"num_labels must be at most {MAX_LABELS}", num_labels=num_labels)
         if self.num_labels != num_labels:
             self.id2label = {index: f"LABEL_{index}" for index in range(num_labels)}
             self.label2id = {label: index for index, label in self.id2label.items()}
 
     def _complete_labels(self, num_labels: int | None) -> None:
         if self.id2label is None and self.label2id is not None and num_labels is None:
-            self.id2label = {index: label for label, index in self.label2id.items()}
+            with _as("label2id", "labels to ids", self.label2id):
+                self.id2label = {index: label for label, index in self.label2id.items()}
         if self.id2label is None:
             self._set_num_labels(2 if num_labels is None else num_labels)
             return
@@ -305,7 +307,8 @@ class PretrainedConfig(Declared):
                 f"num_labels={num_labels} gives way to id2label, which has {len(self.id2label)} labels", stacklevel=4
             )
         if self.label2id is None:
-            self.label2id = {label: index for index, label in self.id2label.items()}
+            with _as("id2label", "ids to labels", self.id2label):
+                self.label2id = {label: index for index, label in self.id2label.items()}
 
     # -- JSON -----------------------------------------------------------------------------------------------------
 
@@ -371,13 +374,14 @@ class PretrainedConfig(Declared):
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
         """Read one JSON file."""
-        return cls.from_dict(read_json(Path(json_file)))
+        path = Path(json_file)
+        with reading(path, "its settings"):
+            return cls.from_dict(read_json(path))
 
     @classmethod
     def get_config_dict(cls, name: str | os.PathLike[str], **source: Any) -> dict[str, Any]:
         """Content of the `config.json` of a directory, a hub repository, or of one JSON file."""
-        path = Path(name) if Path(name).is_file() else Source(name, **source).require(CONFIG_NAME)
-        return read_json(path)
+        return read_json(_config_file(name, source))
 
     @classmethod
     def from_pretrained(
@@ -403,8 +407,9 @@ class PretrainedConfig(Declared):
             ConfigError: the file belongs to another family, or an override is no setting.
         """
         source = source_arguments(kwargs)
-        content = cls.get_config_dict(pretrained_model_name_or_path, **source)
-        config = cls.from_dict(content)
+        path = _config_file(pretrained_model_name_or_path, source)
+        with reading(path, "its settings"):
+            config = cls.from_dict(read_json(path))
         config.name_or_path = str(pretrained_model_name_or_path)
         unused = {name: value for name, value in kwargs.items() if not config.has(name)}
         config.update({name: value for name, value in kwargs.items() if name not in unused})
@@ -443,6 +448,19 @@ class PretrainedConfig(Declared):
         return f"{type(self).__name__} {self.to_json_string()}"
 
 
+@contextmanager
+def _as(name: str, what: str, value: Any) -> Iterator[None]:
+    """Say which mapping a setting must be if it cannot be read as that."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError):
+        require(False, f"{name} must map {what}", **{name: value})
+
+
+def _config_file(name: str | os.PathLike[str], source: Mapping[str, Any]) -> Path:
+    return Path(name) if Path(name).is_file() else Source(name, **source).require(CONFIG_NAME)
+
+
 def _default_labels() -> dict[int, str]:
     return {0: "LABEL_0", 1: "LABEL_1"}
 
@@ -456,7 +474,7 @@ def _dtype_name(dtype: Any) -> str | None:
 
 
 def check_types(settings: Declared) -> None:
-    """Check that every declared setting is of its annotated type.
+    """Check that every declared setting is of its annotated type and in its annotated ranges.
 
     Raises:
         ConfigError: naming the setting, its type and the value.
@@ -464,6 +482,18 @@ def check_types(settings: Declared) -> None:
     for name, expected in _field_types(typing.cast(Any, type(settings))).items():
         value = getattr(settings, name)
         require(_fits(value, expected), f"{name} must be {_type_name(expected)}", **{name: value})
+    for name, bounds in _field_ranges(typing.cast(Any, type(settings))).items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            for bound in bounds if isinstance(number, int | float) and not isinstance(number, bool) else ():
+                rule = bound.broken_by(number)
+                require(rule is None, f"{name} {rule}", **{name: value})
+
+
+@functools.cache
+def _field_ranges(cls: Any) -> dict[str, tuple[Range, ...]]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: found for name in cls._defaults if (found := tuple(ranges_in(hints[name])))}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import torch
 
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.names import ParameterNames, Tied
-from longspan.checkpoints.report import LoadError, plan_load
+from longspan.checkpoints.report import LoadError, check_sizes, plan_load
 from longspan.errors import CheckpointError
 
 NAMES = ParameterNames(
@@ -107,3 +107,27 @@ def test_whole_numbers_are_no_weights(plan, dtype):
         plan(stored)
     counter = {"base.norm.num_batches_tracked": np.array(3), "head.bias": np.ones(2)}
     assert plan(counter, {"base.norm.num_batches_tracked": (), "head.bias": (2,)}).sources.keys() == counter.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "received"),
+    [
+        ({"layers": 10**9}, "num_layers=1000000000, width=3"),
+        ({"layers": 100}, "num_layers=100"),
+        ({"words": 2**31 - 1}, "vocab_size=2147483647, width=3"),
+        ({"width": 10**9}, "num_layers=2, width=1000000000"),
+    ],
+)
+def test_a_configuration_beyond_its_checkpoint_is_refused_before_anything_is_built(tmp_path, settings, received):
+    names = ParameterNames(sizes=(("vocab_size", "width"), ("num_layers", "width", "width")))
+    save_checkpoint(tmp_path, {"table": TABLE, "layer": TABLE})
+
+    def config(words=2, width=3, layers=2):
+        return SimpleNamespace(vocab_size=words, width=width, num_layers=layers)
+
+    with open_checkpoint(tmp_path) as reader:
+        check_sizes(reader, names, config())
+        check_sizes(reader, names, config(words=1000, layers=60))
+        check_sizes(reader, names, config(**settings), strict=False)
+        with pytest.raises(CheckpointError, match=rf"model.safetensors holds 12 values in 2 .* Received: {received}$"):
+            check_sizes(reader, names, config(**settings))

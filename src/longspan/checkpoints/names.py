@@ -53,6 +53,8 @@ class ParameterNames:
         optional: Module paths that some classes lack, such as `"decoder"` for an encoder-only class. Unlike a head,
             they are never started afresh: a class that has one needs it in the file.
         base_aliases: Other prefixes under which classes of the family store the same base model.
+        sizes: Settings whose product is a number of parameters that every model of the family has; together no more
+            than all. Those that end in `_layers` count layers.
     """
 
     base_prefix: str = ""
@@ -62,6 +64,7 @@ class ParameterNames:
     heads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     base_aliases: tuple[str, ...] = ()
+    sizes: tuple[tuple[str, ...], ...] = ()
 
     def active_ties(self, config: object | None) -> tuple[Tied, ...]:
         """The ties that hold under `config`."""

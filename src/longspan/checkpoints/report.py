@@ -26,6 +26,8 @@ from longspan.errors import CheckpointError
 
 #: lists longer than this are shown with runs of numbers folded, `layer.{0..11}.output.dense.weight`
 _FOLD_ABOVE = 20
+#: a model may have so many times the parameters of its checkpoint, and so many parameters and layers more
+_SPARE_RATIO, _SPARE, _SPARE_LAYERS = 4, 1 << 24, 64
 #: keys whose values are whole numbers: counters of batch normalisation
 _COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
 _OTHER_HEAD = "part of a head that this model lacks"
@@ -279,6 +281,39 @@ def plan_load(
         fresh=(*report.missing, *report.initialised, *(key for key, _, _ in mismatched)),
         report=report,
     )
+
+
+def check_sizes(reader: CheckpointReader, names: ParameterNames, config: object, *, strict: bool = True) -> None:
+    """Compare a configuration with a checkpoint before the model is built.
+
+    A file of a few bytes may ask for 10^9 layers or words. Whatever fits the checkpoint passes here; models up to a few
+    times its size do too, so that `plan_load` can list every key that differs.
+
+    Args:
+        reader: The open checkpoint.
+        names: Facts about the family, among them `sizes`.
+        config: The configuration.
+        strict: False, if the caller asked for a model that the checkpoint does not fit, checks nothing.
+
+    Raises:
+        CheckpointError: if the model would have many times the parameters or layers of the checkpoint.
+    """
+    if not strict:
+        return
+    held = sum(math.prod(entry.shape) for entry in reader.entries.values())
+    largest: dict[tuple[str, ...], int] = {
+        settings: math.prod(getattr(config, name) or 0 for name in settings) for settings in names.sizes
+    }
+    layers = {name for settings in names.sizes for name in settings if name.endswith("_layers")}
+    odd: list[str] = [name for name in layers if getattr(config, name) > len(reader.entries) + _SPARE_LAYERS]
+    if sum(largest.values()) > _SPARE_RATIO * held + _SPARE:
+        odd.extend(max(largest.items(), key=lambda item: item[1])[0])
+    if odd:
+        asked = ", ".join(f"{name}={getattr(config, name)}" for name in dict.fromkeys(odd))
+        raise CheckpointError(
+            f"The configuration must describe the model in the checkpoint. {reader.name} holds {held} values in "
+            f"{len(reader.entries)} tensors. Received: {asked}"
+        )
 
 
 def _conflicts(match: KeyMatch, reader: CheckpointReader) -> list[tuple[str, str]]:

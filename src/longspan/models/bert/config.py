@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from longspan.configuration import PretrainedConfig, require, require_positive, require_probability
+from longspan.configuration import PretrainedConfig, require
+from longspan.ranges import Count, Deviation, Epsilon, FewCount, Probability, TokenId
 
 POSITION_EMBEDDING_TYPES = ("absolute", "relative_key", "relative_key_query")
 
@@ -42,37 +43,26 @@ class BertConfig(PretrainedConfig):
 
     model_type: ClassVar[str] = "bert"
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: Count = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: FewCount = 12
+    num_attention_heads: FewCount = 12
+    intermediate_size: Count = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int | None = 0
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    max_position_embeddings: Count = 512
+    type_vocab_size: Count = 2
+    initializer_range: Deviation = 0.02
+    layer_norm_eps: Epsilon = 1e-12
+    pad_token_id: TokenId | None = 0
     position_embedding_type: str = "absolute"
     use_cache: bool = True
-    classifier_dropout: float | None = None
+    classifier_dropout: Probability | None = None
 
     def validate(self) -> None:
         """Check the rules of BERT's settings."""
         super().validate()
-        require_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        )
-        require_probability(self, "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             "num_attention_heads must divide hidden_size",

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from longspan.configuration import PretrainedConfig, require, require_positive, require_probability
+from longspan.configuration import PretrainedConfig, require
 from longspan.ops.rotary_tables import normalise, rotary_table
+from longspan.ranges import Count, Deviation, Epsilon, FewCount, Number, PositiveNumber, Probability, TokenId
 
 logger = logging.getLogger("longspan")
 
@@ -80,43 +81,31 @@ class DiffLlamaConfig(PretrainedConfig):
         "n_layers": "num_hidden_layers",
     }
 
-    vocab_size: int = 32000
-    hidden_size: int = 2048
-    intermediate_size: int = 8192
-    num_hidden_layers: int = 16
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
+    vocab_size: Count = 32000
+    hidden_size: Count = 2048
+    intermediate_size: Count = 8192
+    num_hidden_layers: FewCount = 16
+    num_attention_heads: FewCount = 32
+    num_key_value_heads: Number | None = None
     hidden_act: str | Callable[..., Any] = "silu"
-    max_position_embeddings: int = 2048
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-5
+    max_position_embeddings: Count = 2048
+    initializer_range: Deviation = 0.02
+    rms_norm_eps: Epsilon = 1e-5
     use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
+    pad_token_id: TokenId | None = None
+    bos_token_id: TokenId | None = 1
+    eos_token_id: TokenId | list[TokenId] | None = 2
     tie_word_embeddings: bool = False
-    rope_theta: float = 10000.0
+    rope_theta: PositiveNumber = 10000.0
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
-    attention_dropout: float = 0.0
-    lambda_std_dev: float = 0.1
-    head_dim: int | None = None
+    attention_dropout: Probability = 0.0
+    lambda_std_dev: Deviation = 0.1
+    head_dim: Number | None = None
 
     def validate(self) -> None:
         """Check the rules of DiffLlama's settings; fill in those that follow from others."""
         super().validate()
-        require_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-            "rms_norm_eps",
-            "rope_theta",
-        )
-        require_probability(self, "attention_dropout")
         self._validate_heads()
         self.rope_scaling = normalise(self.rope_scaling, head_dim=self.size_of_heads)
         self._validate_rope()

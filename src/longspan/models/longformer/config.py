@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from longspan.configuration import PretrainedConfig, require, require_positive, require_probability
+from longspan.configuration import PretrainedConfig, require
+from longspan.ranges import Count, Deviation, Epsilon, FewCount, Probability, TokenId, WindowSize
 
 
 class LongformerConfig(PretrainedConfig):
@@ -43,25 +44,25 @@ class LongformerConfig(PretrainedConfig):
     model_type: ClassVar[str] = "longformer"
     own_settings: ClassVar[frozenset[str]] = frozenset({"num_global_slots"})
 
-    attention_window: int | list[int] = 512
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    attention_window: WindowSize | list[WindowSize] = 512
+    vocab_size: Count = 30522
+    hidden_size: Count = 768
+    num_hidden_layers: FewCount = 12
+    num_attention_heads: FewCount = 12
+    intermediate_size: Count = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    max_position_embeddings: Count = 512
+    type_vocab_size: Count = 2
+    initializer_range: Deviation = 0.02
+    layer_norm_eps: Epsilon = 1e-12
     onnx_export: bool = False
-    num_global_slots: int = 64
-    sep_token_id: int | None = 2
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
+    num_global_slots: Count = 64
+    sep_token_id: TokenId | None = 2
+    pad_token_id: TokenId | None = 1
+    bos_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 2
 
     def window_of(self, layer: int) -> int:
         """Width of the attention window of a layer."""
@@ -75,17 +76,6 @@ class LongformerConfig(PretrainedConfig):
     def validate(self) -> None:
         """Check the rules of Longformer's settings."""
         super().validate()
-        require_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "type_vocab_size",
-            "num_global_slots",
-        )
-        require_probability(self, "hidden_dropout_prob", "attention_probs_dropout_prob")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             "num_attention_heads must divide hidden_size",

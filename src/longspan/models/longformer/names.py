@@ -12,4 +12,11 @@ NAMES = ParameterNames(
     ),
     ignorable=(r"\.embeddings\.(position_ids|token_type_ids)$",),
     heads=("longformer.pooler",),
+    sizes=(
+        ("vocab_size", "hidden_size"),
+        ("max_position_embeddings", "hidden_size"),
+        ("type_vocab_size", "hidden_size"),
+        ("num_hidden_layers", "hidden_size", "hidden_size"),
+        ("num_hidden_layers", "intermediate_size", "hidden_size"),
+    ),
 )

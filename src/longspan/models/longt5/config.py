@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from longspan.configuration import PretrainedConfig, require, require_positive, require_probability
+from longspan.configuration import PretrainedConfig, require
+from longspan.ranges import Count, Deviation, Epsilon, FewCount, Number, Probability, TokenId
 
 ENCODER_ATTENTION_TYPES = ("local", "transient-global")
 
@@ -53,26 +54,26 @@ class LongT5Config(PretrainedConfig):
         "head_dim": "d_kv",
     }
 
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_decoder_layers: int | None = None
-    num_heads: int = 8
-    local_radius: int = 127
-    global_block_size: int = 16
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-6
-    initializer_factor: float = 1.0
+    vocab_size: Count = 32128
+    d_model: Count = 512
+    d_kv: Count = 64
+    d_ff: Count = 2048
+    num_layers: FewCount = 6
+    num_decoder_layers: FewCount | None = None
+    num_heads: FewCount = 8
+    local_radius: Count = 127
+    global_block_size: Count = 16
+    relative_attention_num_buckets: Number = 32
+    relative_attention_max_distance: Number = 128
+    dropout_rate: Probability = 0.1
+    layer_norm_epsilon: Epsilon = 1e-6
+    initializer_factor: Deviation = 1.0
     feed_forward_proj: str = "relu"
     is_encoder_decoder: bool = True
     encoder_attention_type: str = "local"
     use_cache: bool = True
-    pad_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 1
+    pad_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 1
     is_gated_act: bool | None = None
     dense_act_fn: str | None = None
 
@@ -81,19 +82,6 @@ class LongT5Config(PretrainedConfig):
         super().validate()
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
-        require_positive(
-            self,
-            "vocab_size",
-            "d_model",
-            "d_kv",
-            "d_ff",
-            "num_layers",
-            "num_decoder_layers",
-            "num_heads",
-            "local_radius",
-            "global_block_size",
-        )
-        require_probability(self, "dropout_rate")
         require(
             self.encoder_attention_type in ENCODER_ATTENTION_TYPES,
             f"encoder_attention_type must be one of {', '.join(ENCODER_ATTENTION_TYPES)}",

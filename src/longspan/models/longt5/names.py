@@ -13,4 +13,10 @@ NAMES = ParameterNames(
     ignorable=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
     heads=("lm_head",),
     optional=("decoder",),
+    sizes=(
+        ("vocab_size", "d_model"),
+        ("num_layers", "d_model", "num_heads", "d_kv"),
+        ("num_layers", "d_model", "d_ff"),
+        ("relative_attention_num_buckets", "num_heads"),
+    ),
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from longspan.configuration import PretrainedConfig, require, require_positive, require_probability
+from longspan.configuration import PretrainedConfig, require
+from longspan.ranges import Count, Deviation, FewCount, Number, Probability, TokenId
 
 NORMALIZATION_TYPES = ("scalenorm", "layernorm", "rmsnorm", "batchnorm", "syncbatchnorm")
 ACTIVATIONS = ("silu", "relu", "linear", "gelu", "gelu_accurate")
@@ -72,44 +73,44 @@ class MegaConfig(PretrainedConfig):
     model_type: ClassVar[str] = "mega"
     #: MEGA's attention has one head; not a setting, but asked for by code that handles every family
 
-    vocab_size: int = 30522
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    intermediate_size: int = 256
-    ema_projection_size: int = 16
+    vocab_size: Count = 30522
+    hidden_size: Count = 128
+    num_hidden_layers: FewCount = 4
+    intermediate_size: Count = 256
+    ema_projection_size: Count = 16
     bidirectional: bool = True
-    shared_representation_size: int = 64
+    shared_representation_size: Count = 64
     use_chunking: bool = False
-    chunk_size: int = -1
-    truncation: int | None = None
+    chunk_size: Number = -1
+    truncation: Number | None = None
     normalize_before_mega: bool = True
     normalization_type: str = "scalenorm"
     norm_affine: bool = True
     activation: str = "silu"
     attention_activation: str = "softmax"
-    dropout_prob: float = 0.1
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    dropout_prob: Probability = 0.1
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
     use_feature_dropout: bool = False
     use_normalized_ffn: bool = True
-    nffn_hidden_size: int = 256
+    nffn_hidden_size: Count = 256
     normalize_before_ffn: bool = True
-    nffn_activation_dropout_prob: float = 0.1
-    max_positions: int = 2048
+    nffn_activation_dropout_prob: Probability = 0.1
+    max_positions: Count = 2048
     add_token_type_embeddings: bool = False
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    ema_delta_alpha_range: float = 0.2
-    ema_beta_range: float = 0.02
-    ema_gamma_omega_range: float = 1.0
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
+    type_vocab_size: Count = 2
+    initializer_range: Deviation = 0.02
+    ema_delta_alpha_range: Deviation = 0.2
+    ema_beta_range: Deviation = 0.02
+    ema_gamma_omega_range: Deviation = 1.0
+    pad_token_id: TokenId | None = 1
+    bos_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 2
     relative_positional_bias: str = "rotary"
-    classifier_dropout: float | None = None
+    classifier_dropout: Probability | None = None
     use_cache: bool = True
     add_lm_hidden_dense_layer: bool = True
-    num_attention_heads: int = 1
+    num_attention_heads: FewCount = 1
 
     @property
     def bias_positions(self) -> int:
@@ -121,26 +122,6 @@ class MegaConfig(PretrainedConfig):
         super().validate()
         require(
             self.num_attention_heads == 1, "num_attention_heads must be 1", num_attention_heads=self.num_attention_heads
-        )
-        require_positive(
-            self,
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "intermediate_size",
-            "ema_projection_size",
-            "shared_representation_size",
-            "nffn_hidden_size",
-            "max_positions",
-            "type_vocab_size",
-        )
-        require_probability(
-            self,
-            "dropout_prob",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "nffn_activation_dropout_prob",
-            "classifier_dropout",
         )
         self._validate_choices()
         self._validate_positions()

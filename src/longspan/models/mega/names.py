@@ -14,4 +14,10 @@ NAMES = ParameterNames(
     ),
     ignorable=(r"\.embedding_layer\.token_type_ids$", r"\.rel_pos_bias\._float_tensor$"),
     heads=("mega.pooler", "mega.layers.*.cross_attn"),
+    sizes=(
+        ("vocab_size", "hidden_size"),
+        ("num_hidden_layers", "hidden_size", "intermediate_size"),
+        ("num_hidden_layers", "hidden_size", "shared_representation_size"),
+        ("num_hidden_layers", "hidden_size", "ema_projection_size"),
+    ),
 )

@@ -16,7 +16,7 @@ from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import fill, tensors_to_save
 from longspan.checkpoints.names import ParameterNames
-from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
@@ -239,6 +239,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         model_kwargs = _constructor_arguments(cls, kwargs)
         resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
         with open_checkpoint(source) as reader:
+            check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             policy = _dtype_policy(dtype, resolved, reader)
             with skip_initialisation():
                 model = cls(resolved, *model_args, dtype=policy, **model_kwargs)

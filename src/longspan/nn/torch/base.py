@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from longspan.checkpoints.files import CheckpointReader, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
-from longspan.checkpoints.report import LoadReport
+from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.torch import StateDictReader, fill, is_skipping_init, skip_parameter_init, tie
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
@@ -188,6 +188,7 @@ class PreTrainedModel(ToolSupport):
         resolved = cls._resolve_config(config, pretrained_model_name_or_path, where, kwargs)
         source = None if pretrained_model_name_or_path is None else Source(pretrained_model_name_or_path, **where)
         with _open(source, state_dict, request) as reader, off_meta():
+            check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             target = _target_dtype(dtype if dtype is not None else torch_dtype, resolved, reader)
             with skip_parameter_init():
                 model = cls(resolved, *model_args, **model_kwargs)
