@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import transformers
@@ -105,3 +106,41 @@ def test_rules(settings, message):
 def test_no_setting_can_be_invented_later():
     with pytest.raises(ConfigError, match="generation has no setting 'beams'"):
         GenerationConfig().beams = 3
+
+
+class TestFiles:
+    """Files are read leniently, arguments strictly."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(**content):
+            path = tmp_path / "generation_config.json"
+            path.write_text(json.dumps(content))
+            return path
+
+        return write
+
+    def test_null_stands_for_the_default_or_for_nothing(self, write):
+        path = write(do_sample=None, use_cache=None, num_beams=None, forced_decoder_ids=None, top_k=None, max_length=9)
+        found = GenerationConfig.from_pretrained(path)
+        assert (found.do_sample, found.use_cache, found.num_beams, found.max_length) == (False, True, 1, 9)
+        assert found.top_k is None
+        with pytest.raises(ConfigError, match="do_sample must be bool. Received: do_sample=None"):
+            GenerationConfig(do_sample=None)
+
+    def test_keys_of_the_author_are_kept_and_logged_once(self, write, caplog):
+        path = write(max_length=9, my_note={"by": "me"}, forced_decoder_ids=None)
+        for _ in range(2):
+            found = GenerationConfig.from_pretrained(path, num_beams=2)
+        assert [record.message for record in caplog.records] == [
+            f"{path} holds keys that are no settings of generation; they are kept and have no effect: my_note"
+        ]
+        assert json.loads(found.to_json_string()) == {"max_length": 9, "my_note": {"by": "me"}, "num_beams": 2}
+        with pytest.raises(ConfigError, match="generation has no setting 'my_note'"):
+            GenerationConfig(my_note=1)
+
+    @pytest.mark.parametrize("content", [{"guidance_scale": 2.0}, {"max_length": 0}, {"temperature": "a"}])
+    def test_what_cannot_be_done_names_the_file(self, write, content):
+        path = write(**content)
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: {next(iter(content))} ")):
+            GenerationConfig.from_pretrained(path)

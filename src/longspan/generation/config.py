@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import logging
 import os
 import typing
 from collections.abc import Mapping
@@ -11,8 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.untrusted import reading
 from longspan.checkpoints.update import DirectoryUpdate
 from longspan.configuration import SOURCE_ARGUMENTS, Declared, PretrainedConfig, check_types, read_json, require
+
+logger = logging.getLogger("longspan")
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -163,12 +168,15 @@ class GenerationConfig(Declared):
 
         def __init__(self, **kwargs: Any) -> None:
             self._given = set()
+            self._extra = {}
             for name, default in self._defaults.items():
                 object.__setattr__(self, name, copy.deepcopy(default))
             self._assign(kwargs)
 
     #: settings that somebody chose, be it at their default; the others give way to a model's
     _given: set[str]
+    #: keys of a file that are no settings
+    _extra: dict[str, Any]
     EXTRA_OUTPUTS: ClassVar[tuple[str, ...]] = (
         "output_attentions",
         "output_hidden_states",
@@ -325,7 +333,7 @@ class GenerationConfig(Declared):
         content = {name: value for name, value in self.to_dict().items() if value != self._defaults[name]}
         if isinstance(self.sequence_bias, dict):
             content["sequence_bias"] = [[list(ids), bias] for ids, bias in self.sequence_bias.items()]
-        return content
+        return self._extra | content
 
     def to_json_string(self) -> str:
         """The text of `generation_config.json`."""
@@ -340,6 +348,35 @@ class GenerationConfig(Declared):
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> Self:
         """Make settings from plain data, with some of them changed."""
         return cls(**{**config_dict, **overrides})
+
+    @classmethod
+    def from_stored(cls, content: Mapping[str, Any], path: Path, **overrides: Any) -> Self:
+        """Make settings from the content of a file, which is read more leniently than arguments.
+
+        Null stands for the default where a setting cannot be None, and for the absence of one that longspan lacks. Keys
+        that are no settings are kept, written back, and logged once.
+
+        Args:
+            content: Content of the file.
+            path: The file, for messages.
+            **overrides: Settings to change.
+
+        Raises:
+            ConfigError: naming the file, if it asks for something that longspan does not do or a value breaks a rule.
+        """
+        hints = typing.get_type_hints(cls)
+        stored = {name: value for name, value in content.items() if name not in _METADATA}
+        known = {
+            name: value
+            for name, value in stored.items()
+            if cls.is_setting(name) and (value is not None or type(None) in typing.get_args(hints.get(name)))
+        }
+        with reading(path, "its settings of generation"):
+            config = cls.from_dict(known, **overrides)
+        config._extra = {n: value for n, value in stored.items() if value is not None and not cls.is_setting(n)}
+        if config._extra:
+            _log_unknown(str(path), ", ".join(sorted(config._extra))[:500])
+        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> Self:
@@ -357,7 +394,7 @@ class GenerationConfig(Declared):
         source = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
         path = Path(pretrained_model_name)
         file = path if path.is_file() else Source(pretrained_model_name, **source).require(GENERATION_CONFIG_NAME)
-        return cls.from_dict(read_json(file), **kwargs)
+        return cls.from_stored(read_json(file), file, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config: PretrainedConfig) -> Self:
@@ -382,6 +419,13 @@ class GenerationConfig(Declared):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+@functools.cache
+def _log_unknown(path: str, names: str) -> None:
+    logger.warning(
+        "%s holds keys that are no settings of generation; they are kept and have no effect: %s", path, names
+    )
 
 
 def _is_sequence(ids: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longspan.configuration import read_json
@@ -19,6 +20,7 @@ class StoredGenerationConfig:
     config: Any
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None
+    _generation_file: Path = Path(GENERATION_CONFIG_NAME)
     _derived: tuple[GenerationConfig, dict[str, Any]] | None = None
 
     @property
@@ -31,7 +33,8 @@ class StoredGenerationConfig:
         if self._generation_config is None:
             if self._stored_generation_config is None:
                 return self._follow_config()
-            self._generation_config = GenerationConfig.from_dict(self._stored_generation_config)
+            content, path = self._stored_generation_config, self._generation_file
+            self._generation_config = GenerationConfig.from_stored(content, path)
         return self._generation_config
 
     @generation_config.setter
@@ -59,7 +62,8 @@ class StoredGenerationConfig:
 
     def _load_extra(self, source: Source) -> None:
         path = source.find(GENERATION_CONFIG_NAME)
-        self._stored_generation_config = None if path is None else read_json(path)
+        if path is not None:
+            self._stored_generation_config, self._generation_file = read_json(path), path
 
     def _extra_files(self) -> dict[str, bytes]:
         try:
