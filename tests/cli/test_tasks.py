@@ -308,3 +308,15 @@ def test_errors_are_machine_readable(
     actual, out, err = cli(words[0], tmp_path / "a.txt", *words[1:], "--json")
     assert (actual, out) == (code, "")
     assert message in json.loads(err)["error"]["message"]
+
+
+def test_encodings_and_limits_are_said(cli: Any, models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("これは日本語の文章です。長い文書を読む。".encode("shift_jis"))
+    (tmp_path / "b.txt").write_bytes(b"x" * 2000)
+    output = tmp_path / "rows.jsonl"
+    code, out, err = cli("classify", tmp_path, "-m", models["classify"], "-o", output, "--limit", "bytes=1k")
+    assert code == 3
+    assert f"{tmp_path / 'a.txt'}: not UTF-8, read as cp932" in out
+    assert "larger than the limit of 1,024 bytes" in err
+    code, out, err = cli("classify", tmp_path / "a.txt", "-m", models["classify"])
+    assert (code, err.strip()) == (0, f"{tmp_path / 'a.txt'}: not UTF-8, read as cp932")

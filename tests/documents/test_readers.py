@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from longspan.documents.document import Document, LineMap, Problem
+from longspan.documents import isolated
+from longspan.documents.document import Document, LineMap, Problem, UnreadableError
 from longspan.documents.html import html_text
 from longspan.documents.kinds import kind_of
+from longspan.documents.limits import ReadLimits, parse_limits
 from longspan.documents.readers import ReadOptions, read_documents
-from longspan.documents.walk import SourceFile, find_files
+from longspan.documents.walk import Filters, SourceFile, find_files
+from longspan.errors import InputError
 
 
 def source(path: Path) -> SourceFile:
@@ -108,12 +112,43 @@ def test_html_text_and_its_source_lines():
 
 
 @pytest.mark.parametrize(
-    "markup", ["", "<", "<p", "&", "<script>never closed", "</p></p></script>", "<![CDATA[x", "a<b>c"]
+    "markup",
+    [
+        '<a b="',
+        "<a b='>' c",
+        "<!--",
+        "<![CDATA[x>y",
+        "</",
+        "<?x",
+        "",
+        "<",
+        "<p",
+        "&",
+        "<script>never closed",
+        "</p></p></script>",
+        "<![CDATA[x",
+        "a<b>c",
+    ],
 )
 def test_broken_html_is_read_as_far_as_it_goes(markup: str):
     text, lines = html_text(markup)
     assert len(lines.starts) == len(lines.numbers)
     assert "never closed" not in text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    ["<a ", "<!-- ", '<a b="', "<a b='>\"", '<a b=">"', "<![CDATA[", "<?", "</", "<!", "<script>", "&#", "=", "<a ="],
+)
+def test_html_takes_time_linear_in_its_length(markup: str):
+    start = time.process_time()
+    html_text(markup * 60_000)
+    assert time.process_time() - start < 4  # parsers that begin such searches anew take hours
+
+
+def test_html_stops_at_its_limit_of_time():
+    with pytest.raises(UnreadableError, match="takes longer than the limit of 0.0 seconds"):
+        html_text("<p>x" * 10, max_seconds=0.0)
 
 
 def test_html_files(tmp_path: Path):
@@ -155,6 +190,21 @@ def test_encrypted_pdf(tmp_path: Path):
     assert problem.reason == "encrypted PDF, needs a password"
 
 
+def test_a_worker_that_ended_is_replaced(tmp_path: Path):
+    pdf = write(tmp_path / "a.pdf", make_pdf(["text"]))
+    read(pdf)
+    (worker,) = isolated._idle
+    worker._process.kill()
+    worker._process.wait()
+    assert read(pdf)[0].text == "text"
+
+
+def test_a_pdf_that_takes_too_long(tmp_path: Path):
+    pdf = write(tmp_path / "a.pdf", make_pdf(["[" * 3000] * 3000))
+    (problem,) = read(pdf, limits=ReadLimits(seconds=1))
+    assert problem.reason == "takes longer than the limit of 1 seconds"
+
+
 def test_pdf_without_pypdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
     (problem,) = read(write(tmp_path / "a.pdf", make_pdf(["text"])))
@@ -185,18 +235,94 @@ def test_json_lines_with_marks_and_surrogates(tmp_path: Path):
     assert document.text == "a\ufffdb"
 
 
+def test_json_lines_follow_their_mark(tmp_path: Path):
+    text = '{"text": "naïve 日本語"}\n\n{"text": broken}\n{"text": "\U0001f600 b"}'
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"):
+        mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+        first, problem, last = read(write(tmp_path / "a.jsonl", (mark + text).encode(encoding)))
+        assert (first.text, last.text) == ("naïve 日本語", "\U0001f600 b"), encoding
+        assert (problem.line, problem.reason) == (3, "no valid JSON: Expecting value (column 10)")
+
+
+def test_xml_follows_its_declaration(tmp_path: Path):
+    markup = "<?xml version='1.0' encoding='{}'?><html><body><p>日本語</p></body></html>"
+    for name in ("a.xhtml", "a.xml"):
+        (document,) = read(write(tmp_path / name, markup.format("Shift_JIS").encode("shift_jis")))
+        assert "日本語" in document.text
+        assert document.notes == ()
+        (document,) = read(write(tmp_path / name, markup.format("undefined").encode()))
+        assert "日本語" in document.text
+
+
+def test_csv_in_other_encodings(tmp_path: Path):
+    table = "text,note\n“open—file”,5 €\n"
+    (document,) = read_tables(write(tmp_path / "a.csv", table.encode("cp1252")))
+    assert (document.text, document.notes) == ("“open—file”", ("not UTF-8, read as cp1252",))
+    rows = "text\n" + "plain words of a line, in a row of one cell\n" * 25_000 + "これは日本語の文章です。\n"
+    *_, last = read_tables(write(tmp_path / "b.csv", rows.encode("shift_jis")))
+    assert last.text == "これは日本語の文章です。"
+    (document,) = read_tables(write(tmp_path / "c.csv", table.encode("utf-16")))
+    assert (document.text, document.notes) == ("“open—file”", ())
+
+
+def read_tables(path: Path, **limits: int) -> list[Document | Problem]:
+    (file,) = find_files([path], Filters(tables=True)).files
+    return list(read_documents(file, ReadOptions(limits=ReadLimits(**limits))))
+
+
+def limited(path: Path, **limits: int) -> list[Document | Problem]:
+    return read(path, limits=ReadLimits(**limits))
+
+
 def test_limits(tmp_path: Path):
-    (problem,) = read(write(tmp_path / "a.txt", "x" * 101), max_bytes=100)
+    (problem,) = limited(write(tmp_path / "a.txt", "x" * 101), bytes=100)
     assert problem.reason == "larger than the limit of 100 bytes"
-    lines = '{"text": "a"}\n' + '{"text": "' + "x" * 100 + '"}\n{"text": "b"}\n'
-    first, problem = read(write(tmp_path / "a.jsonl", lines), max_bytes=100)
-    assert first.text == "a"
-    assert (problem.reason, problem.line) == ("longer than the limit of 100 bytes", 2)
+    lines = '{"text": "a"}\n' + '{"text": "' + "x" * 1000 + '"}\n{"text": "b"}\n'
+    first, problem, last = limited(write(tmp_path / "a.jsonl", lines), record_bytes=100)
+    assert (first.text, last.text) == ("a", "b")
+    assert (problem.reason, problem.line) == ("longer than the limit of 100 bytes a record", 2)
+    wide = '{"text": "a", "x": [' + ",".join("0" * 50) + "]}"
+    (problem,) = limited(write(tmp_path / "b.jsonl", wide), cells=20)
+    assert (problem.reason, problem.line) == ("more values than the limit of 20 cells", 1)
+
+
+def test_digits_beyond_what_python_converts(tmp_path: Path):
+    lines = '{"text": "a"}\n{"text": "x", "n": ' + "9" * 5000 + '}\n{"text": "b"}\n'
+    first, problem, last = read(write(tmp_path / "a.jsonl", lines))
+    assert (first.text, last.text) == ("a", "b")
+    assert problem.reason.startswith("no valid JSON: Exceeds the limit (4300 digits)")
 
 
 def test_compressed_bombs_stop_at_the_limit(tmp_path: Path):
-    (problem,) = read(write(tmp_path / "a.txt.gz", gzip.compress(bytes(10_000_000))), max_bytes=1000)
-    assert problem.reason == "larger than the limit of 1,000 bytes"
+    path = write(tmp_path / "a.txt.gz", gzip.compress(bytes(10_000_000)))
+    assert limited(path, bytes=1000)[0].reason == "larger than the limit of 1,000 bytes"
+    rows = b"text\n" + b"x\n" * 1_000_000
+    path = write(tmp_path / "a.csv.gz", gzip.compress(rows))
+    allowed = 10 * path.stat().st_size
+    (problem,) = read_tables(path, bytes=1000, expansion=10)
+    assert problem.reason == f"larger than the limit of {allowed:,} bytes"
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 100_000))
+    *documents, problem = limited(path, bytes=1000, expansion=10)
+    assert all(document.text == "x" for document in documents)
+    assert problem.reason == f"larger than the limit of {10 * path.stat().st_size:,} bytes"
+
+
+def test_limits_of_rows_and_pages(tmp_path: Path):
+    (problem,) = read_tables(write(tmp_path / "a.csv", "text\n" + "x" * 200), record_bytes=100)
+    assert (problem.reason, problem.line) == ("longer than the limit of 100 bytes a record", 2)
+    (problem,) = read_tables(write(tmp_path / "b.csv", "text" + "," * 30 + "\nx\n"), cells=20)
+    assert problem.reason == "more cells in a row than the limit of 20 cells"
+    (problem,) = limited(write(tmp_path / "a.pdf", make_pdf(["a", "b", "c"])), pages=2)
+    assert problem.reason == "has 3 pages, above the limit of 2 pages"
+
+
+def test_limits_of_a_command_line():
+    assert parse_limits(["bytes=1.5k", "seconds=7"]) == ReadLimits(bytes=1536, seconds=7)
+    assert parse_limits([]) == ReadLimits()
+    with pytest.raises(InputError, match="A limit must be NAME=NUMBER, of bytes, record_bytes, .*. Received: size=3"):
+        parse_limits(["size=3"])
+    with pytest.raises(InputError, match="A limit must be at least 1. Received: pages=0"):
+        parse_limits(["pages=0"])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Framework, Json, Model, Quiet
+from longspan.cli.options import Device, Dtype, Framework, Json, Limit, Model, Quiet
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def embed(
     text_field: Annotated[
         str, typer.Option(help="Field of jsonl records that holds the text.", rich_help_panel=_FILES)
     ] = "text",
+    limit: Limit = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Reuse what earlier runs finished, or start over.")
     ] = True,
@@ -101,6 +102,7 @@ def embed(
     Texts longer than the model are cut into overlapping windows of tokens; nothing is cut off unless --on-long says so.
     The index keeps each window's vector, text, characters and lines.
     """
+    from longspan.documents.limits import parse_limits
     from longspan.documents.readers import ReadOptions
     from longspan.documents.walk import Filters
     from longspan.embeddings.embed_files import EmbedOptions, embed_files
@@ -111,7 +113,7 @@ def embed(
     check_output(output)
     options = EmbedOptions(
         filters=Filters(tuple(include or ()), tuple(exclude or ()), follow_links),
-        read=ReadOptions(text_field=text_field),
+        read=ReadOptions(text_field, parse_limits(limit or ())),
         on_long=cast("OnLong", on_long),
         overlap=overlap,
         normalize=normalize,

@@ -18,5 +18,13 @@ Device = Annotated[
     typer.Option(help="Device, such as cpu or cuda; default the first accelerator.", rich_help_panel="Model"),
 ]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16 ...", rich_help_panel="Model")]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="What a file may cost: bytes, record_bytes, expansion, cells, pages, seconds, memory (bytes=256M).",
+        rich_help_panel="Files",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Write nothing but errors and results.")]
 Json = Annotated[bool, typer.Option("--json", help="Write results, and errors, as JSON.")]

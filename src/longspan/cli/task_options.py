@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Framework, Json, Quiet
+from longspan.cli.options import Device, Dtype, Framework, Json, Limit, Quiet
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def _shared(
     exclude: Exclude = None,
     text_field: TextField = "text",
     input_format: InputFormat = "txt",
+    limit: Limit = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     strict: Strict = False,
@@ -175,7 +176,13 @@ def _shared(
         output,
         model={"model": model, "framework": framework, "device": device, "dtype": dtype},
         settings={"batch_tokens": batch_tokens, "on_long": on_long, "stride": stride, "max_length": max_length},
-        files={"include": include, "exclude": exclude, "text_field": text_field, "input_format": input_format},
+        files={
+            "include": include,
+            "exclude": exclude,
+            "text_field": text_field,
+            "input_format": input_format,
+            "limit": limit or (),
+        },
         resume=resume,
         overwrite=overwrite,
         strict=strict,
@@ -193,7 +200,7 @@ class TaskCall:
         output: File to write, or None for the standard output.
         model: Arguments of the pipeline.
         settings: Options of every task.
-        files: `include`, `exclude`, `text_field` and `input_format`.
+        files: `include`, `exclude`, `text_field`, `input_format` and `limit`.
         resume: Go on where an interrupted run stopped.
         overwrite: Replace an output that exists.
         strict: Stop at the first problem.
@@ -214,6 +221,7 @@ class TaskCall:
 
     def run(self, asked: Asked) -> None:
         """Do it, print what was done, and leave with exit code 3 if something was left out."""
+        from longspan.documents.limits import parse_limits
         from longspan.documents.readers import ReadOptions
         from longspan.documents.walk import Filters
         from longspan.pipelines.file_tasks import open_task
@@ -226,7 +234,7 @@ class TaskCall:
         filters = Filters(tuple(self.files["include"] or ()), tuple(self.files["exclude"] or ()), tables=True)
         options = RunOptions(
             filters=filters,
-            read=ReadOptions(text_field=self.files["text_field"]),
+            read=ReadOptions(self.files["text_field"], parse_limits(self.files["limit"])),
             extra=asked.extra,
             resume=self.resume,
             overwrite=self.overwrite,
@@ -262,15 +270,24 @@ class TaskCall:
         return [SourceFile(path, "-", kind, path.stat().st_size)], []
 
     def _summarize(self, report: RunReport) -> None:
+        notes = [f"{path}: {note}" for path, found in report.notes.items() for note in found]
         problems = [{"path": p.path, "line": p.line, "reason": p.reason} for p in report.problems]
         if self.as_json:
-            values = {"output": None if self.output is None else str(self.output),
-                      "documents": report.num_documents, "rows": report.num_rows, "problems": problems}  # fmt: skip
+            values = {
+                "output": None if self.output is None else str(self.output),
+                "documents": report.num_documents,
+                "rows": report.num_rows,
+                "problems": problems,
+                "notes": report.notes,
+            }
             typer.echo(json.dumps(values), err=self.output is None)
+        elif not self.quiet and self.output is None:
+            typer.echo("".join(f"{note}\n" for note in notes), err=True, nl=False)
         elif not self.quiet and self.output is not None:
             typer.echo(f"{self.output}: {report.num_documents:,} documents, {report.num_rows:,} rows")
             if problems:
                 typer.echo(f"{len(problems):,} left out (named above)")
+            typer.echo("".join(f"{note}\n" for note in notes), nl=False)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

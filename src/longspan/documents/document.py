@@ -19,6 +19,7 @@ from longspan.errors import InputError
 #: What the numbers of a `LineMap` count.
 Unit = Literal["line", "page"]
 
+_BLOCK_CHARACTERS = 1 << 20
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -70,11 +71,15 @@ class LineMap:
     @classmethod
     def of_text(cls, text: str) -> LineMap:
         r"""Lines of `text` itself. A line ends with `\n`, `\r\n` or a lone `\r`."""
-        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-        feeds = codes == ord("\n")
-        returns = codes == ord("\r")
-        returns[:-1] &= ~feeds[1:]
-        starts = np.concatenate([[0], np.flatnonzero(feeds | returns) + 1]).astype(np.int64)
+        parts = [np.zeros(1, np.int64)]
+        for start in range(0, len(text), _BLOCK_CHARACTERS):
+            block = text[start : start + _BLOCK_CHARACTERS + 1]  # one more, to see where a pair of ends is cut
+            codes = np.frombuffer(block.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+            feeds = codes == ord("\n")
+            returns = codes == ord("\r")
+            returns[:-1] &= ~feeds[1:]
+            parts.append(np.flatnonzero((feeds | returns)[:_BLOCK_CHARACTERS]) + start + 1)
+        starts = np.concatenate(parts)
         return cls(starts, np.arange(1, len(starts) + 1, dtype=np.int64))
 
     @classmethod

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any, cast
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
-from longspan.documents.decoding import Decoded, decode, html_encoding, python_encoding
+from longspan.documents.decoding import decode, marked_encoding
 from longspan.documents.document import Document, LineMap, Problem, UnreadableError, replace_surrogates
+from longspan.documents.encodings import markup_encoding, python_encoding
 from longspan.documents.html import html_text
-from longspan.documents.pdf import pdf_text
-from longspan.documents.tables import csv_records, parquet_records
+from longspan.documents.isolated import read_isolated
+from longspan.documents.limits import ReadLimits
+from longspan.documents.pdf import join_pages
+from longspan.documents.streams import open_content, open_file, read_content, text_lines, text_stream
+from longspan.documents.tables import csv_records
 from longspan.documents.walk import SourceFile
 
 _BLOCK_BYTES = 1 << 20
+#: How much longer than it was a file may be when its digest is taken.
+_MAX_GROWTH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -27,31 +34,35 @@ class ReadOptions:
     Attributes:
         text_field: Field of a JSON-lines record, or column of a table, that holds its text; `"a.b"` names a field of a
             nested object.
-        max_bytes: Largest file (but for JSON lines: line) that is read, after decompression.
+        limits: What reading a file may cost.
     """
 
     text_field: str = "text"
-    max_bytes: int = 512 << 20
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
 
 def file_digest(source: SourceFile) -> str:
     """Digest (BLAKE2b, 128 bits, hexadecimal) of a file's bytes; equal digests mean equal files.
 
     Raises:
-        UnreadableError: the file cannot be opened or read.
+        UnreadableError: the file cannot be opened or read, or has no end.
     """
     digest = hashlib.blake2b(digest_size=16)
+    num_bytes = 0
     try:
-        with source.path.open("rb") as file:
+        with open_file(source) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
+                num_bytes += len(block)
+                if num_bytes > source.size + _MAX_GROWTH_BYTES:
+                    raise UnreadableError("grows while it is read")
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
 def read_documents(source: SourceFile, options: ReadOptions | None = None) -> Iterator[Document | Problem]:
-    """Read the documents of one file: one for most kinds, one a record for JSON lines.
+    """Read the documents of one file: one for most kinds, one a record for JSON lines and tables.
 
     Args:
         source: The file.
@@ -63,11 +74,18 @@ def read_documents(source: SourceFile, options: ReadOptions | None = None) -> It
     options = options or ReadOptions()
     try:
         if source.kind == "jsonl":
-            yield from _read_json_lines(source, options)
-        elif source.kind in ("csv", "parquet"):
-            yield from _read_table(source, options)
+            yield from _of_records(source, options, _json_records(source, options.limits))
+        elif source.kind == "csv":
+            yield from _read_csv(source, options)
+        elif source.kind == "parquet":
+            rows = chain.from_iterable(read_isolated(source, options.limits))
+            yield from _of_records(source, options, enumerate(rows, start=1))
+        elif source.kind == "pdf":
+            (texts,) = read_isolated(source, options.limits)
+            text, pages = join_pages(texts)
+            yield Document(replace_surrogates(text), pages, unit="page")
         else:
-            yield _read_whole(source, _read_bytes(source, options.max_bytes))
+            yield _read_whole(source, options.limits)
     except UnreadableError as error:
         yield Problem(source.name, error.reason, error.line)
     except (OSError, EOFError, zlib.error) as error:
@@ -75,63 +93,75 @@ def read_documents(source: SourceFile, options: ReadOptions | None = None) -> It
         yield Problem(source.name, f"cannot be read: {reason}")
 
 
-def _read_whole(source: SourceFile, data: bytes) -> Document:
-    if source.kind == "pdf":
-        text, pages = pdf_text(data)
-        return Document(replace_surrogates(text), pages, unit="page")
-    if source.kind == "html":
-        decoded = decode(data, declared=html_encoding(data))
-        text, lines = html_text(decoded.text)
-        return Document(text, lines, notes=_notes(decoded))
-    decoded = decode(data, declared=python_encoding(data) if source.kind == "python" else None)
-    return Document(decoded.text, LineMap.of_text(decoded.text), notes=_notes(decoded))
+def _read_whole(source: SourceFile, limits: ReadLimits) -> Document:
+    data = read_content(source, limits.bytes)
+    is_html = source.kind == "html"
+    declared = python_encoding(data) if source.kind == "python" else markup_encoding(data, is_html=is_html)
+    decoded = decode(data, declared=declared)
+    notes = (decoded.note,) if decoded.note else ()
+    if is_html:
+        text, lines = html_text(decoded.text, max_seconds=limits.seconds)
+        return Document(text, lines, notes=notes)
+    return Document(decoded.text, LineMap.of_text(decoded.text), notes=notes)
 
 
-def _notes(decoded: Decoded) -> tuple[str, ...]:
-    return (f"not UTF-8, read as {decoded.encoding}",) if decoded.fallback else ()
-
-
-def _read_json_lines(source: SourceFile, options: ReadOptions) -> Iterator[Document | Problem]:
-    with _open(source) as file:
-        number = 0
-        while line := file.readline(options.max_bytes + 1):
-            number += 1
-            if len(line) > options.max_bytes:
-                raise UnreadableError(f"longer than the limit of {options.max_bytes:,} bytes", number)
-            if not line.strip():
-                continue
-            try:
-                record = _parse_record(line)
-                text = text_of_record(record, options.text_field)
-            except UnreadableError as error:
-                yield Problem(source.name, error.reason, number)
-            else:
-                yield Document(replace_surrogates(text), LineMap.constant(number), record=record)
-
-
-def _read_table(source: SourceFile, options: ReadOptions) -> Iterator[Document | Problem]:
-    data = _read_bytes(source, options.max_bytes)
-    records = csv_records(source.path.name, data) if source.kind == "csv" else parquet_records(data)
+def _of_records(
+    source: SourceFile, options: ReadOptions, records: Iterator[tuple[int, Any]], notes: tuple[str, ...] = ()
+) -> Iterator[Document | Problem]:
+    """A document for each record, given with its line or row; for what is no record, what is wrong with it."""
     for number, record in records:
         try:
-            if isinstance(record, str):
-                raise UnreadableError(record)
+            if isinstance(record, UnreadableError):
+                raise record
             text = text_of_record(record, options.text_field)
         except UnreadableError as error:
             yield Problem(source.name, error.reason, number)
         else:
-            yield Document(replace_surrogates(text), LineMap.constant(number), record=record)
+            yield Document(replace_surrogates(text), LineMap.constant(number), notes=notes, record=record)
 
 
-def _parse_record(line: bytes) -> Any:
+def _read_csv(source: SourceFile, options: ReadOptions) -> Iterator[Document | Problem]:
+    limits = options.limits
+    stream, note = text_stream(source, limits.unfolded(source.size))
+    with stream:
+        records = csv_records(source.path.name, text_lines(stream, limits.record_bytes), limits)
+        yield from _of_records(source, options, records, (note,) if note else ())
+
+
+def _json_records(source: SourceFile, limits: ReadLimits) -> Iterator[tuple[int, Any]]:
+    """The records of JSON lines, in UTF-8 unless a byte order mark says otherwise."""
+    with open_content(source, limits.unfolded(source.size)) as file:
+        encoding = marked_encoding(file.peek(4)[:4])[1] or "utf-8"
+        lines: Any = file
+        if encoding != "utf-8":
+            lines = io.TextIOWrapper(file, encoding[:6], "replace", newline="\n")
+        number = 0
+        while line := lines.readline(limits.record_bytes + 1):
+            number += 1
+            if len(line) > limits.record_bytes:
+                yield number, UnreadableError(f"longer than the limit of {limits.record_bytes:,} bytes a record")
+                while line and line[-1:] not in ("\n", b"\n"):
+                    line = lines.readline(limits.record_bytes)
+            elif line.strip():
+                yield number, _parse_record(line, limits)
+
+
+def _parse_record(line: bytes | str, limits: ReadLimits) -> Any:
+    """A record, or the error that says why it is none."""
     try:
-        return json.loads(line.decode("utf-8-sig").rstrip())
+        text = line if isinstance(line, str) else line.decode("utf-8-sig")
+        record = json.loads(text.lstrip("\ufeff").rstrip())
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"no valid UTF-8 (byte {error.start} of the line)") from error
+        return UnreadableError(f"no valid UTF-8 (byte {error.start} of the line)")
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"no valid JSON: {error.msg} (column {error.colno})") from error
-    except RecursionError as error:
-        raise UnreadableError("no valid JSON: nested too deeply") from error
+        return UnreadableError(f"no valid JSON: {error.msg} (column {error.colno})")
+    except ValueError as error:  # a number of more digits than Python converts
+        return UnreadableError(f"no valid JSON: {str(error).partition(';')[0]}")
+    except RecursionError:
+        return UnreadableError("no valid JSON: nested too deeply")
+    if len(text) > limits.cells and text.count(",") + text.count("[") > limits.cells:
+        return UnreadableError(f"more values than the limit of {limits.cells:,} cells")
+    return record
 
 
 def text_of_record(record: Any, text_field: str) -> str:
@@ -153,17 +183,3 @@ def text_of_record(record: Any, text_field: str) -> str:
     if not isinstance(value, str):
         raise UnreadableError(f"field {text_field!r} must be a string. Received: {type(value).__name__}")
     return value
-
-
-def _read_bytes(source: SourceFile, max_bytes: int) -> bytes:
-    with _open(source) as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise UnreadableError(f"larger than the limit of {max_bytes:,} bytes")
-    return data
-
-
-def _open(source: SourceFile) -> IO[bytes]:
-    if source.path.suffix.lower() == ".gz":
-        return cast("IO[bytes]", gzip.open(source.path, "rb"))
-    return source.path.open("rb")

@@ -64,11 +64,13 @@ class RunReport:
         num_documents: Documents with a result, those of earlier runs included.
         num_rows: Rows of the output.
         problems: What was left out.
+        notes: Remarks by file, such as an encoding that was assumed.
     """
 
     num_documents: int = 0
     num_rows: int = 0
     problems: list[Problem] = field(default_factory=list)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,8 @@ class TaskRun:
                 found = _refuse_empty(item, source)
                 entry = _Entry(source, (number, index + 1), record, found)
                 record += isinstance(item, Document)
+                if isinstance(item, Document) and item.notes:
+                    self.report.notes[source.name] = item.notes
                 if (number, index) < begin:
                     continue
                 block.append(entry)
