@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast ecosystem bench bench-kept-memory lint format docs clean
+.PHONY: demo test test-fast hardening ecosystem bench bench-kept-memory lint format docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python scripts/demo.py $(DOCS)
@@ -22,6 +22,11 @@ test-fast: $(VENV)/test.stamp
 # the tools of other projects on the models
 ecosystem: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ecosystem tests/ecosystem $(ARGS)
+
+# all cases of the batteries, and their figures in docs/reliability.md
+hardening: $(VENV)/test.stamp
+	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening $(ARGS)
+	$(BIN)/python scripts/reliability.py
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.harness $(ARGS)

@@ -14,7 +14,7 @@ from longspan.search.journal import Journal, Part, Slice, Step
 from longspan.search.npz import write_npz
 from longspan.search.parquet import write_parquet
 from longspan.search.passages import INTEGER_COLUMNS, FileRecord, IndexFileError, IndexInfo, Passages, PassageStore
-from longspan.search.writer import FinalFile, IndexWriter
+from longspan.search.writer import FinalFile, IndexWriter, lock_file
 
 DIMENSION = 6
 COUNTS = [3, 0, 5000, 17]
@@ -150,6 +150,66 @@ def test_damage(tmp_path: Path, everything: Passages, records: list[FileRecord],
     damage(tmp_path / name)
     with pytest.raises(IndexFileError, match=message):
         open_index(tmp_path / name)
+
+
+def _edit(values: dict, path: str, value: object) -> dict:
+    *keys, last = path.split(".")
+    inner = values
+    for key in keys:
+        inner = inner[int(key) if key.isdigit() else key]
+    inner[int(last) if last.isdigit() else last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("slices.0.0.0", "../../elsewhere", "must say where its passages are"),
+        ("slices.0.0.2", 2, "must say where its passages are. Received: .*0.txt has other passages"),
+        ("slices.0.0.1", -1, "must say where its passages are"),
+        ("slices.0", [[1]], "must say where its passages are"),
+        ("slices", None, "must say where its passages are"),
+        ("index.files.0.rows", -3, "An index must say what it holds"),
+        ("index.files.0.rows", "3", "An index must say what it holds"),
+        ("index.files.0.problems", 3, "An index must say what it holds"),
+        ("index.dimension", {}, "An index must say what it holds"),
+        ("index", [], "An index must say what it holds"),
+    ],
+)
+def test_edited_manifests(
+    tmp_path: Path, everything: Passages, records: list[FileRecord], path: str, value: object, message: str
+):
+    write(tmp_path / "out", everything, records)
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(json.dumps(_edit(json.loads(manifest.read_text()), path, value)))
+    with pytest.raises(IndexFileError, match=message):
+        open_index(tmp_path / "out")
+
+
+def test_vectors_of_npz_stay_on_disk_and_are_checked(tmp_path: Path, everything: Passages, records: list[FileRecord]):
+    path = tmp_path / "out.npz"
+    store = write(path, everything, records)
+    (_, block) = next(store.embedding_blocks())
+    assert isinstance(block.base, np.memmap) or isinstance(block, np.memmap)
+    data = bytearray(path.read_bytes())
+    at = data.index(everything.embedding[4000].tobytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IndexFileError, match="An index must be a whole npz file. Received: .*checksum of embedding"):
+        open_index(path)
+
+
+def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path: Path):
+    path = tmp_path / "work" / "lock"
+    path.parent.mkdir()
+    held = lock_file(path, tmp_path / "out")
+    with pytest.raises(IndexFileError, match="Only one run at a time may write an index. Another one is writing .*out"):
+        lock_file(path, tmp_path / "out")
+    path.unlink()
+    path.parent.rmdir()
+    lock_file(path, tmp_path / "out").close()
+    assert path.exists()
+    held.close()
 
 
 def test_missing_and_cut_shards(tmp_path: Path, everything: Passages, records: list[FileRecord]):

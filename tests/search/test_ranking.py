@@ -71,6 +71,19 @@ def test_equals_the_definition(seed: int, num_rows: int, top_k: int):
         np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in expected], rtol=0, atol=1e-6)
 
 
+def test_vectors_of_length_one_are_used_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    draw = np.random.default_rng(1)
+    vectors = draw.standard_normal((50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = Store(passages([(0, 3 * i, 3 * i + 2) for i in range(50)], vectors), [50])
+    expected = rank(store, vectors[:3], 5)
+    store.info.settings["normalized"] = True
+    monkeypatch.setattr(np, "einsum", None)  # no norm of a stored vector is taken
+    found = rank(store, vectors[:3], 5)
+    assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in expected]
+    assert found[0][0].score == pytest.approx(1.0, abs=1e-6)
+
+
 def test_equal_scores_come_in_the_order_of_the_index():
     store = Store(passages([(i, 0, 1) for i in range(40)], np.ones((40, 2), np.float32)), [40])
     assert [hit.row for hit in rank(store, np.ones((1, 2), np.float32), 25)[0]] == list(range(25))

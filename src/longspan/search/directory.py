@@ -8,11 +8,12 @@ from dataclasses import astuple
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from longspan.search.journal import Slice
+from longspan.search.journal import SHARD, Slice
 from longspan.search.passages import IndexFileError, IndexInfo, Passages
 from longspan.search.shards import ShardReader, atomic_write
 
@@ -34,6 +35,21 @@ def write_manifest(folder: Path, info: IndexInfo, slices: Sequence[Sequence[Slic
     values = {**_FORMAT, "index": info.to_json(), "slices": [[astuple(piece) for piece in parts] for parts in slices]}
     with atomic_write(folder / MANIFEST, folder / f"{MANIFEST}.partial") as file:
         file.write(json.dumps(values, indent=1).encode())
+
+
+def _slices_of(folder: Path, info: IndexInfo, values: Any) -> list[list[Slice]]:
+    """Where the passages of each file are; nothing outside `folder` is named."""
+    try:
+        slices = [[Slice(*piece) for piece in parts] for parts in values]
+        for record, parts in zip(info.files, slices, strict=True):
+            sizes = [piece.stop - piece.start for piece in parts if 0 <= piece.start < piece.stop]
+            if len(sizes) < len(parts) or sum(sizes) != record.rows or not all(SHARD.fullmatch(p.shard) for p in parts):
+                raise ValueError(f"{record.path} has other passages")
+    except (TypeError, ValueError) as error:
+        raise IndexFileError(
+            f"{MANIFEST} of an index must say where its passages are. Received: {folder} ({error})"
+        ) from error
+    return slices
 
 
 class DirectoryIndex:
@@ -60,8 +76,8 @@ class DirectoryIndex:
             raise IndexFileError(
                 f"An index folder must be written by `longspan embed`. Received: {folder}, which is not"
             )
-        self.info = IndexInfo.from_json(values["index"])
-        self.slices = [[Slice(*piece) for piece in parts] for parts in values["slices"]]
+        self.info = IndexInfo.from_json(values.get("index", {}))
+        self.slices = _slices_of(folder, self.info, values.get("slices"))
         self._pieces = [piece for parts in self.slices for piece in parts]
         sizes = (piece.stop - piece.start for piece in self._pieces)
         self._starts = np.fromiter(accumulate(sizes, initial=0), np.int64, len(self._pieces) + 1)

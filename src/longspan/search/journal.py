@@ -19,7 +19,8 @@ from longspan.search.passages import FileRecord, IndexFileError, Passages
 from longspan.search.shards import file_checksum, sync_folder, write_shard
 
 _VERSION = 1
-_SHARD_NAME = re.compile(r"\d{6,}\.safetensors")
+#: Names of shards.
+SHARD = re.compile(r"\d{6,12}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,9 @@ class Journal:
         sync_folder(self.folder)
 
     def _shard_paths(self) -> list[Path]:
-        return [path for path in self.shard_folder.iterdir() if _SHARD_NAME.fullmatch(path.name)]
+        return [
+            path for path in self.shard_folder.iterdir() if path.suffix == ".safetensors" and SHARD.fullmatch(path.stem)
+        ]
 
 
 def _read(path: Path, shard_folder: Path | None) -> tuple[dict[str, Any], list[Step], int]:

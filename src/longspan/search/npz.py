@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from longspan.search.shards import atomic_write
 
 _FORMAT = {"format": "longspan-index", "version": 1}
 _BLOCK_ROWS = 8192
+#: Bytes of a zip archive before the name of a member.
+_LOCAL_HEADER = 30
 #: Fixed date of every member, so that equal passages give equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -85,8 +89,8 @@ class NpzIndex:
                     )
                 self.info = IndexInfo.from_json(json.loads(str(arrays["metadata"]))["index"])
                 self._columns = {name: arrays[name] for name in INTEGER_COLUMNS}
-                self._embedding = arrays["embedding"]
                 self._text, self._text_ends = arrays["text"], arrays["text_ends"]
+            self._embedding = _map_member(path, "embedding.npy")
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
             if isinstance(error, IndexFileError):
                 raise
@@ -113,6 +117,31 @@ class NpzIndex:
         """First row and embeddings (n, D) of consecutive blocks."""
         for start in range(0, len(self._embedding), _BLOCK_ROWS):
             yield start, self._embedding[start : start + _BLOCK_ROWS]
+
+
+def _map_member(path: Path, name: str) -> npt.NDArray[np.float32]:
+    """An array of the archive by memory map, after its checksum was compared; members are stored, not compressed."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entry = archive.getinfo(name)
+        file.seek(entry.header_offset)
+        header = file.read(_LOCAL_HEADER)
+        file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
+        start = file.tell()
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        checksum, remaining = 0, entry.file_size
+        while block := file.read(min(1 << 20, remaining)):
+            checksum, remaining = zlib.crc32(block, checksum), remaining - len(block)
+        if checksum != entry.CRC:
+            raise ValueError(f"checksum of {name}")
+        file.seek(start)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran_order, dtype = read_header[np.lib.format.read_magic(file)](file)
+        if dtype != np.float32 or fortran_order or len(shape) != 2:
+            raise ValueError(f"{name} must be a matrix of float32")
+        if not np.prod(shape):
+            return np.empty(shape, np.float32)
+        return np.memmap(path, np.float32, "r", file.tell(), shape)
 
 
 def _write_member(

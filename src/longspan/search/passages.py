@@ -148,9 +148,21 @@ class IndexInfo:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> IndexInfo:
-        """The information that `to_json` gave."""
-        files = [FileRecord.from_json(record) for record in values["files"]]
-        return cls(values["settings"], values["dimension"], values["base"], files)
+        """The information that `to_json` gave.
+
+        Raises:
+            IndexFileError: the values are of another form.
+        """
+        try:
+            files = [FileRecord.from_json(record) for record in values["files"]]
+            info = cls(dict(values["settings"]), int(values["dimension"]), str(values["base"]), files)
+            if info.dimension < 1 or any(not isinstance(record.rows, int) or record.rows < 0 for record in files):
+                raise ValueError("sizes are whole numbers")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IndexFileError(
+                f"An index must say what it holds, as `longspan embed` wrote it. Received: other metadata ({error!r})"
+            ) from error
+        return info
 
 
 class PassageStore(Protocol):

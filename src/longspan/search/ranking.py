@@ -82,10 +82,14 @@ def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _scores(store: PassageStore, queries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Cosines (Q, N) of unit queries with every passage."""
+    """Cosines (Q, N) of unit queries with every passage; vectors that the index holds at length 1 stay as they are."""
     scores = np.empty((len(queries), store.info.num_passages), np.float32)
+    is_unit = store.info.settings.get("normalized") is True
     for start, block in store.embedding_blocks():
-        scores[:, start : start + len(block)] = queries @ unit_rows(block).T
+        part = scores[:, start : start + len(block)]
+        np.matmul(queries, block.T, out=part)
+        if not is_unit:
+            part /= np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)
     return scores
 
 

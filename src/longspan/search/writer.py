@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -126,10 +127,9 @@ class IndexWriter:
     # What earlier runs left
 
     def _load(self) -> None:
+        if not self._resume:
+            (self._folder / _JOURNAL).unlink(missing_ok=True)
         header = Journal.read_header(self._folder)
-        if header is not None and not self._resume:
-            (self._folder / _JOURNAL).unlink()
-            header = None
         if header is not None:
             self._check_settings(header["settings"], "The interrupted run that writes")
         fresh = not self._resume if header is None else header["fresh"]
@@ -215,13 +215,23 @@ def lock_file(path: Path, output: Path) -> IO[bytes]:
     Raises:
         IndexFileError: another run holds the lock.
     """
-    file = path.open("wb")
-    if fcntl is not None:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+        if fcntl is None:
+            return file
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.close()
             raise IndexFileError(
                 f"Only one run at a time may write an index. Another one is writing {output}"
             ) from error
-    return file
+        except OSError:  # a file system without locks
+            return file
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # the run that held it has removed it: what is locked is no longer there
