@@ -33,12 +33,22 @@ SUMMARIZE_EPILOG = f"""[bold]Examples[/bold]
 
 {EXIT_CODES}"""
 
+#: What holds where neither the model's files nor an option says anything.
+_DEFAULTS = {"max_new_tokens": 128, "num_beams": 1}
 _SEARCH = "How to choose words"
-_MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to write.")]
+_MaxNewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", help="Most tokens to write; default what the model's files say, else 128 or 256."),
+]
 _MinNewTokens = Annotated[int | None, typer.Option("--min-new-tokens", help="Fewest tokens to write.")]
 _MaxInput = Annotated[int | None, typer.Option("--max-input", help="Read only that many tokens of the input.")]
 _Beams = Annotated[
-    int, typer.Option("--num-beams", help="Candidates of beam search; 1 for none.", rich_help_panel=_SEARCH)
+    int | None,
+    typer.Option(
+        "--num-beams",
+        help="Candidates of beam search, 1 for none; default what the model's files say.",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 _Temperature = Annotated[
     float | None, typer.Option("--temperature", help="Sample; above 1 evens out.", rich_help_panel=_SEARCH)
@@ -64,11 +74,11 @@ def generate(
         list[Path] | None,
         typer.Option("--file", "-f", help="Read prompts from a file or folder; may be repeated."),
     ] = None,
-    max_new_tokens: _MaxNewTokens = 128,
+    max_new_tokens: _MaxNewTokens = None,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End at this text; may be repeated.")] = None,
-    num_beams: _Beams = 1,
+    num_beams: _Beams = None,
     temperature: _Temperature = None,
     top_k: _TopK = None,
     top_p: _TopP = None,
@@ -100,16 +110,17 @@ def generate(
         if stop and call.model["framework"] not in ("torch", "pt"):
             raise InputError(f"--stop needs --framework torch. Received: --framework {call.model['framework']}")
         if _has_encoder(call.model["model"]):
-            call.run(Asked("answer-text", settings))
+            call.run(Asked("answer-text", {**settings, "defaults": _DEFAULTS}))
         else:
-            call.run(Asked("continue", {**settings, "return_full_text": False}))
+            call.run(Asked("continue", {**settings, "return_full_text": False, "defaults": _DEFAULTS}))
         return
     if call.output is not None:
         raise InputError(
             f"--output takes what --file or the standard input holds. Received: a prompt and {call.output}"
         )
     text = _read(prompt, paths[0] if paths else None)
-    _Writer(**call.model).write(text, settings, max_input=max_input, as_json=call.as_json)
+    task = "text2text-generation" if _has_encoder(call.model["model"]) else "text-generation"
+    _Writer(task, call.model, {**settings, "defaults": _DEFAULTS}).write(text, max_input, as_json=call.as_json)
 
 
 @call_command(without=("stride",))
@@ -119,11 +130,16 @@ def summarize(
         list[Path] | None,
         typer.Argument(metavar="[PATHS]", help="Texts to summarise: files and folders; default stdin."),
     ] = None,
-    max_new_tokens: _MaxNewTokens = 256,
+    max_new_tokens: _MaxNewTokens = None,
     min_new_tokens: _MinNewTokens = None,
     max_input: _MaxInput = None,
-    prefix: Annotated[str, typer.Option("--prefix", help="Text before the input, such as 'summarize: '.")] = "",
-    num_beams: _Beams = 1,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--prefix", help="Text before the input, such as 'summarize: '; default as the model's files say."
+        ),
+    ] = None,
+    num_beams: _Beams = None,
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
     on_long: Annotated[
@@ -146,15 +162,17 @@ def summarize(
         num_beams=num_beams,
         repetition_penalty=repetition_penalty,
         no_repeat_ngram_size=no_repeat_ngram,
+        prefix=prefix,
+        defaults={**_DEFAULTS, "max_new_tokens": 256},
     )
     _refuse_without_encoder(call.model["model"], paths or [])
     if _is_table(call) or max_length is not None or on_long != "window":
         if max_input is not None:
             raise typer.BadParameter("give --max-length and --on-long truncate instead", param_hint="--max-input")
-        call.run(Asked("summarize", {**settings, "prefix": prefix}))
+        call.run(Asked("summarize", settings))
         return
-    text = prefix + _read_document(call.paths[0])
-    _Writer(**call.model).write(text, settings, max_input=max_input, as_json=call.as_json)
+    text = _read_document(call.paths[0])
+    _Writer("summarization", call.model, settings).write(text, max_input, as_json=call.as_json)
 
 
 def _is_table(call: TaskCall) -> bool:
@@ -227,41 +245,29 @@ def _settings(**given: Any) -> dict[str, Any]:
 
 
 class _Writer:
-    """A model with its tokenizer."""
+    """A task that writes one text."""
 
-    def __init__(self, model: str, *, device: str | None, dtype: str, framework: str) -> None:
-        if framework not in ("torch", "pt"):
-            raise InputError(f"One text is written with --framework torch, several with any. Received: {framework}")
-        import torch
+    def __init__(self, task: str, model: dict[str, Any], settings: dict[str, Any]) -> None:
+        if model["framework"] not in ("torch", "pt"):
+            raise InputError(
+                f"One text is written with --framework torch, several with any. Received: {model['framework']}"
+            )
+        from longspan import pipeline
 
-        from longspan import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        self._run = pipeline(task, **model, **settings)
 
-        self.has_encoder = _has_encoder(model)
-        kind = AutoModelForSeq2SeqLM if self.has_encoder else AutoModelForCausalLM
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = kind.from_pretrained(model, dtype=dtype, device_map=where)
-
-    def write(self, text: str, settings: dict[str, Any], *, max_input: int | None, as_json: bool) -> None:
+    def write(self, text: str, max_input: int | None, *, as_json: bool) -> None:
         """Generate, and print the text as it grows, or the whole of it at the end."""
         from longspan.generation.streamers import TextStreamer
 
-        ids = self._encode(text)[:max_input]
-        streams = not as_json and settings.get("num_beams", 1) == 1
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        rows = self.model.generate([ids], tokenizer=self.tokenizer, streamer=streamer, **settings)
+        run, tokenizer = self._run, self._run.tokenizer
+        ids = run.read(text)[:max_input]
+        streams = not as_json and (run.writing(run.settings).get("num_beams") or 1) == 1
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        [new] = run.write(ids, streamer=streamer)
         if streams:
             return
-        new = rows[0].tolist()[1 if self.has_encoder else len(ids) :]
-        written = self.tokenizer.decode(new, skip_special_tokens=True)
+        written = tokenizer.decode(new, skip_special_tokens=True)
         if as_json:
             written = json.dumps({"text": written, "num_input_tokens": len(ids), "num_new_tokens": len(new)})
         typer.echo(written)
-
-    def _encode(self, text: str) -> list[int]:
-        """Ids of a text; a prompt does not end with the token that ends texts."""
-        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
-        ends = {*self.model.generation_config.eos_token_ids, self.tokenizer.sep_token_id} - {None}
-        if not self.has_encoder and len(ids) > 1 and ids[-1] in ends:
-            return ids[:-1]
-        return ids

@@ -25,7 +25,14 @@ from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_task_model
 from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
-from longspan.pipelines.options import Options, device_name, dtype_name, load_tokenizer, resolve_framework
+from longspan.pipelines.options import (
+    Options,
+    device_name,
+    dtype_name,
+    load_tokenizer,
+    model_settings,
+    resolve_framework,
+)
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
 from longspan.pipelines.run.identity import add_checkpoint
 from longspan.pipelines.run.progress import Progress, progress_bar
@@ -76,10 +83,12 @@ class Pipeline(ABC):
         cache_dir: Hub cache to use.
         local_files_only: Never reach for the network.
         token: Access token of the hub.
+        config: Configuration to use instead of the stored one, or where to read it from.
+        model_kwargs: Settings of the configuration that win over the stored ones.
         **settings: Options of the task, which hold for each call that does not say otherwise.
 
     Attributes:
-        model: The model on its device; see `longspan.pipelines.backends.TaskModel`.
+        model: The model on its device; see `longspan.pipelines.backends.base.TaskModel`.
         tokenizer: The tokenizer.
         framework: The framework.
         options: Options of calls.
@@ -109,6 +118,8 @@ class Pipeline(ABC):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        config: Any = None,
+        model_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         self.options = self.options_class().updated(settings, self.task)
@@ -127,6 +138,7 @@ class Pipeline(ABC):
             device=device_name(device),
             dtype=dtype_name(dtype),
             attn_implementation=attn_implementation,
+            settings=model_settings(config, model_kwargs, model),
         )
         self._source: Source | None = source if isinstance(source, Source) else None
         self.tokenizer = load_tokenizer(source, tokenizer)

@@ -14,6 +14,8 @@ from longspan.pipelines.backends import framework_of
 from longspan.pipelines.long.splitter import OnLong
 from longspan.tokenization.auto import AutoTokenizer
 
+#: Arguments that say where a model is.
+_PLACE = ("revision", "cache_dir", "local_files_only", "token")
 _FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 _PADDINGS = ("True", "False", "longest", "max_length", "do_not_pad")
 
@@ -51,8 +53,8 @@ class Options:
 
         Args:
             settings: Options by name. The reference's words are understood too: `truncation=True` for
-                `on_long="truncate"`, `tokenizer_kwargs` and `tokenize_kwargs` with such words in them, and `padding`,
-                which changes no result.
+                `on_long="truncate"`, `tokenizer_kwargs` and `tokenize_kwargs` with such words in them, and `padding`
+                and `num_workers`, which change no result.
             task: Name of the task, for errors.
 
         Raises:
@@ -62,6 +64,7 @@ class Options:
         for name in ("tokenizer_kwargs", "tokenize_kwargs"):
             settings = {**(settings.pop(name, None) or {}), **settings}
         check_choice("padding", str(settings.pop("padding", False)), _PADDINGS)
+        settings.pop("num_workers", None)
         if "truncation" in settings:
             settings["on_long"] = _on_long(settings.pop("truncation"), settings.get("on_long", self.on_long))
         known = [field.name for field in fields(self)]
@@ -119,8 +122,70 @@ def dtype_name(dtype: Any) -> str | None:
     return None if dtype is None else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
 
+def reference_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a writing task without those of the reference that change nothing here.
+
+    Texts are returned unless `return_tensors` is True; `return_text` may say so too.
+
+    Raises:
+        InputError: nothing would be returned.
+    """
+    rest = dict(given)
+    rest.pop("num_workers", None)
+    return_text = rest.pop("return_text", None)
+    if return_text is False and not rest.get("return_tensors"):
+        raise InputError("return_text=False needs return_tensors=True. Received: return_text=False alone")
+    return rest
+
+
+def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline with those words of the reference that mean an argument of longspan put as that.
+
+    `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers` and `use_fast` change
+    nothing, for texts are tokenized beside the model by the Rust tokenizer always.
+
+    Raises:
+        InputError: `trust_remote_code` is True, or a number is none.
+    """
+    given = dict(arguments)
+    kwargs = dict(given.pop("model_kwargs", None) or {})
+    for name in ("dtype", "torch_dtype", "attn_implementation", *_PLACE):
+        if name in kwargs:
+            given.setdefault(name, kwargs.pop(name))
+    if kwargs:
+        given["model_kwargs"] = kwargs
+    if "torch_dtype" in given:
+        given.setdefault("dtype", given.pop("torch_dtype"))
+        given.pop("torch_dtype", None)
+    if given.pop("trust_remote_code", None):
+        raise InputError(
+            "longspan has every model's code in itself and runs none of a checkpoint. Received: trust_remote_code=True"
+        )
+    workers = given.pop("num_workers", None)
+    if workers is not None and not (isinstance(workers, int) and workers >= 0):
+        raise InputError(f"num_workers must be a whole number, at least 0. Received: num_workers={workers!r}")
+    given.pop("use_fast", None)
+    return given
+
+
+def model_settings(config: Any, overrides: Mapping[str, Any] | None, model: Any) -> dict[str, Any]:
+    """Further arguments of `from_pretrained`: a configuration, and settings that win over the stored ones.
+
+    Raises:
+        InputError: they are given with a loaded model, which they would not change.
+    """
+    given = {**({} if config is None else {"config": config}), **(overrides or {})}
+    if given and not isinstance(model, str | os.PathLike):
+        raise InputError(f"{next(iter(given))} goes with the name of a model. Received: a {type(model).__name__}")
+    return given
+
+
 def load_tokenizer(source: Source | Any, tokenizer: Any) -> Any:
-    """The tokenizer that is given, or named, or that of the checkpoint `source`."""
+    """The tokenizer that is given, or named (also as `(name, options)`), or that of the checkpoint `source`."""
+    if isinstance(tokenizer, tuple):
+        if len(tokenizer) != 2 or not isinstance(tokenizer[1], Mapping):
+            raise InputError(f"A tokenizer may be given as (name, options). Received: tokenizer={tokenizer!r}")
+        return AutoTokenizer.from_pretrained(tokenizer[0], **tokenizer[1])
     if isinstance(tokenizer, str | os.PathLike):
         return AutoTokenizer.from_pretrained(tokenizer)
     if tokenizer is not None:

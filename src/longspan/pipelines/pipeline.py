@@ -8,6 +8,7 @@ from typing import Any
 
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
+from longspan.pipelines.options import constructor_words
 
 #: task -> module here and class
 _TASKS = {
@@ -48,7 +49,8 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
         model: Directory or hub repository, or a loaded model of longspan. Only zero-shot classification has a default.
         tokenizer: A tokenizer, or where to load one from; default the model's.
         **arguments: See `longspan.pipelines.base.Pipeline` for `framework`, `device`, `dtype` and others, and the
-            task's class for its options, which here hold for every call.
+            task's class for its options, which here hold for every call. The reference's `torch_dtype`, `model_kwargs`,
+            `num_workers`, `use_fast` and `trust_remote_code=False` are understood.
 
     Returns:
         The pipeline: a function of inputs.
@@ -64,6 +66,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
         >>> tag = pipeline("ner", "./my-model", aggregation_strategy="simple", on_long="window")  # doctest: +SKIP
         >>> entities = tag(open("book.txt").read())  # doctest: +SKIP
     """
+    arguments = constructor_words(arguments)
     if model is None and task != "zero-shot-classification":
         raise InputError("model must be named: a directory, a hub repository or a loaded model. Received: model=None")
     if task is None:

@@ -12,14 +12,12 @@ from longspan.errors import InputError
 from longspan.pipelines.long.rows import RowTemplate
 from longspan.pipelines.run.progress import Progress
 from longspan.pipelines.text_generation import (
-    Settings,
+    LEAST,
     Text2TextGenerationOptions,
     Text2TextGenerationPipeline,
+    Writing,
     WritingOptions,
 )
-
-#: Settings that bound the length of what is written from below.
-_LEAST = ("min_length", "min_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,9 @@ class SummarizationPipeline(Text2TextGenerationPipeline):
     options_class: ClassVar[type[WritingOptions]] = SummarizationOptions
     key = "summary"
 
-    def _run(
-        self, texts: list[str], options: SummarizationOptions, settings: Settings, progress: Progress
-    ) -> list[Any]:
+    def _run(self, texts: list[str], options: SummarizationOptions, writing: Writing, progress: Progress) -> list[Any]:
         if options.on_long != "window":
-            return super()._run(texts, options, settings, progress)
+            return super()._run(texts, options, writing, progress)
         num_special, limit = RowTemplate(self._fast).num_special, self._limit(options)
         results: list[Any] = [None] * len(texts)
         short, rows = [], []
@@ -90,41 +86,41 @@ class SummarizationPipeline(Text2TextGenerationPipeline):
                 short.append(index)
                 rows.append(self._wrap(prefix + ids))
             else:
-                plan = _make_plan(prefix, capacity, options.stride, _budget(settings))
-                written = self._summarize(ids, plan, settings, progress)
+                plan = _make_plan(prefix, capacity, options.stride, _budget(writing))
+                written = self._summarize(ids, plan, writing, progress)
                 results[index] = [self._record_parts(parts, options) for parts in written]
-        for index, sequences in zip(short, self._generate(rows, settings, progress), strict=True):
+        for index, sequences in zip(short, self._generate(rows, writing, progress), strict=True):
             results[index] = [self._record(sequence, options) for sequence in sequences]
         return results
 
-    def _summarize(self, ids: list[int], plan: _Plan, settings: Settings, progress: Progress) -> list[list[list[int]]]:
+    def _summarize(self, ids: list[int], plan: _Plan, writing: Writing, progress: Progress) -> list[list[list[int]]]:
         """Ids of each part of the summaries of a text, as many summaries as `num_return_sequences` says."""
         if len(ids) <= plan.capacity:
-            return [[one] for one in self._generate([self._wrap(plan.prefix + ids)], settings, progress)[0]]
+            return [[one] for one in self._generate([self._wrap(plan.prefix + ids)], writing, progress)[0]]
         windows = plan_windows(len(ids), plan.capacity, plan.stride)
         rows = [self._wrap(plan.prefix + ids[start:stop]) for start, stop in windows]
         parts = [
             [token for token in sequences[0] if token not in self._special]
-            for sequences in self._generate(rows, _settings_of_parts(settings, plan.share), progress)
+            for sequences in self._generate(rows, _writing_of_parts(writing, plan.share), progress)
         ]
-        if sum(map(len, parts)) <= plan.budget and int(settings.get("num_return_sequences") or 1) == 1:
+        if sum(map(len, parts)) <= plan.budget and int(writing.get("num_return_sequences") or 1) == 1:
             return [parts]
-        return self._summarize(self._as_text(parts, len(ids) - 1), plan, settings, progress)
+        return self._summarize(self._as_text(parts, len(ids) - 1), plan, writing, progress)
 
     def _as_text(self, parts: list[list[int]], most: int) -> list[int]:
         """Summaries as the tokens of one text: read again, or as they were written if that gives too many."""
-        [read] = tokenize(self._fast, [self._joined(parts)], with_offsets=False)
+        [read] = tokenize(self._fast, [self._joined(parts, WritingOptions())], with_offsets=False)
         together = [token for part in parts for token in part]
         is_alike = 0 < len(read.ids) <= min(most, len(together) + len(parts))  # a blank more for each part
         return read.ids.tolist() if is_alike else together
 
-    def _joined(self, parts: Sequence[list[int]]) -> str:
-        return " ".join(self._decode(part).strip() for part in parts)
+    def _joined(self, parts: Sequence[list[int]], options: WritingOptions) -> str:
+        return " ".join(self._decode(part, options).strip() for part in parts)
 
     def _record_parts(self, parts: list[list[int]], options: WritingOptions) -> dict[str, Any]:
         if len(parts) == 1 or options.return_tensors:
             return self._record([token for part in parts for token in part], options)
-        return {f"{self.key}_text": self._joined(parts)}
+        return {f"{self.key}_text": self._joined(parts, options)}
 
 
 def _make_plan(prefix: list[int], capacity: int, stride: int | None, budget: int) -> _Plan:
@@ -137,17 +133,15 @@ def _make_plan(prefix: list[int], capacity: int, stride: int | None, budget: int
     return _Plan(prefix, capacity, stride, budget)
 
 
-def _budget(settings: Settings) -> int:
+def _budget(writing: Writing) -> int:
     """Most tokens of a summary, without the decoder's start token."""
-    if settings.get("max_new_tokens") is not None:
-        return int(settings["max_new_tokens"])
-    if settings.get("max_length") is not None:
-        return int(settings["max_length"]) - 1
-    raise InputError("Summaries of long texts need max_new_tokens or max_length. Received: neither")
+    greatest = writing.greatest(1)
+    if greatest is None:
+        raise InputError("Summaries of long texts need max_new_tokens or max_length. Received: neither")
+    return greatest - 1
 
 
-def _settings_of_parts(settings: Settings, share: int) -> Settings:
-    """Settings for the summary of one window, of at most `share` tokens."""
-    least = {name: min(int(settings[name]), share) for name in _LEAST if settings.get(name) is not None}
-    others = {name: value for name, value in settings.items() if name != "max_length"}
-    return {**others, **least, "max_new_tokens": share, "num_return_sequences": 1}
+def _writing_of_parts(writing: Writing, share: int) -> Writing:
+    """How the summary of one window is written, of at most `share` tokens."""
+    least = {name: min(int(writing.get(name)), share) for name in LEAST if writing.get(name) is not None}
+    return writing.updated(**least, max_new_tokens=share, num_return_sequences=1)

@@ -40,6 +40,8 @@ class TokenClassificationOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        strategy = str(getattr(self.aggregation_strategy, "value", self.aggregation_strategy)).lower()
+        object.__setattr__(self, "aggregation_strategy", strategy)
         check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
 
 

@@ -1,10 +1,12 @@
-"""Batches of encoders and of models with heads in JAX and Flax. XLA compiles one program a shape, so shapes are few."""
+"""Batches of encoders, of models with heads and of models that generate in JAX and Flax.
+
+XLA compiles one program a shape, so shapes are few.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import jax
@@ -14,18 +16,34 @@ import numpy.typing as npt
 
 from longspan.auto import FlaxAutoModel
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
-from longspan.models.registry import get_model_class
-from longspan.pipelines.backends import Inputs, longest_input
+from longspan.pipelines.backends import base
 from longspan.tasks import TASKS
 
-_CPU_BATCH_TOKENS = 2048
-_ACCELERATOR_BATCH_TOKENS = 65536
+
+class _FlaxBackend(base.Backend):
+    framework: ClassVar[str] = "flax"
+    fixed_shapes: ClassVar[bool] = True
+
+    def _place(
+        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+    ) -> None:
+        self.device = _device(device)
+        if isinstance(model, Source):
+            model = base.load(model, model_class, jnp.dtype(dtype or "float32"), settings)
+        self.model = model
+        self._params = jax.device_put(model.params, self.device)
+        #: programs compiled so far
+        self.num_programs = 0
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU."""
+        return bool(self.device.platform == "cpu")
 
 
-class EncoderBackend:
-    """An encoder model in Flax; see `longspan.pipelines.backends.Encoder`.
+class EncoderBackend(_FlaxBackend, base.Encoder):
+    """An encoder model in Flax; see `longspan.pipelines.backends.base.Encoder`.
 
     Args:
         source: Where the model is.
@@ -34,15 +52,9 @@ class EncoderBackend:
         attn_implementation: Name of an implementation of attention; None chooses.
         max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
 
-    Attributes:
-        fixed_shapes: True: batches come in few shapes.
-        num_programs: Programs compiled so far.
-
     Raises:
         InputError: the device does not exist.
     """
-
-    fixed_shapes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -53,33 +65,8 @@ class EncoderBackend:
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self._device = _device(device)
-        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
-        if attn_implementation is not None:
-            settings["attn_implementation"] = attn_implementation
-        self._model = FlaxAutoModel.from_pretrained(source.name, dtype=jnp.dtype(dtype or "float32"), **settings)
-        self._params = jax.device_put(self._model.params, self._device)
+        self._place(source, FlaxAutoModel, device, dtype, {"attn_implementation": attn_implementation})
         self._program = jax.jit(self._pooled_states)
-        self.num_programs = 0
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def hidden_size(self) -> int:
-        """Length H of a token's state."""
-        return int(self._model.config.hidden_size)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Nothing: compiled programs hold what they need."""
-        return nullcontext()
 
     def encode_batch(
         self,
@@ -88,8 +75,8 @@ class EncoderBackend:
         weights: npt.NDArray[np.float32],
         max_mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.float32]:
-        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
-        batch = jax.device_put((input_ids.astype(np.int32), attention_mask, weights, max_mask), self._device)
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
+        batch = jax.device_put((input_ids.astype(np.int32), attention_mask, weights, max_mask), self.device)
         return np.asarray(self._program(self._params, *batch))
 
     def _pooled_states(
@@ -101,7 +88,7 @@ class EncoderBackend:
         max_mask: jax.Array | None,
     ) -> jax.Array:
         self.num_programs += 1  # runs when a shape is traced, not when its program runs
-        states = self._model(input_ids, attention_mask=attention_mask, params=params).last_hidden_state
+        states = self.model(input_ids, attention_mask=attention_mask, params=params).last_hidden_state
         states = states.astype(jnp.float32)
         pooled = jnp.einsum("bms,bsh->bmh", weights, states, precision=jax.lax.Precision.HIGHEST)
         if max_mask is None:
@@ -110,81 +97,43 @@ class EncoderBackend:
         return jnp.concatenate([pooled, greatest], axis=1)
 
 
-class TaskBackend:
-    """A model with the head of a task in Flax; see `longspan.pipelines.backends.TaskModel`.
+class TaskBackend(_FlaxBackend, base.TaskModel):
+    """A model with the head of a task in Flax; see `longspan.pipelines.backends.base.TaskModel`.
 
     Args:
         model: Where the model is, or a model.
         task: A key of `longspan.tasks.TASKS`.
         device: As in `EncoderBackend`.
         dtype: Type of the computation; None is float32, or that of a model that is given.
-        attn_implementation: Name of an implementation of attention; None chooses.
-
-    Attributes:
-        fixed_shapes: True: batches come in few shapes.
-        num_programs: Programs compiled so far.
+        settings: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: the device does not exist.
     """
 
-    fixed_shapes: ClassVar[bool] = True
-
     def __init__(
-        self,
-        model: Source | Any,
-        *,
-        task: str,
-        device: str | None,
-        dtype: str | None,
-        attn_implementation: str | None,
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
     ) -> None:
-        self._device = _device(device)
-        if isinstance(model, Source):
-            settings: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
-            model_type = PretrainedConfig.get_config_dict(model.name, **settings).get("model_type")
-            if attn_implementation is not None:
-                settings["attn_implementation"] = attn_implementation
-            model_class = get_model_class(model_type, task, "flax")
-            model = model_class.from_pretrained(model.name, dtype=jnp.dtype(dtype or "float32"), **settings)
-        self._model = model
-        self._params = jax.device_put(model.params, self._device)
+        model_class = base.class_for(model, task, "flax") if isinstance(model, Source) else None
+        self._place(model, model_class, device, dtype, settings)
         self._outputs = tuple(TASKS[task].outputs)
         self._has_choices = task == "multiple-choice"
         self._program = jax.jit(self._run)
-        self.input_names = frozenset(inspect.signature(type(model).__call__).parameters)
-        self.num_programs = 0
+        self.input_names = frozenset(inspect.signature(type(self.model).__call__).parameters)
 
-    @property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return self._model.config
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _CPU_BATCH_TOKENS if self._device.platform == "cpu" else _ACCELERATOR_BATCH_TOKENS
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Nothing: compiled programs hold what they need."""
-        return nullcontext()
-
-    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
+    def run(
+        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         arrays = {name: array.astype(np.int32) for name, array in inputs.items()}
-        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self._device))
+        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self.device))
         return {name: np.asarray(value) for name, value in outputs.items()}
 
     def _run(self, params: Any, inputs: dict[str, jax.Array], wanted: jax.Array | None) -> dict[str, jax.Array]:
         self.num_programs += 1  # runs when a shape is traced, not when its program runs
         if self._has_choices:
             inputs = {name: array[:, None] for name, array in inputs.items()}
-        outputs = self._model(**inputs, params=params)
+        outputs = self.model(**inputs, params=params)
         results = {name: outputs[name].astype(jnp.float32) for name in self._outputs}
         if wanted is None:
             return results
@@ -192,34 +141,28 @@ class TaskBackend:
         return {name: values[rows, wanted] for name, values in results.items()}
 
 
-class WriterBackend:
-    """A model that generates in Flax; see `longspan.pipelines.backends.Writer`.
+class WriterBackend(_FlaxBackend, base.Writer):
+    """A model that generates in Flax; see `longspan.pipelines.backends.base.Writer`.
 
     Args:
         model: Where the model is, or a model.
         task: `"text-generation"` or `"text2text-generation"`.
         device: As in `EncoderBackend`.
         dtype: Type of the computation; None is float32, or that of a model that is given.
-
-    Attributes:
-        model: The model.
+        settings: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: the device does not exist.
     """
 
-    def __init__(self, model: Source | Any, *, task: str, device: str | None, dtype: str | None) -> None:
-        self._device = _device(device)
-        if isinstance(model, Source):
-            place: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
-            model_type = PretrainedConfig.get_config_dict(model.name, **place).get("model_type")
-            model_class = get_model_class(model_type, task, "flax")
-            model = model_class.from_pretrained(model.name, dtype=jnp.dtype(dtype or "float32"), **place)
-        self.model = model
-        self._params = jax.device_put(model.params, self._device)
+    def __init__(
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
+    ) -> None:
+        model_class = base.class_for(model, task, "flax") if isinstance(model, Source) else None
+        self._place(model, model_class, device, dtype, settings)
 
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
-        """New token ids of each row; see `longspan.pipelines.backends.Writer.write`."""
+        """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""
         seed = settings.get("seed")
         width = max(map(len, rows))
         num_rows = 1 << (len(rows) - 1).bit_length()  # few programs: `generate` itself rounds lengths
@@ -227,7 +170,7 @@ class WriterBackend:
         for place, row in enumerate([*rows, *[rows[0]] * (num_rows - len(rows))]):  # copies fill the batch up
             ids[place, : len(row)] = row
             mask[place, : len(row)] = 1
-        with jax.default_device(self._device):
+        with jax.default_device(self.device):
             written = self.model.generate(
                 ids,
                 attention_mask=mask,

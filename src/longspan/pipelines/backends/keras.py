@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -15,22 +15,42 @@ from keras import ops
 
 from longspan.auto import TFAutoModel
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError
-from longspan.models.registry import get_model_class
-from longspan.pipelines.backends import Inputs, longest_input
+from longspan.pipelines.backends import base
 from longspan.tasks import TASKS
-
-_CPU_BATCH_TOKENS = 2048
-_ACCELERATOR_BATCH_TOKENS = 65536
 
 #: Shape and type of each argument of a graph.
 Specs = Sequence[tuple[list[None], str]]
 _POOLING_SPECS: Specs = [([None] * 2, "int32"), ([None] * 2, "bool"), ([None] * 3, "float32"), ([None] * 2, "bool")]
 
 
-class EncoderBackend:
-    """An encoder model in Keras; see `longspan.pipelines.backends.Encoder`.
+class _KerasBackend(base.Backend):
+    framework: ClassVar[str] = "keras"
+
+    def _place(
+        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+    ) -> None:
+        self.device = _check_device(device)
+        if isinstance(model, Source):
+            policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
+            with _on_device(self.device):
+                model = base.load(model, model_class, policy, settings)
+        self.model = model
+        self._programs: dict[Any, Any] = {}
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU."""
+        return not _accelerators() if self.device is None else self.device.lower().startswith("cpu")
+
+    @property
+    def num_programs(self) -> int:
+        """Graphs traced so far (TensorFlow)."""
+        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
+
+
+class EncoderBackend(_KerasBackend, base.Encoder):
+    """An encoder model in Keras; see `longspan.pipelines.backends.base.Encoder`.
 
     Args:
         source: Where the model is.
@@ -39,14 +59,9 @@ class EncoderBackend:
         attn_implementation: Name of an implementation of attention; None chooses.
         max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
 
-    Attributes:
-        fixed_shapes: False: one graph serves every shape.
-
     Raises:
         InputError: the device does not exist.
     """
-
-    fixed_shapes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -57,38 +72,7 @@ class EncoderBackend:
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self._device = _check_device(device)
-        settings: dict[str, Any] = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
-        if attn_implementation is not None:
-            settings["attn_implementation"] = attn_implementation
-        policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
-        with _on_device(self._device):
-            self._model = TFAutoModel.from_pretrained(source.name, dtype=policy, **settings)
-        self._programs: dict[bool, Any] = {}
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def hidden_size(self) -> int:
-        """Length H of a token's state."""
-        return int(self._model.config.hidden_size)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _batch_tokens(self._device)
-
-    @property
-    def num_programs(self) -> int:
-        """Graphs traced so far (TensorFlow)."""
-        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Nothing: compiled programs hold what they need."""
-        return nullcontext()
+        self._place(source, TFAutoModel, device, dtype, {"attn_implementation": attn_implementation})
 
     def encode_batch(
         self,
@@ -97,93 +81,50 @@ class EncoderBackend:
         weights: npt.NDArray[np.float32],
         max_mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.float32]:
-        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         with_max = max_mask is not None
         if with_max not in self._programs:
-            pool = partial(_pooled_states, self._model, with_max)
+            pool = partial(_pooled_states, self.model, with_max)
             self._programs[with_max] = _make_graph(pool, _POOLING_SPECS) if _is_tensorflow() else pool
         arrays = input_ids.astype(np.int32), attention_mask, weights, attention_mask if max_mask is None else max_mask
-        with _on_device(self._device):
+        with _on_device(self.device):
             pooled = self._programs[with_max](*arrays)
         return np.asarray(ops.convert_to_numpy(pooled))
 
 
-class TaskBackend:
-    """A model with the head of a task in Keras; see `longspan.pipelines.backends.TaskModel`.
+class TaskBackend(_KerasBackend, base.TaskModel):
+    """A model with the head of a task in Keras; see `longspan.pipelines.backends.base.TaskModel`.
 
     Args:
         model: Where the model is, or a model.
         task: A key of `longspan.tasks.TASKS`.
         device: As in `EncoderBackend`.
         dtype: Type of the computation; None is float32, or that of a model that is given.
-        attn_implementation: Name of an implementation of attention; None chooses.
-
-    Attributes:
-        fixed_shapes: False: one graph serves every shape.
+        settings: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: the device does not exist.
     """
 
-    fixed_shapes: ClassVar[bool] = False
-
     def __init__(
-        self,
-        model: Source | Any,
-        *,
-        task: str,
-        device: str | None,
-        dtype: str | None,
-        attn_implementation: str | None,
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
     ) -> None:
-        self._device = _check_device(device)
-        if isinstance(model, Source):
-            settings: dict[str, Any] = {name: getattr(model, name) for name in SOURCE_ARGUMENTS}
-            model_type = PretrainedConfig.get_config_dict(model.name, **settings).get("model_type")
-            if attn_implementation is not None:
-                settings["attn_implementation"] = attn_implementation
-            policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
-            model_class = get_model_class(model_type, task, "keras")
-            with _on_device(self._device):
-                model = model_class.from_pretrained(model.name, dtype=policy, **settings)
-        self._model = model
+        model_class = base.class_for(model, task, "keras") if isinstance(model, Source) else None
+        self._place(model, model_class, device, dtype, settings)
         self._outputs = tuple(TASKS[task].outputs)
         self._has_choices = task == "multiple-choice"
-        self.input_names = frozenset(inspect.signature(model.call).parameters)
-        self._programs: dict[tuple[str, ...], Any] = {}
+        self.input_names = frozenset(inspect.signature(self.model.call).parameters)
 
-    @property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return self._model.config
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _batch_tokens(self._device)
-
-    @property
-    def num_programs(self) -> int:
-        """Graphs traced so far (TensorFlow)."""
-        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Nothing: compiled programs hold what they need."""
-        return nullcontext()
-
-    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
+    def run(
+        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         names = tuple(inputs)
         if names not in self._programs:
-            function = partial(_task_outputs, self._model, names, self._outputs, self._has_choices)
+            function = partial(_task_outputs, self.model, names, self._outputs, self._has_choices)
             specs = [([None, None], "int32")] * len(names)
             self._programs[names] = _make_graph(function, specs) if _is_tensorflow() else function
-        with _on_device(self._device):
+        with _on_device(self.device):
             outputs = self._programs[names](*(array.astype(np.int32) for array in inputs.values()))
         arrays = (np.asarray(ops.convert_to_numpy(output)) for output in outputs)
         if wanted is not None:
@@ -214,11 +155,6 @@ def _on_device(name: str | None) -> AbstractContextManager[Any]:
         return nullcontext()
     context: AbstractContextManager[Any] = keras.device(name)
     return context
-
-
-def _batch_tokens(device: str | None) -> int:
-    on_accelerator = _accelerators() if device is None else not device.lower().startswith("cpu")
-    return _ACCELERATOR_BATCH_TOKENS if on_accelerator else _CPU_BATCH_TOKENS
 
 
 def _make_graph(function: Any, specs: Specs) -> Any:

@@ -1,4 +1,4 @@
-"""Batches of encoders and of models with heads in PyTorch."""
+"""Batches of encoders, of models with heads and of models that generate in PyTorch."""
 
 from __future__ import annotations
 
@@ -15,23 +15,46 @@ from torch import Tensor
 from longspan.auto import AutoConfig, AutoModel
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
-from longspan.models.registry import get_model_class
 from longspan.nn.torch.prepacking import MOST_BYTES, prepacked_weights
-from longspan.pipelines.backends import Inputs, longest_input
+from longspan.pipelines.backends import base
 from longspan.tasks import TASKS
 from longspan.to_long import to_long
 
-#: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
-_CPU_BATCH_TOKENS = 2048
-_ACCELERATOR_BATCH_TOKENS = 65536
 #: Tokens from which on laying out the weights for them repays.
 _WORTH_PREPACKING = 2**16
 
 
-class EncoderBackend:
-    """An encoder model in PyTorch; see `longspan.pipelines.backends.Encoder`.
+class _TorchBackend(base.Backend):
+    framework: ClassVar[str] = "torch"
+
+    def _place(self, model: Source | Any, task: str, device: str | None, dtype: str | None, settings: Any) -> None:
+        """Load a model, or take the one that is given: where it is, as it is, unless device or dtype are named."""
+        if isinstance(model, Source):
+            model_class = base.class_for(model, task, "torch")
+            model = base.load(model, model_class, dtype or "float32", settings).to(_device(device))
+        else:
+            model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
+            model = model if device is None else model.to(_device(device))
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU."""
+        return bool(self.device.type == "cpu")
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """Weights laid out beforehand, if so many tokens repay it."""
+        if not self.on_cpu or num_tokens < _WORTH_PREPACKING:
+            return nullcontext()
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        return prepacked_weights(self.model) if size <= MOST_BYTES else nullcontext()
+
+
+class EncoderBackend(_TorchBackend, base.Encoder):
+    """An encoder model in PyTorch; see `longspan.pipelines.backends.base.Encoder`.
 
     Args:
         source: Where the model is.
@@ -40,14 +63,9 @@ class EncoderBackend:
         attn_implementation: Name of an implementation of attention; None chooses.
         max_length: Longest input wanted. A BERT or RoBERTa with fewer positions becomes a Longformer (see `to_long`).
 
-    Attributes:
-        fixed_shapes: False: any shape will do.
-
     Raises:
         InputError: the device does not exist.
     """
-
-    fixed_shapes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -58,35 +76,14 @@ class EncoderBackend:
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self._device = _device(device)
-        settings = _source_settings(source)
-        limit = longest_input(AutoConfig.from_pretrained(source.name, **settings))
+        self.device = _device(device)
+        place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+        limit = base.longest_input(AutoConfig.from_pretrained(source.name, **place))
         if max_length is not None and limit is not None and max_length > limit:
             model = _lengthened(source, max_length, dtype)
         else:
-            if attn_implementation is not None:
-                settings["attn_implementation"] = attn_implementation
-            model = AutoModel.from_pretrained(source.name, **settings, dtype=dtype or "float32")
-        self._model = model.eval().to(self._device)
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def hidden_size(self) -> int:
-        """Length H of a token's state."""
-        return int(self._model.config.hidden_size)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Weights laid out beforehand, if so many tokens repay it."""
-        return _prepacked(self._model, self._device, num_tokens)
+            model = base.load(source, AutoModel, dtype or "float32", {"attn_implementation": attn_implementation})
+        self.model = model.eval().to(self.device)
 
     @torch.inference_mode()
     def encode_batch(
@@ -96,100 +93,56 @@ class EncoderBackend:
         weights: npt.NDArray[np.float32],
         max_mask: npt.NDArray[np.bool_] | None,
     ) -> npt.NDArray[np.float32]:
-        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.Encoder.encode_batch`."""
+        """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         is_padded = not attention_mask.all()
-        states: Tensor = self._model(
-            input_ids=torch.from_numpy(input_ids).to(self._device),
-            attention_mask=torch.from_numpy(attention_mask).to(self._device) if is_padded else None,
+        states: Tensor = self.model(
+            input_ids=torch.from_numpy(input_ids).to(self.device),
+            attention_mask=torch.from_numpy(attention_mask).to(self.device) if is_padded else None,
         ).last_hidden_state.float()
-        pooled = torch.bmm(torch.from_numpy(weights).to(self._device), states)
+        pooled = torch.bmm(torch.from_numpy(weights).to(self.device), states)
         if max_mask is not None:
-            left_out = torch.from_numpy(~max_mask).to(self._device)[:, :, None]
+            left_out = torch.from_numpy(~max_mask).to(self.device)[:, :, None]
             greatest = states.masked_fill(left_out, float("-inf")).amax(dim=1, keepdim=True)
             pooled = torch.cat([pooled, greatest], dim=1)
         vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
         return vectors
 
 
-class TaskBackend:
-    """A model with the head of a task in PyTorch; see `longspan.pipelines.backends.TaskModel`.
+class TaskBackend(_TorchBackend, base.TaskModel):
+    """A model with the head of a task in PyTorch; see `longspan.pipelines.backends.base.TaskModel`.
 
     Args:
         model: Where the model is, or a model, which is then moved to `device` if that is given, and evaluated.
         task: A key of `longspan.tasks.TASKS`.
         device: As in `EncoderBackend`; None leaves a model that is given where it is.
         dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
-        attn_implementation: Name of an implementation of attention; None chooses.
-
-    Attributes:
-        fixed_shapes: False: any shape will do.
+        settings: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: the device does not exist.
     """
 
-    fixed_shapes: ClassVar[bool] = False
-
     def __init__(
-        self,
-        model: Source | Any,
-        *,
-        task: str,
-        device: str | None,
-        dtype: str | None,
-        attn_implementation: str | None,
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
     ) -> None:
-        if isinstance(model, Source):
-            settings = _source_settings(model)
-            if attn_implementation is not None:
-                settings["attn_implementation"] = attn_implementation
-            config = PretrainedConfig.get_config_dict(model.name, **_source_settings(model))
-            model_class = get_model_class(config.get("model_type"), task, "torch")
-            model = model_class.from_pretrained(model.name, **settings, dtype=dtype or "float32").to(_device(device))
-        else:
-            model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
-            model = model if device is None else model.to(_device(device))
-        self._model = model.eval()
-        self._device = next(model.parameters()).device
+        self._place(model, task, device, dtype, settings)
         self._outputs = tuple(TASKS[task].outputs)
         self._has_choices = task == "multiple-choice"
-        self.input_names = frozenset(inspect.signature(model.forward).parameters)
-
-    @property
-    def config(self) -> Any:
-        """The model's configuration."""
-        return self._model.config
-
-    @property
-    def model(self) -> Any:
-        """The model itself."""
-        return self._model
-
-    @property
-    def max_positions(self) -> int | None:
-        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
-        return longest_input(self._model.config)
-
-    @property
-    def batch_tokens(self) -> int:
-        """Positions of a batch that suit the device."""
-        return _CPU_BATCH_TOKENS if self._device.type == "cpu" else _ACCELERATOR_BATCH_TOKENS
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Weights laid out beforehand, if so many tokens repay it."""
-        return _prepacked(self._model, self._device, num_tokens)
+        self.input_names = frozenset(inspect.signature(self.model.forward).parameters)
 
     @torch.inference_mode()
-    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs of a batch; see `longspan.pipelines.backends.TaskModel.run`."""
-        tensors: dict[str, Any] = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+    def run(
+        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
+        tensors: dict[str, Any] = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         if inputs["attention_mask"].all():
             del tensors["attention_mask"]
         if self._has_choices:
             tensors = {name: tensor[:, None] for name, tensor in tensors.items()}
         if "use_cache" in self.input_names:
             tensors["use_cache"] = False
-        outputs = self._model(**tensors)
+        outputs = self.model(**tensors)
         results = {}
         for name in self._outputs:
             values: Tensor = outputs[name]
@@ -199,43 +152,31 @@ class TaskBackend:
         return results
 
 
-class WriterBackend:
-    """A model that generates in PyTorch; see `longspan.pipelines.backends.Writer`.
+class WriterBackend(_TorchBackend, base.Writer):
+    """A model that generates in PyTorch; see `longspan.pipelines.backends.base.Writer`.
 
     Args:
         model: Where the model is, or a model, which is then moved to `device` if that is given.
         task: `"text-generation"` or `"text2text-generation"`.
         device: As in `EncoderBackend`; None leaves a model that is given where it is.
         dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
-
-    Attributes:
-        model: The model.
+        settings: Further arguments of `from_pretrained`.
 
     Raises:
         InputError: the device does not exist.
     """
 
-    def __init__(self, model: Source | Any, *, task: str, device: str | None, dtype: str | None) -> None:
-        if isinstance(model, Source):
-            settings = _source_settings(model)
-            config = PretrainedConfig.get_config_dict(model.name, **settings)
-            model_class = get_model_class(config.get("model_type"), task, "torch")
-            model = model_class.from_pretrained(model.name, **settings, dtype=dtype or "float32").to(_device(device))
-        else:
-            model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
-            model = model if device is None else model.to(_device(device))
-        self.model = model.eval()
+    def __init__(
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
+    ) -> None:
+        self._place(model, task, device, dtype, settings)
 
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
-        """New token ids of each row; see `longspan.pipelines.backends.Writer.write`."""
+        """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""
         written: Tensor = self.model.generate([list(row) for row in rows], **settings)
         prompt = 1 if self.model.config.is_encoder_decoder else max(map(len, rows))
         new: list[list[int]] = written[:, prompt:].tolist()
         return new
-
-
-def _source_settings(source: Source) -> dict[str, Any]:
-    return {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
 
 
 def _lengthened(source: Source, max_length: int, dtype: str | None) -> Any:
@@ -255,10 +196,3 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise InputError(f"device must exist on this machine. Received: device={name!r} ({reason})") from error
     return device
-
-
-def _prepacked(model: Any, device: torch.device, num_tokens: int) -> AbstractContextManager[object]:
-    if device.type != "cpu" or num_tokens < _WORTH_PREPACKING:
-        return nullcontext()
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return prepacked_weights(model) if size <= MOST_BYTES else nullcontext()

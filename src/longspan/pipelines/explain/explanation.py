@@ -114,7 +114,7 @@ def explain(pipeline: Any, item: Any, *, query: str | None = None, **settings: A
 
 
 def _read(pipeline: Pipeline, item: Any, query: str | None, settings: dict[str, Any]) -> _Reading:
-    model = pipeline.model.model  # type: ignore[attr-defined]  # of the PyTorch backend
+    model = pipeline.model.model
     device = next(model.parameters()).device
 
     def inputs(row: Any) -> dict[str, Tensor]:

@@ -1,0 +1,159 @@
+"""What the backends of all frameworks share: which model is loaded, what it can take, how large batches are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.models.registry import get_model_class
+
+#: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
+_CPU_BATCH_TOKENS = 2048
+_ACCELERATOR_BATCH_TOKENS = 65536
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+
+
+class Backend(ABC):
+    """A model on a device.
+
+    Attributes:
+        framework: Name of the framework.
+        fixed_shapes: Whether every new shape costs a compilation, so that batches should come in few shapes.
+        model: The model.
+        device: The device in the framework's words.
+        on_cpu: Whether that is the CPU.
+    """
+
+    framework: ClassVar[str]
+    fixed_shapes: ClassVar[bool] = False
+    model: Any
+    device: Any
+
+    @property
+    @abstractmethod
+    def on_cpu(self) -> bool:
+        """Whether the model runs on the CPU."""
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens the model reads at once, special tokens included; None if it has no limit."""
+        return longest_input(self.config)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return _CPU_BATCH_TOKENS if self.on_cpu else _ACCELERATOR_BATCH_TOKENS
+
+    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
+        """What to hold while batches of so many tokens in all are run; nothing unless a framework says otherwise."""
+        return nullcontext()
+
+
+class Encoder(Backend):
+    """An encoder model on a device."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Length H of a token's state."""
+        return int(self.config.hidden_size)
+
+    @abstractmethod
+    def encode_batch(
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.bool_],
+        weights: npt.NDArray[np.float32],
+        max_mask: npt.NDArray[np.bool_] | None,
+    ) -> npt.NDArray[np.float32]:
+        """Pooled states of a batch.
+
+        Args:
+            input_ids: (B, S) token ids, padded on the right.
+            attention_mask: (B, S), True at real tokens; rows without any fill a batch up.
+            weights: (B, M, S) weight of each token for each vector that is wanted.
+            max_mask: (B, S), True at the tokens whose greatest value is wanted as one more vector; None for none.
+
+        Returns:
+            (B, M (+ 1), H) float32: the weighted sums, and the maximum last.
+        """
+
+
+class TaskModel(Backend):
+    """A model with the head of a task on a device.
+
+    Attributes:
+        input_names: Names of the inputs that the model takes.
+    """
+
+    input_names: frozenset[str]
+
+    @abstractmethod
+    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Outputs of a batch.
+
+        Args:
+            inputs: (B, S) arrays by name: `input_ids` and `attention_mask` (True at real tokens; rows without any fill
+                a batch up) always, others as `input_names` allows.
+            wanted: (B, P) tokens whose outputs are wanted; None for all.
+
+        Returns:
+            float32 arrays under the names that `longspan.tasks.TASKS` lists, `(B, ...)`.
+        """
+
+
+class Writer(Backend):
+    """A model that generates, on a device."""
+
+    @abstractmethod
+    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
+        """What the model writes for a batch.
+
+        Args:
+            rows: Token ids of each prompt, or of each input of the encoder.
+            settings: Settings of `generate`; also `seed`, which makes sampling repeat exactly.
+
+        Returns:
+            New token ids, prompts not included, of each row; for `num_return_sequences` above 1 of so many rows for
+            each prompt.
+        """
+
+
+def load(source: Source, model_class: Any, dtype: Any, settings: Mapping[str, Any]) -> Any:
+    """The model of a checkpoint; `settings` are further arguments of `from_pretrained`, but for those that are None."""
+    place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return model_class.from_pretrained(source.name, dtype=dtype, **place, **given)
+
+
+def class_for(source: Source, task: str, framework: Literal["torch", "flax", "keras"]) -> Any:
+    """The class that a checkpoint's family has for a task.
+
+    Raises:
+        ConfigError: it has none in this framework.
+    """
+    place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
+    return get_model_class(PretrainedConfig.get_config_dict(source.name, **place).get("model_type"), task, framework)
+
+
+def longest_input(config: Any) -> int | None:
+    """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
+    if config.model_type == "longformer":  # its position table begins with rows that no token has
+        return int(config.max_length)
+    if config.model_type == "mega":  # chunks and rotary biases reach any length
+        is_bounded = config.relative_positional_bias == "simple" and not config.use_chunking
+        return int(config.bias_positions) if is_bounded else None
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit
