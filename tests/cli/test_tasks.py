@@ -212,7 +212,7 @@ def test_errors(cli: Any, models: dict[str, Path], tmp_path: Path) -> None:
 def test_an_interrupted_run_goes_on_only_with_the_same_settings(
     cli: Any, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longspan.pipelines.run import task_run
+    from longspan.pipelines.run import journal as task_journal
 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"open {number}"}) + "\n" for number in range(200)))
@@ -226,10 +226,10 @@ def test_an_interrupted_run_goes_on_only_with_the_same_settings(
             raise KeyboardInterrupt
         append(journal, values)
 
-    append = task_run.append_line
-    monkeypatch.setattr(task_run, "append_line", append_two)
+    append = task_journal.append_line
+    monkeypatch.setattr(task_journal, "append_line", append_two)
     assert cli(*arguments)[0] == 130
-    monkeypatch.setattr(task_run, "append_line", append)
+    monkeypatch.setattr(task_journal, "append_line", append)
     journal = tmp_path / ".out.jsonl.work" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"torn": ')
     code, _, err = cli(*arguments, "-k", 2)

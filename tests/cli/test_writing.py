@@ -192,13 +192,13 @@ def test_errors(
 def test_an_interrupted_run_goes_on(
     cli: Any, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longspan.pipelines.run import task_run
+    from longspan.pipelines.run import journal as task_journal
 
     records = tmp_path / "a.jsonl"
     records.write_text("".join(json.dumps({"text": f"Ada {number}"}) + "\n" for number in range(150)))
     output = tmp_path / "out.jsonl"
     arguments = ("summarize", records, "-m", models["longt5"], "--max-new-tokens", 3, "-o", output)
-    append, lines = task_run.append_line, []
+    append, lines = task_journal.append_line, []
 
     def append_two(journal: Path, values: dict[str, Any]) -> None:
         lines.append(values)
@@ -206,10 +206,10 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         append(journal, values)
 
-    monkeypatch.setattr(task_run, "append_line", append_two)
+    monkeypatch.setattr(task_journal, "append_line", append_two)
     assert cli(*arguments)[0] == 130
     assert not output.exists()
-    monkeypatch.setattr(task_run, "append_line", append)
+    monkeypatch.setattr(task_journal, "append_line", append)
     code, _, err = cli(*arguments, "--num-beams", 2)
     assert code == 1
     assert "goes on with the same inputs and settings (or starts over with --no-resume)" in err

@@ -24,7 +24,7 @@ _HELP = """Long-document transformers on the command line.
   1  failed: one line on the standard error stream says why
   2  the command was not understood
   3  done, but something could not be read and was left out (each is named)
-  130  interrupted: finished work is kept, the same command goes on
+  130  interrupted (143 by SIGTERM, 129 by SIGHUP): finished work is kept, the same command goes on
 """
 
 app = typer.Typer(

@@ -20,6 +20,16 @@ FAILED = 1
 NOT_UNDERSTOOD = 2
 SOMETHING_LEFT_OUT = 3
 INTERRUPTED = 130
+#: Signals that end a command as an interrupt does; Windows has no hang-up.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class _StoppedError(KeyboardInterrupt):
+    """A signal asks the command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
@@ -34,7 +44,8 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         The exit code.
     """
     as_json = "--json" in arguments
-    with warnings.catch_warnings(), _interrupts_are_heard():
+    stopped: list[int] = []
+    with warnings.catch_warnings(), _signals_interrupt(stopped), _interrupts_are_heard():
         warnings.showwarning = _show_warning
         try:
             code = typer.main.get_command(app).main(list(arguments), prog_name="longspan", standalone_mode=False)
@@ -51,8 +62,30 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
                 raise
             code = INTERRUPTED if _stems_from_interrupt(error) else _explain(error, as_json)
     if code == INTERRUPTED:
-        _show_error("interrupted: finished work is kept, the same command goes on", "Interrupted", as_json)
+        how = f"stopped by {signal.Signals(stopped[0]).name}" if stopped else "interrupted"
+        code = 128 + stopped[0] if stopped else code
+        _show_error(f"{how}: finished work is kept, the same command goes on", "Interrupted", as_json)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _signals_interrupt(stopped: list[int]) -> Iterator[None]:
+    """Let the signals that end a process interrupt the command, which then says how to go on; `stopped` gets them."""
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        raise _StoppedError(number)
+
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        # what is ignored stays so: nohup has its command outlive the terminal
+        usual = {number: signal.signal(number, stop) for number in _SIGNALS
+                 if signal.getsignal(number) != signal.SIG_IGN}  # fmt: skip
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -62,7 +95,8 @@ def _interrupts_are_heard() -> Iterator[None]:
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT]).start()
+            number = getattr(unraisable.exc_value, "number", signal.SIGINT)
+            threading.Timer(0.01, os.kill, [os.getpid(), number]).start()
         else:
             usual(unraisable)
 
@@ -95,12 +129,16 @@ def _explain(error: Exception, as_json: bool) -> int:
 
 
 def _show_error(message: str, kind: str, as_json: bool) -> None:
+    from longspan.pipelines.run.progress import printable
+
     if as_json:
         line = json.dumps({"error": {"type": kind, "message": message}})
     else:
-        line = f"error: {' '.join(message.split())}"
+        line = printable(f"error: {' '.join(message.split())}")
     typer.echo(line, err=True)
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    from longspan.pipelines.run.progress import printable
+
+    typer.echo(printable(f"warning: {' '.join(str(message).split())}"), err=True)

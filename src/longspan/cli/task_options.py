@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """
 Without --output the rows go to the standard output as JSON lines. Run the same command again to go on after an
-interruption. Exit codes: 0 done, 1 failed, 2 not understood, 3 done but something was left out, 130 interrupted.
+interruption. Exit codes: 0 done, 1 failed, 2 not understood, 3 done but something was left out, 130 interrupted
+(143 by SIGTERM, 129 by SIGHUP). In csv, text that begins with = + - @ has an apostrophe before it, so that no
+program for tables takes it for a formula.
 """
 _FILES = "Files"
 _MODEL = "Model"
@@ -249,9 +251,9 @@ class TaskCall:
                 work.report_problem(problem)
             if self.output is None:
                 work.stream(sources, _print_rows)
+                self._summarize(work.report)
             else:
-                work.write(sources, self.output)
-        self._summarize(work.report)
+                work.write(sources, self.output, done=lambda: self._summarize(work.report))
         if work.report.problems:
             raise typer.Exit(SOMETHING_LEFT_OUT)
 
@@ -270,7 +272,9 @@ class TaskCall:
         return [SourceFile(path, "-", kind, path.stat().st_size)], []
 
     def _summarize(self, report: RunReport) -> None:
-        notes = [f"{path}: {note}" for path, found in report.notes.items() for note in found]
+        from longspan.pipelines.run.progress import printable
+
+        notes = [printable(f"{path}: {note}") for path, found in report.notes.items() for note in found]
         problems = [{"path": p.path, "line": p.line, "reason": p.reason} for p in report.problems]
         if self.as_json:
             values = {
@@ -279,12 +283,15 @@ class TaskCall:
                 "rows": report.num_rows,
                 "problems": problems,
                 "notes": report.notes,
+                "was_complete": report.was_complete,
             }
             typer.echo(json.dumps(values), err=self.output is None)
         elif not self.quiet and self.output is None:
             typer.echo("".join(f"{note}\n" for note in notes), err=True, nl=False)
         elif not self.quiet and self.output is not None:
-            typer.echo(f"{self.output}: {report.num_documents:,} documents, {report.num_rows:,} rows")
+            counts = f"{report.num_documents:,} documents, {report.num_rows:,} rows"
+            complete = "an earlier run had completed it" if report.was_complete else counts
+            typer.echo(printable(f"{self.output}: {complete}"))
             if problems:
                 typer.echo(f"{len(problems):,} left out (named above)")
             typer.echo("".join(f"{note}\n" for note in notes), nl=False)

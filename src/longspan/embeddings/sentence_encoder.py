@@ -26,6 +26,7 @@ from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
 from longspan.pipelines.long.splitter import OnLong, Piece, TextSplitter
 from longspan.pipelines.run.batching import pad, plan_batches
+from longspan.pipelines.run.identity import identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
@@ -136,6 +137,10 @@ class SentenceEncoder:
     def fingerprint(self) -> str:
         """Digest of everything in the checkpoint that vectors depend on: weights, settings, tokenizer, pooling."""
         return digest_of(self._modules, self._fast_tokenizer)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that vectors depend on besides texts and arguments of calls."""
+        return identity_of(self._backend, self.fingerprint)
 
     def encode(
         self,

@@ -34,7 +34,7 @@ from longspan.pipelines.options import (
     resolve_framework,
 )
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
-from longspan.pipelines.run.identity import add_checkpoint
+from longspan.pipelines.run.identity import add_checkpoint, identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Items are taken from an iterable in blocks of at most so many items,
@@ -223,6 +223,10 @@ class Pipeline(ABC):
         digest = hashlib.blake2b(digest_size=16)
         add_checkpoint(digest, self._source, self._fast)
         return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that results depend on besides inputs and options."""
+        return identity_of(self.model, self.fingerprint)
 
     # What a task says
 

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from longspan.checkpoints.hub import Source
 from longspan.documents.document import Document
 from longspan.errors import InputError
 from longspan.pipelines.options import check_at_least
 from longspan.pipelines.pipeline import pipeline
-from longspan.pipelines.run.identity import add_checkpoint
 from longspan.pipelines.run.progress import Progress
 from longspan.pipelines.run.tables import FileTask
 from longspan.pipelines.text_generation import GenerationPipeline
@@ -139,9 +136,7 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
         if "ignore_labels" in settings:
             _check_labels(settings["ignore_labels"], run.model.config.id2label)
         return task, run
-    digest = hashlib.blake2b(digest_size=16)
-    add_checkpoint(digest, Source(model["model"]), run.tokenizer.backend_tokenizer)
-    return task, TextRun(run, digest.hexdigest(), settings, _listed)
+    return task, TextRun(run, settings, _listed)
 
 
 def _check_labels(asked: Iterable[str], id2label: dict[int, str]) -> None:
@@ -158,7 +153,7 @@ def _open_zero_shot(model: dict[str, Any], settings: dict[str, Any]) -> TextRun:
     check_at_least("top_k", settings["top_k"], 1)
     others = {key: value for key, value in settings.items() if key != "top_k"}
     run = pipeline("zero-shot-classification", **model, **others)
-    return TextRun(run, run.encoder.fingerprint, settings, lambda found: _top(found, settings["top_k"]))
+    return TextRun(run, settings, lambda found: _top(found, settings["top_k"]))
 
 
 def _top(found: dict[str, Any], count: int) -> dict[str, Any]:
@@ -174,14 +169,12 @@ class TextRun:
 
     Args:
         call: The pipeline.
-        fingerprint: Digest of its checkpoint.
         settings: What its results depend on besides.
         finish: Makes of a result what the rows are made of.
     """
 
-    def __init__(self, call: Any, fingerprint: str, settings: dict[str, Any], finish: Callable[[Any], Any]) -> None:
-        self.framework: str = call.framework
-        self.fingerprint = fingerprint
+    def __init__(self, call: Any, settings: dict[str, Any], finish: Callable[[Any], Any]) -> None:
+        self.identity: Callable[[], dict[str, Any]] = call.identity
         self.options = SimpleNamespace(**settings)
         self._call = call
         self._finish = finish

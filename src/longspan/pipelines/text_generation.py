@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -31,6 +33,7 @@ from longspan.pipelines.options import (
     resolve_framework,
 )
 from longspan.pipelines.run.batching import plan_batches
+from longspan.pipelines.run.identity import add_checkpoint, identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
@@ -193,6 +196,7 @@ class GenerationPipeline(ABC):
             dtype=dtype_name(dtype),
             settings=model_settings(config, model_kwargs, model),
         )
+        self._source = source
         self.model = self._writer.model
         self._stored = stored_settings(self.model, self.task, self.defaults if defaults is None else defaults)
         prefix = self._stored.values.pop("prefix", "")
@@ -223,6 +227,22 @@ class GenerationPipeline(ABC):
             raise InputError(f"inputs must be one text or an iterable of texts. Received: {type(inputs).__name__}")
         results = self._results(inputs, options, self.writing(settings))
         return list(results) if isinstance(inputs, list | tuple) else results
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that results depend on besides the texts.
+
+        Raises:
+            InputError: the model was given, and there is no checkpoint that could be compared with another.
+        """
+        if not isinstance(self._source, Source):
+            raise InputError("An identity is that of a checkpoint. Received: a loaded model")
+        digest = hashlib.blake2b(digest_size=16)
+        add_checkpoint(digest, self._source, self._fast)
+        writing = {"stored": self._stored.stored, "values": self.writing(self.settings).values}
+        options = {name: value for name, value in vars(self.options).items() if name != "show_progress"}
+        batches = {"batch_tokens": self.batch_tokens, "batch_size": self.batch_size}
+        return identity_of(self._writer, digest.hexdigest()) | {
+            "writing": json.loads(json.dumps({**writing, **options, **batches}, default=repr))}  # fmt: skip
 
     def read(self, text: str) -> list[int]:
         """The ids that the model reads for a text, prefix and special tokens included."""

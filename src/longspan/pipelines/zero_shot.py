@@ -68,6 +68,12 @@ class ZeroShotClassificationPipeline:
             "on_long": on_long,
         }
 
+    def identity(self) -> dict[str, Any]:
+        """Everything that results depend on besides the texts and options of a call."""
+        encoder = self.encoder
+        lengths = {"max_length": encoder.max_length, "batch_tokens": encoder.batch_tokens}
+        return {**encoder.identity(), **lengths, "defaults": dict(self._defaults)}
+
     def __call__(
         self, sequences: str | Iterable[str], candidate_labels: str | list[str] | None = None, **settings: Any
     ) -> Any:

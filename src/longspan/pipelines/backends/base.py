@@ -43,6 +43,11 @@ class Backend(ABC):
         """Whether the model runs on the CPU."""
 
     @property
+    @abstractmethod
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint: versions, kind of device, types, precision of products."""
+
+    @property
     def config(self) -> Any:
         """The model's configuration."""
         return self.model.config

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +41,16 @@ class _FlaxBackend(base.Backend):
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
         return bool(self.device.platform == "cpu")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint."""
+        return {
+            "versions": {"jax": jax.__version__, "flax": flax.__version__},
+            "device": self.device.platform,
+            "dtype": jnp.dtype(self.model.dtype).name,
+            "precision": str(getattr(jax.config, "jax_default_matmul_precision", None)),
+        }
 
 
 class EncoderBackend(_FlaxBackend, base.Encoder):

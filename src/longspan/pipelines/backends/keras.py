@@ -48,6 +48,16 @@ class _KerasBackend(base.Backend):
         """Graphs traced so far (TensorFlow)."""
         return sum(program.experimental_get_tracing_count() for program in self._programs.values())
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint."""
+        return {
+            "versions": {"keras": keras.__version__, "backend": keras.backend.backend()},
+            "device": "cpu" if self.on_cpu else "accelerator",
+            "dtype": self.model.dtype_policy.name,
+            "precision": keras.config.floatx(),
+        }
+
 
 class EncoderBackend(_KerasBackend, base.Encoder):
     """An encoder model in Keras; see `longspan.pipelines.backends.base.Encoder`.

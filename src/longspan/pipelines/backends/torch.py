@@ -45,6 +45,16 @@ class _TorchBackend(base.Backend):
         """Whether the model runs on the CPU."""
         return bool(self.device.type == "cpu")
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint."""
+        return {
+            "versions": {"torch": torch.__version__},
+            "device": self.device.type,
+            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "precision": torch.get_float32_matmul_precision(),
+        }
+
     def reading(self, num_tokens: int) -> AbstractContextManager[object]:
         """Weights laid out beforehand, if so many tokens repay it."""
         if not self.on_cpu or num_tokens < _WORTH_PREPACKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from longspan.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+
+
+#: Characters that control a terminal: C0, C1, directions of writing, and halves of pairs.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Progress:
@@ -82,7 +87,9 @@ class ProgressBar(Progress):
 
     def report(self, problem: Problem) -> None:
         """Write the problem above the bar."""
-        self._console.print(f"skipped {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            printable(f"skipped {problem}"), style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
     def _update(self, amount: int) -> None:
         if self._task is not None:
@@ -128,6 +135,11 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def printable(text: str) -> str:
+    """`text` on one line, its control characters as escapes, so that none reaches a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class ProblemError(InputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -52,6 +53,10 @@ class FileTask:
 
 
 _GROUP_ROWS = 4096
+#: Characters that control a terminal and that JSON leaves as they are.
+_CONTROLS = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+#: Beginnings of cells that programs for tables take for formulas.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 Row = dict[str, Any]
 
 
@@ -89,8 +94,8 @@ def write_table(output: Path, scratch: Path, columns: dict[str, str], rows: Call
 
 
 def json_line(row: Row) -> str:
-    """A row as one line of JSON."""
-    return json.dumps(row, ensure_ascii=False)
+    """A row as one line of JSON, in which no character controls a terminal."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
 
 
 def _write_json_lines(file: IO[bytes], columns: dict[str, str], rows: Iterable[Row]) -> None:
@@ -102,8 +107,13 @@ def _write_csv(file: IO[bytes], columns: dict[str, str], rows: Iterable[Row]) ->
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _as_cell(value) for name, value in row.items()} for row in rows)
     text.detach()
+
+
+def _as_cell(value: Any) -> Any:
+    """A value as csv; text that a program for tables would take for a formula begins with an apostrophe there."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
 def _write_parquet(file: IO[bytes], columns: dict[str, str], rows: Iterable[Row]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,9 @@ from longspan.documents.document import Document, Problem, UnreadableError
 from longspan.documents.readers import ReadOptions, file_digest, read_documents
 from longspan.documents.walk import Filters, SourceFile, absolute_path, find_files
 from longspan.errors import InputError
+from longspan.pipelines.run.journal import TaskJournal
 from longspan.pipelines.run.progress import ProblemError, Progress
 from longspan.pipelines.run.tables import FileTask, check_table_name, write_table
-from longspan.search.lines import append_line, parse_line
 from longspan.search.shards import sync_folder
 from longspan.search.writer import lock_file
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from longspan.pipelines.options import Options
 
 _JOURNAL = "journal.jsonl"
-_VERSION = 1
 #: A block, the unit of work that a crash can lose, ends at so many documents or characters.
 _BLOCK_DOCUMENTS = 64
 _BLOCK_CHARACTERS = 1 << 18
@@ -65,10 +63,12 @@ class RunReport:
         num_rows: Rows of the output.
         problems: What was left out.
         notes: Remarks by file, such as an encoding that was assumed.
+        was_complete: Nothing was left to do: an earlier run had finished the output and was stopped just then.
     """
 
     num_documents: int = 0
     num_rows: int = 0
+    was_complete: bool = False
     problems: list[Problem] = field(default_factory=list)
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class TaskRun:
         self._settings = settings or pipeline.options
         self._progress = progress or Progress()
 
-    def write(self, sources: Sequence[SourceFile], output: Path) -> None:
+    def write(self, sources: Sequence[SourceFile], output: Path, *, done: Callable[[], None] | None = None) -> None:
         """Run on files and write the rows to a file.
 
         The rows appear all at once, under their name, when all is done; what is done so far is beside it meanwhile.
@@ -121,6 +121,7 @@ class TaskRun:
         Args:
             sources: The files.
             output: A `.jsonl`, `.csv` or `.parquet` file.
+            done: Called when the output is whole, before what a killed run would need to know that is removed.
 
         Raises:
             InputError: the output has another ending, exists, or is being written by another run; or what an
@@ -129,24 +130,34 @@ class TaskRun:
         """
         check_table_name(output)
         folder = work_folder(output)
-        if output.exists() and not self._options.overwrite and not (folder / _JOURNAL).exists():
-            if folder.exists():  # a run was killed after it had finished the output
-                _remove(folder)
-                return
-            raise InputError(f"The output must not exist yet (or give --overwrite). Received: {output}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_file(folder / "lock", output):
-            journal = folder / _JOURNAL
-            readable, digests = self._digests(sources)
-            begin = self._begin(journal, digests)
-            for rows, problems, entry in self._blocks(readable, begin):
-                step = {"rows": rows, "problems": [vars(problem) for problem in problems], "place": list(entry.place)}
-                append_line(journal, step | {"documents": self.report.num_documents})
-            columns = self._task.columns
-            self.report.num_rows = write_table(output, folder / "finished.partial", columns, lambda: _rows_of(journal))
-            journal.unlink()
+        exists = output.exists() and not self._options.overwrite
+        if exists and not (folder / _JOURNAL).exists():
+            if not folder.exists():
+                raise InputError(f"The output must not exist yet (or give --overwrite). Received: {output}")
+            self.report.was_complete = True  # a run was killed while it removed its folder
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            with lock_file(folder / "lock", output):
+                self._write(sources, output, folder, exists=exists)
+        if done is not None:
+            done()
         _remove(folder)
         sync_folder(output.parent)
+
+    def _write(self, sources: Sequence[SourceFile], output: Path, folder: Path, *, exists: bool) -> None:
+        readable, digests = self._digests(sources)
+        header = {"inputs": digests, "settings": self.identity()}
+        journal = TaskJournal(folder / _JOURNAL, header, resume=self._options.resume)
+        begin = self._begin(journal)
+        if journal.finished is not None and exists:  # a run was killed just after it had finished
+            self.report.was_complete = True
+            self.report.num_rows = journal.finished["rows"]
+            return
+        for rows, problems, entry in self._blocks(readable, begin):
+            step = {"rows": rows, "problems": [vars(problem) for problem in problems], "place": list(entry.place)}
+            journal.append(step | {"documents": self.report.num_documents})
+        self.report.num_rows = write_table(output, folder / "finished.partial", self._task.columns, journal.rows)
+        journal.finish({"documents": self.report.num_documents, "rows": self.report.num_rows})
 
     def stream(self, sources: Sequence[SourceFile], emit: Callable[[Rows], None]) -> None:
         """Run on files and hand the rows on as they come.
@@ -171,39 +182,28 @@ class TaskRun:
                 readable.append(source)
         return readable, digests
 
-    def _begin(self, journal: Path, digests: list[list[str]]) -> tuple[int, int]:
-        """Place to begin at, `(file, entry)`: that after the last step of a journal of the same run, else the start."""
-        header = {"format": "longspan-task", "version": _VERSION, "inputs": digests, "settings": self._identity()}
-        if not self._options.resume:
-            journal.unlink(missing_ok=True)
-        if not journal.exists():
-            append_line(journal, header)
-            sync_folder(journal.parent)
-            return 0, 0
-        steps, num_bytes = _whole_lines(journal)
-        if steps and steps[0] != header:
-            raise InputError(
-                "An interrupted run goes on with the same inputs and settings (or starts over with --no-resume). "
-                f"Received: others than those of {journal.parent}"
-            )
-        os.truncate(journal, num_bytes)
-        if not steps:
-            append_line(journal, header)
+    def _begin(self, journal: TaskJournal) -> tuple[int, int]:
+        """Place to begin at, `(file, entry)`: that after the last step of the journal."""
         place = (0, 0)
-        for step in steps[1:]:
+        for step in journal.steps:
             place = (step["place"][0], step["place"][1])
             self.report.num_documents = step["documents"]
             for problem in step["problems"]:
                 self.report_problem(Problem(**problem))
         return place
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Everything that results depend on, besides the inputs."""
         options = {name: value for name, value in vars(self._settings).items() if name != "show_progress"}
-        values = {"task": self._task.task, "model": self._pipeline.fingerprint, "framework": self._pipeline.framework,
-                  "options": options, "extra": self._options.extra, "text_field": self._options.read.text_field,
-                  "block": self._options.block_documents}  # fmt: skip
-        parsed: dict[str, Any] = _as_json(values)
+        values = {
+            "task": self._task.task,
+            **self._pipeline.identity(),
+            "options": options,
+            "extra": self._options.extra,
+            "read": vars(self._options.read),
+            "block": self._options.block_documents,
+        }
+        parsed: dict[str, Any] = json.loads(json.dumps(values, default=repr))
         return parsed
 
     def _blocks(
@@ -294,30 +294,6 @@ def work_folder(output: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    for name in ("lock", "finished.partial"):
+    for name in ("lock", "finished.partial", _JOURNAL):
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def _whole_lines(journal: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines that no crash has torn, and their bytes."""
-    lines, num_bytes = [], 0
-    with journal.open("rb") as file:
-        for line in file:
-            values = parse_line(line)
-            if values is None:
-                break
-            lines.append(values)
-            num_bytes += len(line)
-    return lines, num_bytes
-
-
-def _rows_of(journal: Path) -> Iterator[dict[str, Any]]:
-    with journal.open("rb") as file:
-        for line in file:
-            yield from (parse_line(line) or {}).get("rows", ())
-
-
-def _as_json(values: Any) -> Any:
-    """`values` as they are after a journey through JSON."""
-    return json.loads(json.dumps(values))
