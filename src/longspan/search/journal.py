@@ -195,7 +195,7 @@ def _read(path: Path, shard_folder: Path | None) -> tuple[dict[str, Any], list[S
         return header, steps, num_bytes
     with path.open("rb") as file:
         for line in file:
-            values = parse_line(line)
+            values = parse_line(line, needs_sum=bool(header))  # a foreign header is refused, not replaced
             if values is None:
                 break
             if not header:

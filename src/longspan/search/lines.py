@@ -20,15 +20,21 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def parse_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a whole line; None if the line was torn by a crash, damaged or edited."""
+def parse_line(line: bytes, *, needs_sum: bool = True) -> dict[str, Any] | None:
+    """The JSON object of a whole line; None if the line was torn by a crash, damaged or edited.
+
+    Args:
+        line: The line with its end.
+        needs_sum: Whether a line without a checksum, such as one of another program, counts as damaged.
+    """
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or values.pop(_SUM, None) != _checksum(values):
+    if not isinstance(values, dict) or (_SUM not in values and needs_sum):
         return None
-    return values
+    checksum = values.pop(_SUM, None)
+    return values if checksum in (None, _checksum(values)) else None
 
 
 def _checksum(values: dict[str, Any]) -> int:
