@@ -604,9 +604,18 @@ def test_clear_input_errors(pair, inputs, message):
         ours(**{"input_ids": IDS, "decoder_input_ids": TARGETS, **inputs})
 
 
-def test_decoder_needs_encoder_states(pair):
-    ours, _ = pair("LongT5Model")
-    with pytest.raises(InputError, match="the decoder needs encoder_hidden_states"):
-        ours.get_decoder()(TARGETS)
+@torch.no_grad()
+def test_a_decoder_without_encoder_states(pair):
+    """Its layers skip their cross-attention."""
+    ours, reference = pair("LongT5Model")
+    mine, theirs = (model.eval().get_decoder()(TARGETS) for model in (ours, reference))
+    assert_close(mine.last_hidden_state, theirs.last_hidden_state)
+    assert ours.get_decoder()(TARGETS, output_attentions=True).cross_attentions is None
+    more = ours.get_decoder()(TARGETS[:, :1], past_key_values=mine.past_key_values).last_hidden_state
+    expected = reference.get_decoder()(TARGETS[:, :1], past_key_values=theirs.past_key_values).last_hidden_state
+    assert_close(more, expected)
+
+
+def test_an_unknown_implementation():
     with pytest.raises(InputError, match="attn_implementation must be one of auto, flex, chunked, blocked"):
         longspan.LongT5Model(longspan.LongT5Config(**SETTINGS, attn_implementation="fast"))

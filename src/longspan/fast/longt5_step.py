@@ -74,7 +74,7 @@ class LongT5Step:
         self.capacity = request.capacity
         distances = torch.arange(1 - request.capacity, 1, device=weight.device)  # key minus query; the newest is last
         embedding = decoder.block[0].layer[0].SelfAttention.relative_attention_bias
-        self.bias = decoder.buckets(distances, embedding).float().contiguous()  # (A, capacity)
+        self.bias = embedding(decoder.buckets(distances)).t().float().contiguous()  # (A, capacity)
         self.padding = None if request.mask is None else _additive(request.mask)[:, None]  # (R, 1, capacity)
         source = request.source_mask
         self.source = None if source is None or bool((source != 0).all()) else _additive(source != 0)[:, None, None]

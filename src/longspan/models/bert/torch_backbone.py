@@ -24,7 +24,7 @@ from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
 from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
-from longspan.nn.torch.masks import expand_head_mask, extend_mask
+from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
 from longspan.nn.torch.resizing import keep_features, pick_layer, remaining_features
@@ -463,6 +463,7 @@ class BertModel(BertPreTrainedModel):
         """
         config = self.config
         batch, length = input_shape(input_ids, inputs_embeds)
+        inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
         device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         needs_weights = resolve(output_attentions, config.output_attentions)
         use_cache = self.encoder.resolve_use_cache(config.is_decoder and resolve(use_cache, config.use_cache))

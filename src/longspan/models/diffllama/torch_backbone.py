@@ -24,6 +24,7 @@ from longspan.models.diffllama.torch_layers import (
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import check_ids, input_shape
+from longspan.nn.torch.masks import finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPast, Tensors, finish, model_output, resolve
 from longspan.nn.torch.resizing import pick_layer
 from longspan.ops.torch.differential import IMPLEMENTATIONS
@@ -143,6 +144,7 @@ class DiffLlamaModel(DiffLlamaPreTrainedModel, CheckpointedLayers):
         """
         config = self.config
         batch, length = input_shape(input_ids, inputs_embeds)
+        inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
         if input_ids is not None:
             check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
         use_cache = self._resolve_use_cache(use_cache)

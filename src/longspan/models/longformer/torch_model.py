@@ -29,7 +29,7 @@ from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.checks import check_input, check_length, input_shape
 from longspan.nn.torch.heads import FirstTokenClassificationHead, Pooler
 from longspan.nn.torch.losses import sequence_classification_loss
-from longspan.nn.torch.masks import expand_head_mask
+from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import finish, resolve
 from longspan.nn.torch.resizing import pick_layer
 from longspan.nn.torch.tasks import MultipleChoiceModel, QuestionAnsweringModel, TaskModel
@@ -140,6 +140,7 @@ class LongformerModel(LongformerPreTrainedModel):
         """
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
+        inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
         device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         sizes = {"batch": shape[0], "tokens": shape[1]}
         check_input(input_ids, "input_ids", config, **sizes)

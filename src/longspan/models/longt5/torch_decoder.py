@@ -5,7 +5,7 @@ Axes: B batch, T target tokens, K cached and new target tokens, S source tokens,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
 from longspan.nn.torch.checks import check_ids
-from longspan.nn.torch.masks import causal_mask, expand_head_mask, extend_mask, key_mask
+from longspan.nn.torch.masks import causal_mask, expand_head_mask, extend_mask, finite_at_padding, key_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPastAndCrossAttentions, finish, resolve
 from longspan.ops.torch.attention import eager_attention, sdpa_attention
 
@@ -37,19 +37,21 @@ class DecoderPlan:
 
     Attributes:
         mask: True = attend, (B or 1, 1, T, K).
-        bias: Bias by relative position, (A, T, K).
+        buckets: Bucket of each relative position, (T, K).
         source_mask: Source tokens that may be seen, (B, 1, 1, S); None for all.
         position: Positions of the new tokens, (T,).
         cache: Keys and values of earlier calls.
         needs_weights: Attention weights are returned.
+        bias: Bias by relative position, (A, T, K); the first layer adds it.
     """
 
     mask: Tensor
-    bias: Tensor
+    buckets: Tensor
     source_mask: Tensor | None
     position: Tensor
     cache: Cache | None
     needs_weights: bool
+    bias: Tensor | None = None
 
 
 class LongT5SelfAttention(LongT5Projections):
@@ -67,6 +69,12 @@ class LongT5SelfAttention(LongT5Projections):
         self.has_relative_attention_bias = has_relative_attention_bias
         if has_relative_attention_bias:
             self.relative_attention_bias = relative_embedding(config)
+
+    def add_bias(self, plan: DecoderPlan) -> DecoderPlan:
+        """Add the bias, which the first layer holds for all."""
+        if plan.bias is not None:
+            return plan
+        return replace(plan, bias=self.relative_attention_bias(plan.buckets).movedim(-1, 0))
 
     def forward(
         self, hidden_states: Tensor, *, plan: DecoderPlan, head_mask: Tensor | None
@@ -210,18 +218,22 @@ class LongT5DecoderBlock(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         *,
         plan: DecoderPlan,
         head_mask: Tensor | None,
         cross_head_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B, T, H), (B, S, H) -> (B, T, H), self-attention weights, cross-attention weights."""
-        hidden_states, weights = self.layer[0](hidden_states, plan=plan, head_mask=head_mask)
-        hidden_states, cross_weights = self.layer[1](
-            hidden_states, encoder_hidden_states, plan=plan, head_mask=cross_head_mask
-        )
-        return self.layer[2](hidden_states), weights, cross_weights
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """(B, T, H), (B, S, H) -> (B, T, H), self- and cross-attention weights, and the bias for the layers behind."""
+        first: Any = self.layer[0]
+        plan = first.SelfAttention.add_bias(plan)
+        hidden_states, weights = first(hidden_states, plan=plan, head_mask=head_mask)
+        cross_weights = None
+        if encoder_hidden_states is not None:
+            hidden_states, cross_weights = self.layer[1](
+                hidden_states, encoder_hidden_states, plan=plan, head_mask=cross_head_mask
+            )
+        return self.layer[2](hidden_states), weights, cross_weights, plan.bias
 
 
 class LongT5Decoder(CheckpointedLayers):
@@ -260,13 +272,13 @@ class LongT5Decoder(CheckpointedLayers):
     ) -> Any:
         """Decode ids (B, T) or embeddings (B, T, H); for the arguments see `LongT5Model.forward`.
 
+        Without `encoder_hidden_states` the layers skip their cross-attention.
+
         Returns:
             `BaseModelOutputWithPastAndCrossAttentions`.
         """
         config = self.config
-        inputs_embeds = self._embed(input_ids, inputs_embeds)
-        if encoder_hidden_states is None:
-            raise InputError("the decoder needs encoder_hidden_states. Received: encoder_hidden_states=None")
+        inputs_embeds = self._embed(input_ids, finite_at_padding(inputs_embeds, attention_mask))
         use_cache = self.resolve_use_cache(resolve(use_cache, config.use_cache))
         cache = _make_cache(past_key_values, use_cache)
         plan = self._plan(
@@ -300,7 +312,7 @@ class LongT5Decoder(CheckpointedLayers):
     def _run_layers(
         self,
         inputs_embeds: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         *,
         plan: DecoderPlan,
         head_mask: Tensor | None,
@@ -313,7 +325,7 @@ class LongT5Decoder(CheckpointedLayers):
         for index, block in enumerate(self.block):
             if keeps_states:
                 states.append(end_residual(hidden_states, inputs_embeds.dtype))
-            hidden_states, weights, cross_weights = self.run_layer(
+            hidden_states, weights, cross_weights, bias = self.run_layer(
                 block,
                 hidden_states,
                 encoder_hidden_states,
@@ -321,6 +333,7 @@ class LongT5Decoder(CheckpointedLayers):
                 head_mask=None if head_mask is None else head_mask[index],
                 cross_head_mask=None if cross_head_mask is None else cross_head_mask[index],
             )
+            plan = replace(plan, bias=bias)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         hidden_states = self.dropout(self.final_layer_norm(hidden_states))
@@ -328,7 +341,7 @@ class LongT5Decoder(CheckpointedLayers):
             hidden_states,
             (*states, hidden_states) if keeps_states else None,
             tuple(attentions) if plan.needs_weights else None,
-            tuple(cross_attentions) if plan.needs_weights else None,
+            tuple(cross_attentions) if plan.needs_weights and encoder_hidden_states is not None else None,
         )
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -352,7 +365,7 @@ class LongT5Decoder(CheckpointedLayers):
         inputs_embeds: Tensor,
         *,
         attention_mask: Tensor | None,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
         encoder_attention_mask: Tensor | None,
         cache: Cache | None,
         cache_position: Tensor | None,
@@ -370,10 +383,8 @@ class LongT5Decoder(CheckpointedLayers):
             padding = key_mask(attention_mask, batch=batch, num_keys=described, name="decoder_attention_mask")
             mask = mask & extend_mask(padding, num_keys)
         offsets = torch.arange(num_keys, device=mask.device)[None, :] - cache_position[:, None]
-        block: Any = self.block[0]
-        attention = block.layer[0].SelfAttention
         source_mask = None
-        if encoder_attention_mask is not None:
+        if encoder_attention_mask is not None and encoder_hidden_states is not None:
             source_mask = key_mask(
                 encoder_attention_mask,
                 batch=encoder_hidden_states.shape[0],
@@ -382,7 +393,7 @@ class LongT5Decoder(CheckpointedLayers):
             )
         return DecoderPlan(
             mask=mask,
-            bias=self.buckets(offsets, attention.relative_attention_bias),
+            buckets=self.buckets(offsets),
             source_mask=source_mask,
             position=cache_position,
             cache=cache,

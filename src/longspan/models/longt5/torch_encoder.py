@@ -5,7 +5,7 @@ Axes: B batch, S tokens, H width, A heads, D head size, L layers, R radius, G su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from longspan.models.longt5.torch_layers import (
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.checks import check_ids, check_shape, input_shape
-from longspan.nn.torch.masks import expand_head_mask
+from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutput, finish, resolve
 from longspan.ops.torch.sliding_window import (
     ExtraKeys,
@@ -82,19 +82,23 @@ class EncoderPlan:
 
     Attributes:
         real: Tokens that are not padding, boolean (B, S); None if all are.
-        bias: Bias by relative position of the window, (A, 2R + 1).
+        buckets: Bucket of each relative position of the window, (2R + 1,).
         summaries: Blocks of transient-global attention; None for local attention.
-        summary_bias: Bias by relative position of the summaries, (A, 2G - 1).
+        summary_buckets: Bucket of each relative position of the summaries, (2G - 1,).
         needs_weights: Attention weights are returned.
         implementation: Name of the implementation of sliding-window attention.
+        bias: Bias by relative position of the window, (A, 2R + 1); the first layer adds it.
+        summary_bias: The same of the summaries, (A, 2G - 1).
     """
 
     real: Tensor | None
-    bias: Tensor
+    buckets: Tensor
     summaries: Summaries | None
-    summary_bias: Tensor | None
+    summary_buckets: Tensor | None
     needs_weights: bool
     implementation: str
+    bias: Tensor | None = None
+    summary_bias: Tensor | None = None
 
 
 class LongT5LocalAttention(LongT5Projections):
@@ -143,6 +147,16 @@ class LongT5LocalAttention(LongT5Projections):
             context = context * head_mask
             weights = None if weights is None else weights * head_mask
         return self.merge(context), weights
+
+    def add_biases(self, plan: EncoderPlan) -> EncoderPlan:
+        """Add the biases, which the first layer holds for all."""
+        if plan.bias is not None:
+            return plan
+        bias = self.relative_attention_bias(plan.buckets).movedim(-1, 0)
+        if plan.summary_buckets is None:
+            return replace(plan, bias=bias)
+        summary_bias = self.global_relative_attention_bias(plan.summary_buckets).movedim(-1, 0)
+        return replace(plan, bias=bias, summary_bias=summary_bias)
 
     def _summaries(self, hidden_states: Tensor, plan: EncoderPlan) -> ExtraKeys | None:
         """Keys that all tokens see; none in local attention."""
@@ -254,10 +268,12 @@ class LongT5EncoderBlock(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, *, plan: EncoderPlan, head_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, S, H) -> (B, S, H) and the weights."""
-        hidden_states, weights = self.layer[0](hidden_states, plan=plan, head_mask=head_mask)
-        return self.layer[1](hidden_states), weights
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """(B, S, H) -> (B, S, H), the weights, and the biases for the layers behind."""
+        first: Any = self.layer[0]
+        plan = first.attention.add_biases(plan)
+        hidden_states, weights = first(hidden_states, plan=plan, head_mask=head_mask)
+        return self.layer[1](hidden_states), weights, plan.bias, plan.summary_bias
 
 
 class LongT5Encoder(CheckpointedLayers):
@@ -292,6 +308,7 @@ class LongT5Encoder(CheckpointedLayers):
         """Encode ids (B, S) or embeddings (B, S, H); arguments and result as in `LongT5EncoderModel.forward`."""
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
+        inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
         if input_ids is not None:
             check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
             inputs_embeds = self.embed_tokens(input_ids)
@@ -306,9 +323,10 @@ class LongT5Encoder(CheckpointedLayers):
         for index, block in enumerate(self.block):
             if keeps_states:
                 states.append(end_residual(hidden_states, dtype))
-            hidden_states, weights = self.run_layer(
+            hidden_states, weights, bias, summary_bias = self.run_layer(
                 block, hidden_states, plan=plan, head_mask=None if head_mask is None else head_mask[index]
             )
+            plan = replace(plan, bias=bias, summary_bias=summary_bias)
             attentions.append(weights)
         hidden_states = self.dropout(self.final_layer_norm(hidden_states))
         output = BaseModelOutput(
@@ -321,17 +339,13 @@ class LongT5Encoder(CheckpointedLayers):
     def _plan(self, inputs_embeds: Tensor, attention_mask: Tensor | None, needs_weights: bool) -> EncoderPlan:
         config, device = self.config, inputs_embeds.device
         real = None if attention_mask is None else attention_mask.to(device) != 0
-        block: Any = self.block[0]
-        attention = block.layer[0].attention
-        offsets = torch.arange(-config.local_radius, config.local_radius + 1, device=device)
-        bias = self.buckets(offsets, attention.relative_attention_bias)
-        summaries = summary_bias = None
+        buckets = self.buckets(torch.arange(-config.local_radius, config.local_radius + 1, device=device))
+        summaries = summary_buckets = None
         if config.encoder_attention_type == "transient-global":
             everything = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=device)
             summaries = Summaries.from_mask(everything if real is None else real, config.global_block_size)
-            offsets = torch.arange(1 - summaries.number, summaries.number, device=device)
-            summary_bias = self.buckets(offsets, attention.global_relative_attention_bias)
-        return EncoderPlan(real, bias, summaries, summary_bias, needs_weights, config.attn_implementation)
+            summary_buckets = self.buckets(torch.arange(1 - summaries.number, summaries.number, device=device))
+        return EncoderPlan(real, buckets, summaries, summary_buckets, needs_weights, config.attn_implementation)
 
 
 def blocked_attentions_to_dense(attentions: Tensor, length: int) -> Tensor:

@@ -150,7 +150,7 @@ class LongT5Projections(nn.Module):
 
 
 class RelativeBuckets(nn.Module):
-    """Looks up a bias per head by relative position; farther positions than the largest distance share its bucket.
+    """The bucket of a relative position; farther positions than the largest distance share its bucket.
 
     Args:
         config: Settings of the model.
@@ -169,10 +169,9 @@ class RelativeBuckets(nn.Module):
         )
         self.register_buffer("table", torch.tensor(table), persistent=False)
 
-    def forward(self, relative_position: Tensor, embedding: nn.Embedding) -> Tensor:
-        """Integers (...) and an embedding of the buckets (buckets, A) -> (A, ...)."""
-        place = relative_position.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        return embedding(self.table[place]).movedim(-1, 0)
+    def forward(self, relative_position: Tensor) -> Tensor:
+        """Integers (...) -> integers (...)."""
+        return self.table[relative_position.clamp(-self.max_distance, self.max_distance) + self.max_distance]
 
 
 def relative_embedding(config: LongT5Config) -> nn.Embedding:

@@ -33,6 +33,7 @@ from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import check_ids, check_shape, input_shape
 from longspan.nn.torch.heads import Pooler
+from longspan.nn.torch.masks import finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.ops.fast_paths import fast_path
 from longspan.ops.torch.gated_attention import GATED_ATTENTION, rotary_table
@@ -223,6 +224,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         """
         config = self.config
         batch, length = input_shape(input_ids, inputs_embeds)
+        inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
         cache = read_cache(past_key_values, config, new_tokens=length, mask=attention_mask)
         self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states, cache)
         plan = self._make_plan(

@@ -80,3 +80,19 @@ def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: in
             f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
         )
     return head_mask.expand(num_layers, num_heads)[:, None, :, None, None]
+
+
+def finite_at_padding(inputs_embeds: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """Embeddings (B, S, H) with 0 for NaN and infinity at padding, where 0 · NaN would reach real tokens.
+
+    Args:
+        inputs_embeds: (B, S, H), or None.
+        attention_mask: (B, S), or (B, T) with the S new tokens last; None, and masks of other shapes, change nothing.
+    """
+    if inputs_embeds is None or attention_mask is None or attention_mask.dim() != 2 or inputs_embeds.dim() != 3:
+        return inputs_embeds
+    length = inputs_embeds.shape[1]
+    if attention_mask.shape[0] != inputs_embeds.shape[0] or attention_mask.shape[1] < length:
+        return inputs_embeds
+    real = attention_mask[:, attention_mask.shape[1] - length :, None] != 0
+    return inputs_embeds.where(real | inputs_embeds.isfinite(), 0.0)
