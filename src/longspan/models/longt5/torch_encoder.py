@@ -155,8 +155,8 @@ class LongT5LocalAttention(LongT5Projections):
         bias = self.relative_attention_bias(plan.buckets).movedim(-1, 0)
         if plan.summary_buckets is None:
             return replace(plan, bias=bias)
-        summary_bias = self.global_relative_attention_bias(plan.summary_buckets).movedim(-1, 0)
-        return replace(plan, bias=bias, summary_bias=summary_bias)
+        summaries: Any = self.global_relative_attention_bias
+        return replace(plan, bias=bias, summary_bias=summaries(plan.summary_buckets).movedim(-1, 0))
 
     def _summaries(self, hidden_states: Tensor, plan: EncoderPlan) -> ExtraKeys | None:
         """Keys that all tokens see; none in local attention."""
