@@ -59,7 +59,6 @@ class TestBadInput:
                 {"input_ids": IDS, "encoder_hidden_states": torch.ones(2, 3, 24)},
                 "encoder_hidden_states needs a decoder with",
             ),
-            ({"input_ids": IDS, "past_key_values": ()}, "past_key_values needs a decoder: config.is_decoder=True"),
         ],
     )
     def test_messages(self, arguments, message):

@@ -22,6 +22,7 @@ from longspan.generation.lengths import greatest_length, least_length
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
+from longspan.generation.torch_prepared import PreparedStepper
 from longspan.generation.torch_processors import LogitsProcessor
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
 from longspan.generation.torch_search import Run, search
@@ -118,6 +119,44 @@ class GenerationMixin(StoredGenerationConfig):
             InputError: scores were not kept.
         """
         return outputs.transition_scores(sequences, scores, beam_indices, normalize=normalize_logits)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of `forward` for the next step of a decoder.
+
+        `generate` has its own way; it uses this method where a tool or a subclass has put another in its place.
+
+        Args:
+            input_ids: Ids so far, (R, L); of the target, in a model with an encoder.
+            past_key_values: Cache of earlier tokens.
+            attention_mask: 1 for real tokens, (R, L); of the source, in a model with an encoder.
+            inputs_embeds: Embedded prompt, which is read instead of the ids while the cache is empty.
+            cache_position: Positions of the tokens to read; only these are left of `input_ids`.
+            **kwargs: Further arguments of `forward`.
+        """
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        prefix = "decoder_" if self.config.is_encoder_decoder else ""
+        inputs: dict[str, Any] = {f"{prefix}input_ids": input_ids}
+        if inputs_embeds is not None and past == 0:
+            inputs = {f"{prefix}inputs_embeds": inputs_embeds}
+        elif past > 0:
+            count = max(1, input_ids.shape[1] - past) if cache_position is None else cache_position.shape[0]
+            inputs = {f"{prefix}input_ids": input_ids[:, -count:]}
+        kwargs.pop("is_first_iteration", None)
+        return {
+            **inputs,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "cache_position": cache_position,
+            **kwargs,
+        }
 
     # -- generate ---------------------------------------------------------------------------------------------------
 
@@ -353,11 +392,12 @@ class GenerationMixin(StoredGenerationConfig):
         *,
         capacity: int,
     ) -> Stepper:
-        if cache is None and config.use_cache:
+        prepared = _is_replaced(self)
+        if cache is None and config.use_cache and not prepared:
             cache = self.make_generation_cache(config, capacity=capacity)
         rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
         flags = {name: True for name in ("output_attentions", "output_hidden_states") if getattr(config, name)}
-        return Stepper(
+        return (PreparedStepper if prepared else Stepper)(
             self,
             prompt,
             cache=cache,
@@ -429,6 +469,12 @@ _OUTPUTS: dict[tuple[bool, bool], Any] = {
     (True, False): outputs.GenerateBeamDecoderOnlyOutput,
     (True, True): outputs.GenerateBeamEncoderDecoderOutput,
 }
+
+
+def _is_replaced(model: GenerationMixin) -> bool:
+    """True if a tool or a subclass prepares the inputs of `forward`."""
+    own = getattr(model.prepare_inputs_for_generation, "__func__", None)
+    return own is not GenerationMixin.prepare_inputs_for_generation
 
 
 def _has_peers() -> bool:

@@ -21,7 +21,7 @@ from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import lookup, project, tokenwise
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
-from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
+from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
@@ -467,7 +467,8 @@ class BertModel(BertPreTrainedModel):
         device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         needs_weights = resolve(output_attentions, config.output_attentions)
         use_cache = self.encoder.resolve_use_cache(config.is_decoder and resolve(use_cache, config.use_cache))
-        self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states, past_key_values)
+        self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states)
+        past_key_values = as_cache(past_key_values)
         legacy = isinstance(past_key_values, tuple | list)
         cache = self._make_cache(past_key_values, use_cache)
         past = 0 if cache is None else cache.get_seq_length()
@@ -516,7 +517,6 @@ class BertModel(BertPreTrainedModel):
         input_ids: Tensor | None,
         token_type_ids: Tensor | None,
         encoder_hidden_states: Tensor | None,
-        past_key_values: Cache | LegacyCache | None,
     ) -> None:
         config = self.config
         if input_ids is not None:
@@ -524,8 +524,6 @@ class BertModel(BertPreTrainedModel):
         if token_type_ids is not None:
             check_shape(token_type_ids, (batch, length), name="token_type_ids", axes="(batch, tokens)")
             check_ids(token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size")
-        if past_key_values is not None and not config.is_decoder:
-            raise InputError("past_key_values needs a decoder: config.is_decoder=True. Received: is_decoder=False")
         if encoder_hidden_states is not None and not config.add_cross_attention:
             raise InputError(
                 "encoder_hidden_states needs a decoder with cross-attention: config.is_decoder=True and "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longspan.errors import InputError
 from longspan.models.diffllama.config import DiffLlamaConfig
-from longspan.nn.torch.cache import Cache, DynamicCache, LegacyCache
+from longspan.nn.torch.cache import Cache, DynamicCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_shape, values_visible
 from longspan.nn.torch.masks import extend_mask
 
@@ -146,6 +146,7 @@ def make_cache(
     Raises:
         InputError: the cache has another number of layers than the model.
     """
+    past_key_values = as_cache(past_key_values)
     if past_key_values is None:
         return DynamicCache() if use_cache else None
     cache = past_key_values if isinstance(past_key_values, Cache) else DynamicCache.from_legacy_cache(past_key_values)

@@ -24,7 +24,7 @@ from longspan.models.longt5.torch_layers import (
 )
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
-from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache
+from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids
 from longspan.nn.torch.masks import causal_mask, expand_head_mask, extend_mask, finite_at_padding, key_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPastAndCrossAttentions, finish, resolve
@@ -402,6 +402,7 @@ class LongT5Decoder(CheckpointedLayers):
 
 
 def _make_cache(past_key_values: Cache | LegacyCache | None, use_cache: bool) -> Cache | None:
+    past_key_values = as_cache(past_key_values)
     if isinstance(past_key_values, Cache):
         return past_key_values
     if past_key_values is not None:

@@ -387,6 +387,37 @@ class EncoderDecoderCache(Cache):
         return cache
 
 
+def as_cache(past_key_values: Any) -> Any:
+    """Bring a cache of the reference, which PEFT makes for prefix tuning, into a cache of this module.
+
+    Args:
+        past_key_values: A `Cache`, nested tuples or None, which come back as they are, or an object of the reference's
+            class with `layers` of `keys` and `values`, whose tensors are shared.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if past_key_values is None or isinstance(past_key_values, Cache | tuple | list):
+        return past_key_values
+    own = _read_layers(getattr(past_key_values, "self_attention_cache", past_key_values))
+    if not hasattr(past_key_values, "cross_attention_cache"):
+        return own
+    written = getattr(past_key_values, "is_updated", {})
+    cross = past_key_values.cross_attention_cache if any(written.values()) else None
+    return EncoderDecoderCache(own, DynamicCache() if cross is None else _read_layers(cross))
+
+
+def _read_layers(cache: Any) -> DynamicCache:
+    layers = getattr(cache, "layers", None)
+    if not isinstance(layers, list):
+        raise InputError(
+            "past_key_values must be a Cache, nested tuples, or a cache of transformers. "
+            f"Received: {type(cache).__name__}"
+        )
+    filled = [layer for layer in layers if getattr(layer, "keys", None) is not None and layer.keys.numel()]
+    return DynamicCache.from_legacy_cache([(layer.keys, layer.values) for layer in filled])
+
+
 def _cannot_resize(cache: Cache) -> InputError:
     return InputError(f"this needs a cache that can change its size. Received: {type(cache).__name__}")
 

@@ -26,6 +26,7 @@ class ToolSupport(ModuleInfo):
     config: PretrainedConfig
     names: ClassVar[ParameterNames]
     main_input_name: ClassVar[str]
+    base_model_prefix: ClassVar[str]
     if TYPE_CHECKING:
         base_model: Any
 
@@ -51,6 +52,16 @@ class ToolSupport(ModuleInfo):
     def name_or_path(self) -> str:
         """Where the model was loaded from."""
         return self.config.name_or_path
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes of a classification head."""
+        return self.config.num_labels
+
+    @property
+    def transformer_backbone_name(self) -> str:
+        """Name of the attribute that holds the base model; PEFT reads the shape of prefixes there."""
+        return self.base_model_prefix
 
     @property
     def warnings_issued(self) -> dict[str, bool]:
