@@ -233,7 +233,7 @@ def test_spans_give_what_the_whole_gives(monkeypatch, mode, norm):
     original = mega_spans.run_in_spans
     monkeypatch.setattr(mega_spans, "SPAN_TOKENS", 45)
     monkeypatch.setattr(
-        "longspan.models.mega.torch_backbone.run_in_spans", lambda *args: spans.append(args[-1]) or original(*args)
+        "longspan.fast.mega_spans.run_in_spans", lambda *args: spans.append(args[-1]) or original(*args)
     )
     parts = model(inputs_embeds=embeddings, **options)
     assert spans == [20, 20]
@@ -263,6 +263,36 @@ def test_left_padding_gives_what_right_padding_gives(activation, mode):
         mask = torch.tensor([[0] * before + [1] * 9 + [0] * after])
         output = model(padded, attention_mask=mask).last_hidden_state
         assert_close(output[:, before : before + 9], expected)
+
+
+@pytest.mark.parametrize("mode", [{}, DECODER], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("implementation", ["eager", "tiled"])
+@torch.no_grad()
+def test_chunks_begin_at_the_first_real_token(monkeypatch, mode, implementation):
+    monkeypatch.setattr(mega_spans, "SPAN_TOKENS", 3 * CHUNK)
+    model = make(**mode, use_chunking=True, chunk_size=CHUNK, attn_implementation=implementation)
+    ids = ids_of(5, 24)
+    mask = torch.ones(5, 24, dtype=torch.long)
+    mask[1, :1], mask[2, :5], mask[3, :13], mask[4] = 0, 0, 0, 0
+    mask[3, 17:] = 0
+    whole = model(ids, attention_mask=mask).last_hidden_state
+    for row, keep in enumerate(mask[:4].bool()):
+        assert_close(whole[row, keep], model(ids[row : row + 1, keep]).last_hidden_state[0])
+    assert bool(whole.isfinite().all())
+
+
+@torch.no_grad()
+def test_cached_decoding_of_rows_that_begin_later_with_chunks():
+    """Also of one whose first real token comes after the prompt."""
+    model = make(MegaForCausalLM, **DECODER, use_chunking=True, chunk_size=CHUNK)
+    ids, mask = ids_of(4, 20), torch.ones(4, 20, dtype=torch.long)
+    mask[1, :3], mask[2, :7], mask[3, :10] = 0, 0, 0
+    full = model(ids, attention_mask=mask, use_cache=False).logits
+    output = model(ids[:, :8], attention_mask=mask[:, :8])
+    for position in range(8, 20):
+        step = {"attention_mask": mask[:, : position + 1], "past_key_values": output.past_key_values}
+        output = model(ids[:, position : position + 1], **step)
+        assert_close(output.logits[:, 0], full[:, position])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

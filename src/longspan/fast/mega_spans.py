@@ -43,6 +43,7 @@ def span_length(layer: MegaBlock, hidden_states: Tensor, plan: MegaPlan) -> int 
     batch, length, _ = hidden_states.shape
     whole_only = (
         plan.chunk_size is None
+        or plan.starts is not None
         or plan.needs_weights
         or layer.training
         or layer.mega_layer.ema_gate.truncation is not None

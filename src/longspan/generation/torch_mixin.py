@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longspan.errors import InputError
 from longspan.generation import torch_outputs as outputs
@@ -91,10 +91,6 @@ class GenerationMixin(StoredGenerationConfig):
     def make_generation_cache(self, config: GenerationConfig, *, capacity: int) -> Cache | None:
         """An empty cache for `capacity` tokens; None if the model makes its own."""
         return make_cache(config, self.config, capacity=capacity)
-
-    def needs_equal_prompts(self) -> bool:
-        """True if prompts of unequal length cannot be continued in one batch."""
-        return False
 
     def compute_transition_scores(
         self,
@@ -222,8 +218,6 @@ class GenerationMixin(StoredGenerationConfig):
             if cache is not None and not prompt.ends_real:
                 raise InputError("with past_key_values, padding must stand at the left. Received: padding at the right")
             prompt = align_right(prompt)
-            if prompt.mask is not None and self.needs_equal_prompts():
-                return self._generate_by_length(config, prompt, callbacks)
             return self._generate(config, prompt, callbacks, encoder=encoder, source=source, cache=cache)
 
     def _split(
@@ -438,29 +432,6 @@ class GenerationMixin(StoredGenerationConfig):
         kind = _OUTPUTS[config.num_beams > 1, encoder is not None]
         cache = run.stepper.cache if config.use_cache else None
         return kind(sequences=sequences.clone(), past_key_values=cache, **fields, **run.record.fields(num_steps))
-
-    def _generate_by_length(self, config: GenerationConfig, prompt: Prompt, callbacks: Callbacks) -> Tensor:
-        """Continue prompts of each length by themselves, and bring the rows back into order."""
-        if config.return_dict_in_generate or callbacks.streamer is not None or callbacks.allowed is not None:
-            raise InputError(
-                f"{type(self).__name__} with chunks continues prompts of unequal length one length after the other: "
-                "return_dict_in_generate, a streamer and prefix_allowed_tokens_fn need prompts of one length. "
-                f"Received: lengths {sorted(set(prompt.lengths.tolist()))}"
-            )
-        width, results, order = prompt.length, [], []
-        for length in prompt.lengths.unique().tolist():
-            index = torch.nonzero(prompt.lengths == length).flatten()
-            part = prompt.rows(index).trimmed()
-            settings = config
-            if config.max_new_tokens is None and config.was_given("max_length"):
-                settings = GenerationConfig(**{**config.to_dict(), "max_new_tokens": config.max_length - width})
-            rows = self._generate(settings, part, callbacks, encoder=None, source=part.ids)
-            results.append(nn.functional.pad(rows, (width - length, 0), value=_pad_id(config)))
-            order.append(index)
-        longest = max(rows.shape[1] for rows in results)
-        filled = [nn.functional.pad(r, (0, longest - r.shape[1]), value=_pad_id(config)) for r in results]
-        by_prompt = [rows.unflatten(0, (index.shape[0], -1)) for rows, index in zip(filled, order, strict=True)]
-        return torch.cat(by_prompt)[torch.cat(order).argsort()].flatten(0, 1)
 
 
 _OUTPUTS: dict[tuple[bool, bool], Any] = {

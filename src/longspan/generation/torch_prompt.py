@@ -6,7 +6,7 @@ Axes: B prompts, L tokens of a prompt, H width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,13 +38,6 @@ class Prompt:
         return self.ids.shape[1] if self.embeds is None else self.embeds.shape[1]
 
     @property
-    def lengths(self) -> Tensor:
-        """Real tokens of each row, (B,)."""
-        if self.mask is None:
-            return torch.full((self.ids.shape[0],), self.length, device=self.ids.device)
-        return self.mask.sum(dim=1)
-
-    @property
     def ends_real(self) -> bool:
         """True if the last token of every row is real."""
         return self.mask is None or bool(self.mask[:, -1].all())
@@ -62,21 +55,6 @@ class Prompt:
     def repeated(self, times: int) -> Prompt:
         """Each row several times, copies next to each other."""
         return self.rows(torch.arange(self.ids.shape[0], device=self.ids.device).repeat_interleave(times))
-
-    def trimmed(self) -> Prompt:
-        """Without the columns in front that are padding in every row."""
-        if self.mask is None:
-            return self
-        start = self.length - int(self.lengths.max())
-        mask = self.mask[:, start:]
-        extras = {n: v[:, start:] if n in PER_TOKEN else v for n, v in (self.extras or {}).items()}
-        return replace(
-            self,
-            ids=self.ids[:, start:],
-            mask=None if bool(mask.all()) else mask,
-            embeds=None if self.embeds is None else self.embeds[:, start:],
-            extras=extras,
-        )
 
 
 #: inputs with one value for each token of the prompt

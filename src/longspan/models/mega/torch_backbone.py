@@ -27,7 +27,7 @@ from longspan.models.mega.torch_layers import (
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
 )
-from longspan.models.mega.torch_plan import MegaPlan, as_mask, make_cache, split_mask
+from longspan.models.mega.torch_plan import MegaPlan, as_mask, first_real_tokens, in_open_chunk, make_cache, split_mask
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
@@ -211,7 +211,7 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
                 format is returned.
             use_cache: Return a cache (decoder only); default as configured. A graph of `torch.export` has none.
             output_attentions: Return attention weights, L × (B, 1, S, S), or with chunks of C tokens
-                L × (B, chunks, C, C), where the last chunk is padded at its end.
+                L × (B, chunks, C, C), where chunks begin at the first real token of a row and the last is padded.
             output_hidden_states: Return hidden states, (L + 1) × (B, S, D).
             return_dict: Return a `ModelOutput` rather than a tuple.
 
@@ -325,12 +325,21 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         past = 0 if cache is None else cache.num_tokens
         mask, held_mask = split_mask(attention_mask, shape, cache)
         source = self._source_length(batch, encoder_hidden_states, cache)
+        starts = None
+        if config.use_chunking:
+            starts = first_real_tokens(mask, cache, length)
+            if cache is not None:
+                held = cache.layers[0].key.shape[1]
+                in_chunk = in_open_chunk(cache.starts, config.chunk_size, read=past, held=held)
+                if in_chunk is not None:
+                    held_mask = in_chunk if held_mask is None else held_mask & in_chunk
         return MegaPlan(
             implementation=config.attn_implementation,
             causal=config.is_decoder,
             chunk_size=config.chunk_size if config.use_chunking else None,
             mask=mask,
             held_mask=held_mask,
+            starts=starts,
             table=self._rotary_table(self._self_positions(length, cache)),
             cross_table=None if source is None else self._rotary_table(torch.sym_max(past + length, source)),
             encoder_hidden_states=encoder_hidden_states,

@@ -45,12 +45,21 @@ class MegaCache(Cache):
         layers: One entry per layer.
         num_tokens: Tokens read so far.
         mask: Which of the held tokens are real, (B, L); None for all.
+        starts: First real token of each row, (B,), from which its chunks are counted; None for 0.
     """
 
-    def __init__(self, layers: Sequence[MegaLayerCache], *, num_tokens: int, mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[MegaLayerCache],
+        *,
+        num_tokens: int,
+        mask: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> None:
         self.layers = tuple(layers)
         self.num_tokens = num_tokens
         self.mask = mask
+        self.starts = starts
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Any, config: MegaConfig, *, num_tokens: int | None) -> MegaCache:
@@ -113,6 +122,7 @@ class MegaCache(Cache):
         ]
         self.layers = tuple(MegaLayerCache(*layer) for layer in changed)
         self.mask = None if self.mask is None else function(self.mask)
+        self.starts = None if self.starts is None else function(self.starts)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -162,12 +172,12 @@ def read_cache(
 
 
 def _flatten(cache: MegaCache) -> tuple[list[Any], None]:
-    return [[tuple(layer) for layer in cache.layers], cache.mask, cache.num_tokens], None
+    return [[tuple(layer) for layer in cache.layers], cache.mask, cache.num_tokens, cache.starts], None
 
 
 def _unflatten(values: Any, context: None) -> MegaCache:
-    layers, mask, num_tokens = values
-    return MegaCache([MegaLayerCache(*layer) for layer in layers], num_tokens=num_tokens, mask=mask)
+    layers, mask, num_tokens, starts = values
+    return MegaCache([MegaLayerCache(*layer) for layer in layers], num_tokens=num_tokens, mask=mask, starts=starts)
 
 
 pytree.register_pytree_node(

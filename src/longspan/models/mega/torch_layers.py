@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.torch_cache import MegaLayerCache
-from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys
+from longspan.models.mega.torch_plan import MegaPlan, append_mask, held_keys, rotate_rows
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import may_overwrite, project
 from longspan.ops.torch.blocks import count_blocks, from_blocks, to_blocks
@@ -388,10 +388,15 @@ class MegaMovingAverageGatedAttention(nn.Module):
         if mask is None and not plan.causal and (torch.compiler.is_exporting() or length % size):
             # padding lies behind all that a causal query sees, but a query of an encoder must not see it
             mask = query.new_ones(batch, length, dtype=torch.bool)
+        if plan.starts is not None:
+            query, key, value = (rotate_rows(tensor, plan.starts) for tensor in (query, key, value))
+            mask = None if mask is None else rotate_rows(mask, plan.starts)
         query, key, value = (to_blocks(tensor, size).flatten(0, 1) for tensor in (query, key, value))
         mask = None if mask is None else to_blocks(mask, size).flatten(0, 1)
         attended, weights = self._weighted_sum(query, key, value, mask, plan, causal=plan.causal)
         attended = from_blocks(attended.unflatten(0, (batch, chunks)), length)
+        if plan.starts is not None:
+            attended = rotate_rows(attended, plan.starts, back=True)
         return attended, None if weights is None else weights.unflatten(0, (batch, chunks))
 
     def _weighted_sum(

@@ -169,10 +169,6 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
                 f"MEGA keeps a cache of its own. Received: cache_implementation={config.cache_implementation!r}"
             )
 
-    def needs_equal_prompts(self) -> bool:
-        """True with chunks: they begin at the first token of a row."""
-        return self.config.use_chunking
-
 
 class MegaForMaskedLM(MegaPreTrainedModel):
     """MEGA that predicts masked tokens.

@@ -25,7 +25,8 @@ class MegaPlan:
         causal: A token sees itself and those before it.
         chunk_size: Tokens of a chunk, or None for attention over all tokens.
         mask: Which tokens are real, (B, S); None for all.
-        held_mask: Which of the tokens that a cache holds are real, (B, L); None for all.
+        held_mask: Which of the tokens that a cache holds are real and of the chunk that goes on, (B, L); None for all.
+        starts: First real token of each row, (B,), from which its chunks are counted; None for 0.
         table: Angles of the rotary bias in self-attention; None for the simple bias.
         cross_table: The same in cross-attention.
         encoder_hidden_states: (B, T, D), if the layers attend to an encoder.
@@ -40,6 +41,7 @@ class MegaPlan:
     chunk_size: int | None
     mask: Tensor | None
     held_mask: Tensor | None
+    starts: Tensor | None
     table: tuple[Tensor, Tensor] | None
     cross_table: tuple[Tensor, Tensor] | None
     encoder_hidden_states: Tensor | None
@@ -91,10 +93,54 @@ def split_mask(
     return new, as_mask(attention_mask[:, past - held : past], (batch, held), "attention_mask")
 
 
+def first_real_tokens(mask: Tensor | None, cache: MegaCache | None, length: int) -> Tensor | None:
+    """First real token of each row, (B,), or the number of tokens read if none was real; None if all are 0.
+
+    Args:
+        mask: Which of the new tokens are real, (B, S); None for all.
+        cache: What earlier tokens left.
+        length: New tokens S.
+    """
+    if cache is not None:
+        if cache.starts is None or mask is None:
+            return cache.starts
+        return torch.where((cache.starts == cache.num_tokens) & ~mask[:, 0], cache.starts + 1, cache.starts)
+    if mask is None or (values_visible(mask) and bool(mask[:, 0].all())):
+        return None
+    return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), length)
+
+
+def in_open_chunk(starts: Tensor | None, chunk_size: int, *, read: int, held: int) -> Tensor | None:
+    """Which of the last `held` of `read` tokens lie in the chunk that the next token continues, (B, held)."""
+    if starts is None:
+        return None
+    begun = torch.remainder(read - starts, chunk_size)
+    return torch.arange(held, 0, -1, device=starts.device) <= begun.unsqueeze(1)
+
+
+def rotate_rows(tensor: Tensor, starts: Tensor, *, back: bool = False) -> Tensor:
+    """Move token `starts` of each row to its beginning, and what stood before it to the end; or the way `back`.
+
+    Args:
+        tensor: (B, S) or (B, S, D).
+        starts: (B,).
+        back: Undo it.
+    """
+    length = tensor.shape[1]
+    shift = -starts if back else starts
+    places = torch.remainder(torch.arange(length, device=tensor.device) + shift.unsqueeze(1), length)
+    if tensor.dim() == 3:
+        places = places.unsqueeze(-1).expand(-1, -1, tensor.shape[-1])
+    return tensor.gather(1, places)
+
+
 def held_keys(key: Tensor, value: Tensor, plan: MegaPlan) -> tuple[Tensor, Tensor]:
     """What the next token may see of the tokens so far: all, or those of the chunk that it continues."""
     if plan.chunk_size is None:
         return key, value
+    if plan.starts is not None:  # each row may be at another place of its chunk
+        unseen = max(key.shape[1] - (plan.chunk_size - 1), 0)
+        return key[:, unseen:], value[:, unseen:]
     begun = key.shape[1] - key.shape[1] % plan.chunk_size
     return key[:, begun:], value[:, begun:]
 
@@ -126,4 +172,4 @@ def make_cache(
         mask = append_mask(plan.held_mask, plan.mask, cache.layers[0].key.shape[1])
     if mask is not None:
         mask = mask[:, mask.shape[1] - kept[0].key.shape[1] :]
-    return MegaCache(kept, num_tokens=plan.offset + length, mask=mask)
+    return MegaCache(kept, num_tokens=plan.offset + length, mask=mask, starts=plan.starts)

@@ -119,6 +119,8 @@ def packed_attention(
     Returns:
         (N, H, D).
     """
+    if not lengths:  # nothing but padding; a gradient of 0 still reaches all three
+        return query + key + value
     outputs = []
     for sequence in zip(*(tensor.split(list(lengths)) for tensor in (query, key, value)), strict=True):
         q, k, v = (tensor.transpose(0, 1).unsqueeze(0) for tensor in sequence)  # (1, H, T, D)
