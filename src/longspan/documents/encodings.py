@@ -49,6 +49,8 @@ _PROBE_BYTES = 1 << 16
 _HIGH = re.compile(rb"[\x80-\xff]+")
 #: Letters of other scripts stand together, accented ones and dashes alone: bytes in a row, on average.
 _MIN_RUN = 2.0
+_KANA = re.compile("[\u3041-\u30ff]")
+_MIN_KANA = 0.3
 
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.IGNORECASE)
 _XML_DECLARATION = re.compile(rb"\s*<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([A-Za-z0-9_.:-]{1,40})[\"']")
@@ -94,14 +96,31 @@ def guess_encoding(data: bytes) -> str:
     rows = _HIGH.findall(probe)
     if not rows:
         return "cp1252"
-    found = from_bytes(probe, cp_isolation=_CANDIDATES, preemptive_behaviour=False)
     is_dense = sum(map(len, rows)) > _MIN_RUN * len(rows)
+    if is_dense and (japanese := _as_japanese(probe)):
+        return japanese
+    found = list(from_bytes(probe, cp_isolation=_CANDIDATES, preemptive_behaviour=False))
     if not is_dense and any("cp1252" in match.could_be_from_charset for match in found):
         return "cp1252"
-    for match in found:
-        if is_dense or (match.encoding not in _MULTIBYTE and match.coherence > 0):
-            return match.encoding
-    return "cp1252"
+    likely = [one for one in found if is_dense or (one.encoding not in _MULTIBYTE and one.coherence > 0)]
+    likely.sort(key=lambda match: _is_shouted(str(match)))
+    return likely[0].encoding if likely else "cp1252"
+
+
+def _as_japanese(data: bytes) -> str | None:
+    """The encoding in which much of the text is kana, which no text in another language looks like; None if none."""
+    for encoding in ("cp932", "euc_jp"):
+        text = data.decode(encoding, "replace")
+        num_wide = len(text) - len(text.encode("ascii", "ignore"))
+        fits = text.count("\ufffd") * 100 <= len(text)
+        if fits and len(_KANA.findall(text)) > _MIN_KANA * num_wide:
+            return encoding
+    return None
+
+
+def _is_shouted(text: str) -> bool:
+    """True if most letters with a case are capitals: letters of a script without cases, taken for another."""
+    return sum(map(str.isupper, text)) > sum(map(str.islower, text))
 
 
 def _probe(data: bytes) -> bytes:

@@ -146,10 +146,10 @@ class _Text:
 
     def start(self, tag: str, *, is_empty: bool) -> None:
         """An element begins, or is there without content."""
+        self._separate(tag)
         if not is_empty:
             self._hidden_depth += tag in _HIDDEN
             self._pre_depth += tag == "pre"
-        self._separate(tag)
 
     def end(self, tag: str) -> None:
         """An element ends."""
@@ -168,6 +168,8 @@ class _Text:
             self._add_line(unescape(line), first_line + offset)
 
     def _separate(self, tag: str) -> None:
+        if self._hidden_depth:
+            return
         self._wants_break |= tag in _BLOCKS
         self._wants_space |= tag in _CELLS
 

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from longspan.documents.decoding import decode, marked_encoding
@@ -23,6 +23,9 @@ from longspan.documents.tables import csv_records
 from longspan.documents.walk import SourceFile
 
 _BLOCK_BYTES = 1 << 20
+#: Of the fields of a record that lacks the one wanted so many are named, with so many characters each.
+_SHOWN_FIELDS = 20
+_SHOWN_CHARACTERS = 40
 #: How much longer than it was a file may be when its digest is taken.
 _MAX_GROWTH_BYTES = 64 << 20
 
@@ -177,7 +180,11 @@ def text_of_record(record: Any, text_field: str) -> str:
     value = record
     for key in text_field.split("."):
         if not isinstance(value, dict) or key not in value:
-            fields = ", ".join(map(repr, record)) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
+            if not isinstance(record, dict):
+                fields = f"a JSON {type(record).__name__}"
+            else:
+                names = [repr(name)[:_SHOWN_CHARACTERS] for name in islice(record, _SHOWN_FIELDS)]
+                fields = ", ".join([*names, "..."] if len(record) > len(names) else names)
             raise UnreadableError(f"no field {text_field!r}; the record has {fields or 'no field'}")
         value = value[key]
     if not isinstance(value, str):
