@@ -268,6 +268,17 @@ class PretrainedConfig(Declared):
             pad_token_id=self.pad_token_id,
             vocab_size=vocab_size,
         )
+        num_layers, num_heads = getattr(self, "num_hidden_layers", None), getattr(self, "num_attention_heads", None)
+        if num_layers is not None and num_heads is not None:
+            require(
+                all(
+                    -num_layers <= layer < num_layers
+                    and all(isinstance(head, int) and 0 <= head < num_heads for head in heads)
+                    for layer, heads in self.pruned_heads.items()
+                ),
+                "pruned_heads must name layers and heads of the model",
+                pruned_heads=self.pruned_heads,
+            )
         require(
             self.problem_type is None or self.problem_type in PROBLEM_TYPES,
             f"problem_type must be one of {', '.join(PROBLEM_TYPES)}",

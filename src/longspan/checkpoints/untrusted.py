@@ -73,17 +73,25 @@ def reading(path: Path, what: str) -> Iterator[None]:
             is missing or may not be read.
     """
     try:
-        yield
-    except LongspanError as error:
-        if str(path) in str(error):
-            raise
-        raise type(error)(f"{path}: {error}") from error
-    except (FileNotFoundError, PermissionError):
+        with naming(str(path)):
+            yield
+    except (LongspanError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:
         kind = type(error).__name__
         text = str(error)
         raise CheckpointError(f"{path} is damaged: {what} cannot be read ({kind}: {text[:200]}).") from error
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put the name of a file or directory before the message of a `LongspanError` that lacks it; "" for no name."""
+    try:
+        yield
+    except LongspanError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def check_shape(shape: Sequence[Any], itemsize: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from longspan.checkpoints.untrusted import read_json
-from longspan.errors import CheckpointError
+from longspan.errors import CheckpointError, LongspanError
 
 
 @contextmanager
@@ -23,8 +23,10 @@ def library_errors(rule: str) -> Iterator[None]:
     """
     try:
         yield
+    except (LongspanError, OSError):
+        raise
     except Exception as error:
-        raise CheckpointError(f"{rule}. Received: {error}") from None
+        raise CheckpointError(f"{rule}. Received: {str(error)[:300]}") from None
     except BaseException as error:
         if not is_panic(error):
             raise

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer
 
 from longspan.checkpoints.hub import Source
-from longspan.checkpoints.untrusted import read_json
+from longspan.checkpoints.untrusted import read_json, reading
 from longspan.errors import CheckpointError, CheckpointNotFoundError
-from longspan.tokenization.files import read_text, read_tokenizer_file
+from longspan.tokenization.files import library_errors, read_text, read_tokenizer_file
 from longspan.tokenization.special_tokens import SPECIAL_TOKENS_ATTRIBUTES, text_of
 
 if TYPE_CHECKING:
@@ -73,19 +73,21 @@ def load_tokenizer(
     )
     for name in _IGNORED:
         overrides.pop(name, None)
-    settings = read_settings(source, overrides)
-    named = settings.pop("tokenizer_class", None)
-    for name in _PATHS:
-        settings.pop(name, None)
-    files = _Files(source)
-    if cls is None:
-        cls = class_of(named or _class_from_config(source, config), files.kind())
-    paths = files.of(cls)
-    tokenizer = None
-    if "tokenizer_file" in paths:
-        tokenizer = read_tokenizer_file(paths.pop("tokenizer_file"))
-    finish_settings(settings, tokenizer)
-    return cls(_loaded=tokenizer, name_or_path=str(pretrained_model_name_or_path), **paths, **settings)
+    settings_file = source.find("tokenizer_config.json") or Path(source.name) / source.subfolder
+    with reading(settings_file, "the settings of its tokenizer"), library_errors("A tokenizer's files must agree"):
+        settings = read_settings(source, overrides)
+        named = settings.pop("tokenizer_class", None)
+        for name in _PATHS:
+            settings.pop(name, None)
+        files = _Files(source)
+        if cls is None:
+            cls = class_of(named or _class_from_config(source, config), files.kind())
+        paths = files.of(cls)
+        tokenizer = None
+        if "tokenizer_file" in paths:
+            tokenizer = read_tokenizer_file(paths.pop("tokenizer_file"))
+        finish_settings(settings, tokenizer)
+        return cls(_loaded=tokenizer, name_or_path=str(pretrained_model_name_or_path), **paths, **settings)
 
 
 class _Files:

@@ -20,6 +20,7 @@ from longspan.checkpoints.flax import Params, fill, flatten, tensors_to_save, un
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
+from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
@@ -336,7 +337,8 @@ class FlaxPreTrainedModel:
         source = Source(pretrained_model_name_or_path, **source_arguments)
         with open_checkpoint(source, formats=("safetensors", "pytorch") if from_pt else None) as reader:
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
-            model = cls(resolved, *model_args, **{"dtype": dtype, "_do_init": False, **model_kwargs})
+            with naming(resolved.name_or_path):
+                model = cls(resolved, *model_args, **{"dtype": dtype, "_do_init": False, **model_kwargs})
             params, model.load_report = fill(
                 model.params_shape_tree,
                 reader,

@@ -17,6 +17,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import fill, tensors_to_save
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
+from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
@@ -241,7 +242,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         with open_checkpoint(source) as reader:
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             policy = _dtype_policy(dtype, resolved, reader)
-            with skip_initialisation():
+            with naming(resolved.name_or_path), skip_initialisation():
                 model = cls(resolved, *model_args, dtype=policy, **model_kwargs)
             model.load_report = fill(
                 model,

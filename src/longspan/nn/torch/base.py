@@ -17,6 +17,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.torch import StateDictReader, fill, is_skipping_init, skip_parameter_init, tie
+from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.torch.checkpointing import CheckpointedLayers, set_checkpointing
@@ -190,7 +191,7 @@ class PreTrainedModel(ToolSupport):
         with _open(source, state_dict, request) as reader, off_meta():
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             target = _target_dtype(dtype if dtype is not None else torch_dtype, resolved, reader)
-            with skip_parameter_init():
+            with naming(resolved.name_or_path), skip_parameter_init():
                 model = cls(resolved, *model_args, **model_kwargs)
             _cast_uninitialised(model, target)
             model.load_report = fill(
