@@ -484,7 +484,7 @@ class BertModel(BertPreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             cache=cache,
             needs_weights=needs_weights,
-            padding_states=padding_states,
+            padding_states=padding_states or self._pools_padding(attention_mask),
         )
         hidden_states = self._embed(
             plan.packing, input_ids, inputs_embeds, token_type_ids, position_ids, cache_position
@@ -530,6 +530,12 @@ class BertModel(BertPreTrainedModel):
                 f"config.add_cross_attention=True. Received: is_decoder={config.is_decoder}, "
                 f"add_cross_attention={config.add_cross_attention}"
             )
+
+    def _pools_padding(self, attention_mask: Tensor | None) -> bool:
+        """True if the pooler reads a token that is padding, of rows that are padded on the left."""
+        if self.pooler is None or attention_mask is None or self.config.attn_implementation != "auto":
+            return False
+        return values_visible(attention_mask) and attention_mask.dim() == 2 and bool((attention_mask[:, 0] == 0).any())
 
     def _check_positions(self, cache_position: Tensor, position_ids: Tensor | None, length: int) -> None:
         limit = self.config.max_position_embeddings

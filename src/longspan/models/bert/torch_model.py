@@ -7,7 +7,7 @@ Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,9 @@ from longspan.models.bert.config import BertConfig
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.heads import PredictionHeadTransform, fold_choices
-from longspan.nn.torch.losses import (
-    causal_lm_loss,
-    cross_entropy,
-    question_answering_loss,
-    sequence_classification_loss,
-)
+from longspan.nn.torch.checks import values_visible
+from longspan.nn.torch.heads import PredictionHeadTransform
+from longspan.nn.torch.losses import cross_entropy, sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
     DictOutput,
@@ -35,9 +31,16 @@ from longspan.nn.torch.outputs import (
     SequenceClassifierOutput,
     Tensors,
     TokenClassifierOutput,
-    finish,
     model_output,
     resolve,
+)
+from longspan.nn.torch.tasks import (
+    CausalLMModel,
+    Inputs,
+    Labels,
+    MultipleChoiceModel,
+    QuestionAnsweringModel,
+    TaskModel,
 )
 
 __all__ = [
@@ -102,22 +105,66 @@ class BertForPreTrainingOutput(DictOutput):
     attentions: Tensors | None = None
 
 
-class _WithPredictionHead(BertPreTrainedModel):
-    """A BERT class whose `cls.predictions` scores the vocabulary."""
+class BertTask(TaskModel, BertPreTrainedModel):
+    """A BERT with a head: its inputs, and that labels may read states at padding."""
 
-    cls: BertHeads
+    input_names: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "head_mask",
+        "inputs_embeds",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+    )
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The projection onto the vocabulary."""
-        return self.cls.predictions.decoder
+    def run(self, inputs: Inputs, labels: Labels, *flags: bool | None, **further: Any) -> Any:
+        """As `TaskModel.run`; states at padding are computed if the loss reads them."""
+        read = None
+        if all(label is not None for label in labels):
+            read = self.read_places(inputs[1], *labels, **(further.get("loss_arguments") or {}))
+        return super().run(inputs, labels, *flags, **further, padding_states=self._reads_padding(inputs[1], read))
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the projection onto the vocabulary and its bias."""
-        self.cls.predictions.decoder = new_embeddings  # type: ignore[assignment]  # any module of its shape
-        self.cls.predictions.bias = new_embeddings.bias  # type: ignore[assignment]  # any module of its shape
+    def _reads_padding(self, attention_mask: Tensor | None, read: Tensor | None) -> bool:
+        """True if a place that is read may be padding; where values cannot be seen, it may."""
+        if read is None or attention_mask is None or attention_mask.shape != read.shape:
+            return False
+        packs = self.config.attn_implementation == "packed" and not torch.compiler.is_compiling()
+        if not packs and not (values_visible(attention_mask) and values_visible(read)):
+            return True
+        return bool((read & (attention_mask == 0)).any())
 
 
-class BertForPreTraining(_WithPredictionHead):
+class BertLabelTask(BertTask):
+    """A BERT with a head whose labels are one tensor, `labels`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `BertModel.forward`, with an axis of choices (B, C, S) in a multiple choice.
+
+        Args:
+            labels: What the loss compares the scores with, as the class says; without them there is no loss.
+
+        Returns:
+            The `output_class` of the class.
+        """
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
+
+
+class BertForPreTraining(BertTask):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
     Args:
@@ -131,6 +178,9 @@ class BertForPreTraining(_WithPredictionHead):
         >>> output.prediction_logits.shape, output.seq_relationship_logits.shape
         (torch.Size([1, 3, 30522]), torch.Size([1, 2]))
     """
+
+    output_class = BertForPreTrainingOutput
+    output_embeddings = "cls.predictions.decoder"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -157,39 +207,21 @@ class BertForPreTraining(_WithPredictionHead):
         Args:
             labels: Ids of the masked tokens, -100 elsewhere, (B, S).
             next_sentence_label: 0 if the second segment continues the first, 1 if it is random, (B,).
-
-        Returns:
-            `BertForPreTrainingOutput`; the loss is the sum of both and needs both labels.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        prediction_logits = self.cls.predictions(outputs.last_hidden_state)
-        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
-        loss = None
-        if labels is not None and next_sentence_label is not None:
-            loss = cross_entropy(prediction_logits, labels) + cross_entropy(
-                seq_relationship_logits, next_sentence_label.reshape(-1), name="next_sentence_label"
-            )
-        output = BertForPreTrainingOutput(
-            loss=loss,
-            prediction_logits=prediction_logits,
-            seq_relationship_logits=seq_relationship_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.run(row, (labels, next_sentence_label), output_attentions, output_hidden_states, return_dict)
+
+    def head(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Scores of the vocabulary (B, S, V) and of the two kinds of pairs (B, 2)."""
+        return self.cls.predictions(outputs.last_hidden_state), self.cls.seq_relationship(outputs.pooler_output)
+
+    def loss(self, tokens: Tensor, pairs: Tensor, labels: Tensor, next_sentence_label: Tensor) -> Tensor:
+        """The sum of both; it needs both labels."""
+        next_sentence = cross_entropy(pairs, next_sentence_label.reshape(-1), name="next_sentence_label")
+        return cross_entropy(tokens, labels) + next_sentence
 
 
-class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
+class BertLMHeadModel(GenerationMixin, CausalLMModel, BertTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     Args:
@@ -203,6 +235,9 @@ class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
         >>> output.logits.shape, output.past_key_values.get_seq_length()
         (torch.Size([1, 3, 30522]), 3)
     """
+
+    output_class = CausalLMOutputWithCrossAttentions
+    output_embeddings = "cls.predictions.decoder"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -230,6 +265,7 @@ class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
         return_dict: bool | None = None,
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        **loss_arguments: Any,
     ) -> Any:
         """Run the model; inputs as in `BertModel.forward`.
 
@@ -237,37 +273,24 @@ class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
             labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
             logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
                 tensor; 0 means all.
-
-        Returns:
-            `CausalLMOutputWithCrossAttentions`.
+            **loss_arguments: `num_items_in_batch` and `shift_labels`, see `causal_lm_loss`.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run(
+            (*row, encoder_hidden_states, encoder_attention_mask),
+            (labels,),
+            *flags,
             past_key_values=past_key_values,
             use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
             cache_position=cache_position,
+            logits_to_keep=logits_to_keep,
+            loss_arguments=loss_arguments,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.cls.predictions(outputs.last_hidden_state[:, kept])
-        output = CausalLMOutputWithCrossAttentions(
-            loss=None if labels is None else causal_lm_loss(logits, labels),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.cls.predictions(outputs.last_hidden_state)
 
     def check_can_generate(self) -> None:
         """Raise `InputError` unless `config.is_decoder`: otherwise a token sees those behind it."""
@@ -279,7 +302,7 @@ class BertLMHeadModel(GenerationMixin, _WithPredictionHead):
         return self.config.max_position_embeddings
 
 
-class BertForMaskedLM(_WithPredictionHead):
+class BertForMaskedLM(BertTask):
     """BERT that predicts masked tokens.
 
     Args:
@@ -292,6 +315,9 @@ class BertForMaskedLM(_WithPredictionHead):
         >>> model(torch.tensor([[101, 103, 102]])).logits.shape
         torch.Size([1, 3, 30522])
     """
+
+    output_class = MaskedLMOutput
+    output_embeddings = "cls.predictions.decoder"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -320,36 +346,18 @@ class BertForMaskedLM(_WithPredictionHead):
 
         Args:
             labels: Ids of the masked tokens, -100 elsewhere, (B, S).
-
-        Returns:
-            `MaskedLMOutput`.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.cls.predictions(outputs.last_hidden_state)
-        output = MaskedLMOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run((*row, encoder_hidden_states, encoder_attention_mask), (labels,), *flags, use_cache=False)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.cls.predictions(outputs.last_hidden_state)
 
 
-class BertForNextSentencePrediction(BertPreTrainedModel):
-    """BERT that tells whether the second segment continues the first.
+class BertForNextSentencePrediction(BertLabelTask):
+    """BERT that tells whether the second segment continues the first: labels 0 if so, 1 if it is random, (B,).
 
     Args:
         config: Settings; the weights are random.
@@ -363,56 +371,28 @@ class BertForNextSentencePrediction(BertPreTrainedModel):
         torch.Size([1, 2])
     """
 
+    output_class = NextSentencePredictorOutput
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config)
         self.cls = BertHeads(config, predictions=False, seq_relationship=True)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of "continues" and of "is random", (B, 2)."""
+        return self.cls.seq_relationship(outputs.pooler_output)
 
-        Args:
-            labels: 0 if the second segment continues the first, 1 if it is random, (B,).
-
-        Returns:
-            `NextSentencePredictorOutput`.
-        """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.cls.seq_relationship(outputs.pooler_output)
-        output = NextSentencePredictorOutput(
-            loss=None if labels is None else cross_entropy(logits, labels.reshape(-1)),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return cross_entropy(logits, labels.reshape(-1))
 
 
-class BertForSequenceClassification(BertPreTrainedModel):
+class BertForSequenceClassification(BertLabelTask):
     """BERT with a classification or regression head on the pooled first token.
+
+    Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
+    `longspan.nn.torch.losses.sequence_classification_loss`.
 
     Args:
         config: Settings; the weights are random.
@@ -426,6 +406,8 @@ class BertForSequenceClassification(BertPreTrainedModel):
         (torch.Size([1, 3]), torch.Size([]))
     """
 
+    output_class = SequenceClassifierOutput
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config)
@@ -433,51 +415,17 @@ class BertForSequenceClassification(BertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
 
-        Args:
-            labels: Class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
-                `longspan.nn.torch.losses.sequence_classification_loss`.
-
-        Returns:
-            `SequenceClassifierOutput`.
-        """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output))
-        output = SequenceClassifierOutput(
-            loss=None if labels is None else sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
 
 
-class BertForMultipleChoice(BertPreTrainedModel):
-    """BERT that scores each of several choices from its pooled first token.
+class BertForMultipleChoice(MultipleChoiceModel, BertLabelTask):
+    """BERT that scores each of several choices from its pooled first token; labels are the right ones, (B,).
 
     Args:
         config: Settings; the weights are random.
@@ -490,6 +438,8 @@ class BertForMultipleChoice(BertPreTrainedModel):
         torch.Size([1, 2])
     """
 
+    output_class = MultipleChoiceModelOutput
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config)
@@ -497,53 +447,13 @@ class BertForMultipleChoice(BertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`, each with an axis of choices: (B, C, S).
-
-        Args:
-            labels: Index of the correct choice, (B,).
-
-        Returns:
-            `MultipleChoiceModelOutput`.
-        """
-        num_choices, (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds) = fold_choices(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
-        )
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
-        output = MultipleChoiceModelOutput(
-            loss=None if labels is None else cross_entropy(logits, labels.reshape(-1)),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def head(self, outputs: Any) -> Tensor:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
 
 
-class BertForTokenClassification(BertPreTrainedModel):
-    """BERT with a classification head on every token.
+class BertForTokenClassification(BertLabelTask):
+    """BERT with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
 
     Args:
         config: Settings; the weights are random.
@@ -556,6 +466,8 @@ class BertForTokenClassification(BertPreTrainedModel):
         torch.Size([1, 3, 5])
     """
 
+    output_class = TokenClassifierOutput
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
@@ -563,49 +475,12 @@ class BertForTokenClassification(BertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
-
-        Args:
-            labels: Class index of each token, -100 is ignored, (B, S).
-
-        Returns:
-            `TokenClassifierOutput`.
-        """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        output = TokenClassifierOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state))
 
 
-class BertForQuestionAnswering(BertPreTrainedModel):
+class BertForQuestionAnswering(QuestionAnsweringModel, BertTask):
     """BERT that scores each token as start and as end of an answer.
 
     Args:
@@ -618,6 +493,8 @@ class BertForQuestionAnswering(BertPreTrainedModel):
         >>> model(torch.tensor([[101, 7592, 102]])).start_logits.shape
         torch.Size([1, 3])
     """
+
+    output_class = QuestionAnsweringModelOutput
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -644,34 +521,9 @@ class BertForQuestionAnswering(BertPreTrainedModel):
         Args:
             start_positions: Token where the answer starts, (B,); outside the sequence it does not count.
             end_positions: Token where it ends, (B,).
-
-        Returns:
-            `QuestionAnsweringModelOutput`.
         """
-        outputs = self.bert(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            padding_states=start_positions is not None and end_positions is not None,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
-        output = QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.run(row, (start_positions, end_positions), output_attentions, output_hidden_states, return_dict)
 
 
 def _classifier_dropout(config: BertConfig) -> float:

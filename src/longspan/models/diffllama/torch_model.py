@@ -11,29 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
-from longspan.errors import InputError
 from longspan.generation.torch_mixin import GenerationMixin
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.losses import (
-    causal_lm_loss,
-    cross_entropy,
-    question_answering_loss,
-    sequence_classification_loss,
-)
+from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     Tensors,
     TokenClassifierOutput,
-    finish,
     model_output,
-    resolve,
 )
+from longspan.nn.torch.tasks import CausalLMModel, QuestionAnsweringModel, TaskModel
 
 
 @model_output
@@ -64,7 +57,51 @@ class DiffLlamaTokenClassifierOutput(TokenClassifierOutput):
     differential_attentions: Tensors | None = None
 
 
-class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
+class DiffLlamaTask(TaskModel, DiffLlamaPreTrainedModel):
+    """A DiffLlama with a head: its inputs."""
+
+    input_names: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values",
+        "inputs_embeds",
+        "use_cache",
+    )
+
+
+class DiffLlamaLabelTask(DiffLlamaTask):
+    """A DiffLlama with a head whose labels are one tensor, `labels`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        output_differential_attentions: bool = False,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; other inputs as in `DiffLlamaModel.forward`.
+
+        Args:
+            labels: What the loss compares the scores with, as the class says; without them there is no loss.
+
+        Returns:
+            The `output_class` of the class.
+        """
+        row = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run(row, (labels,), *flags, output_differential_attentions=output_differential_attentions)
+
+
+class DiffLlamaForCausalLM(GenerationMixin, CausalLMModel, DiffLlamaTask):
     """DiffLlama with a language modelling head.
 
     Args:
@@ -83,19 +120,14 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
         (torch.Size([1, 1, 100]), 4)
     """
 
+    output_class = DiffLlamaCausalLMOutput
+    output_embeddings = "lm_head"
+
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
         self.model = DiffLlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The projection onto the vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the projection onto the vocabulary."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,
@@ -113,6 +145,7 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
         *,
         output_differential_attentions: bool = False,
         return_dict: bool | None = None,
+        **loss_arguments: Any,
     ) -> Any:
         """Run the model; other inputs as in `DiffLlamaModel.forward`.
 
@@ -120,40 +153,31 @@ class DiffLlamaForCausalLM(GenerationMixin, DiffLlamaPreTrainedModel):
             labels: Ids aligned with `input_ids` (the model shifts them), -100 is ignored, (B, S).
             logits_to_keep: Compute the logits of the last `logits_to_keep` tokens only; 0 computes all. A 1-D tensor
                 holds the indices of the tokens. Labels need all logits.
-
-        Returns:
-            `DiffLlamaCausalLMOutput`.
+            **loss_arguments: `num_items_in_batch` and `shift_labels`, see `causal_lm_loss`.
         """
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+        row = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run(
+            row,
+            (labels,),
+            *flags,
             cache_position=cache_position,
+            logits_to_keep=logits_to_keep,
             output_differential_attentions=output_differential_attentions,
-            return_dict=True,
+            loss_arguments=loss_arguments,
         )
-        logits = project(self.lm_head, _kept_tokens(outputs.last_hidden_state, logits_to_keep))
-        output = DiffLlamaCausalLMOutput(
-            loss=None if labels is None else causal_lm_loss(logits, labels),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            differential_attentions=outputs.differential_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return project(self.lm_head, outputs.last_hidden_state)
 
 
-class DiffLlamaForSequenceClassification(DiffLlamaPreTrainedModel):
+class DiffLlamaForSequenceClassification(DiffLlamaLabelTask):
     """DiffLlama with a linear classifier on the last real token of each row.
 
     The last real token is the rightmost one that is not `config.pad_token_id`; it is simply the last token if no
-    padding id is set or if `inputs_embeds` are given.
+    padding id is set or if `inputs_embeds` are given. Labels are class indices (B,), targets of a regression (B,) or
+    (B, N), or multi-hot floats (B, N).
 
     Args:
         config: Settings; the weights are random.
@@ -169,60 +193,31 @@ class DiffLlamaForSequenceClassification(DiffLlamaPreTrainedModel):
         torch.Size([2, 2])
     """
 
+    output_class = DiffLlamaSequenceClassifierOutput
+
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
         self.model = DiffLlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        *,
-        output_differential_attentions: bool = False,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; other inputs as in `DiffLlamaModel.forward`.
+    def encode(self, inputs: dict[str, Any]) -> Any:
+        """The outputs of the backbone, of whose last states the last real token's is kept, (B, H)."""
+        outputs = super().encode(inputs)
+        ids, padding = inputs["input_ids"], self.config.pad_token_id
+        outputs.last_hidden_state = _last_token(outputs.last_hidden_state, ids, padding)
+        return outputs
 
-        Args:
-            labels: Class indices (B,), targets of a regression (B,) or (B, N), or multi-hot floats (B, N).
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.score(outputs.last_hidden_state)
 
-        Returns:
-            `DiffLlamaSequenceClassifierOutput`.
-        """
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_differential_attentions=output_differential_attentions,
-            return_dict=True,
-        )
-        logits = self.score(_last_token(outputs.last_hidden_state, input_ids, self.config.pad_token_id))
-        output = DiffLlamaSequenceClassifierOutput(
-            loss=None if labels is None else sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            differential_attentions=outputs.differential_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
 
 
-class DiffLlamaForQuestionAnswering(DiffLlamaPreTrainedModel):
+class DiffLlamaForQuestionAnswering(QuestionAnsweringModel, DiffLlamaTask):
     """DiffLlama with scores for the start and the end of an answer at each token.
 
     Args:
@@ -239,6 +234,7 @@ class DiffLlamaForQuestionAnswering(DiffLlamaPreTrainedModel):
 
     base_model_prefix: ClassVar[str] = "transformer"
     names: ClassVar[ParameterNames] = QUESTION_ANSWERING_NAMES
+    output_class = DiffLlamaQuestionAnsweringOutput
 
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
@@ -266,39 +262,14 @@ class DiffLlamaForQuestionAnswering(DiffLlamaPreTrainedModel):
         Args:
             start_positions: Token where each answer starts, (B,); positions outside the sequence do not count.
             end_positions: Token where each answer ends, (B,); likewise.
-
-        Returns:
-            `DiffLlamaQuestionAnsweringOutput`; the loss needs both positions.
         """
-        outputs = self.transformer(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_differential_attentions=output_differential_attentions,
-            return_dict=True,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
-        output = DiffLlamaQuestionAnsweringOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            differential_attentions=outputs.differential_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, False)
+        labels, flags = (start_positions, end_positions), (output_attentions, output_hidden_states, return_dict)
+        return self.run(row, labels, *flags, output_differential_attentions=output_differential_attentions)
 
 
-class DiffLlamaForTokenClassification(DiffLlamaPreTrainedModel):
-    """DiffLlama with a linear classifier on every token.
+class DiffLlamaForTokenClassification(DiffLlamaLabelTask):
+    """DiffLlama with a linear classifier on every token; labels are classes, -100 is ignored, (B, S).
 
     The dropout before it is `config.classifier_dropout`, else `config.hidden_dropout`, else 0.1, as in the reference.
 
@@ -315,6 +286,8 @@ class DiffLlamaForTokenClassification(DiffLlamaPreTrainedModel):
         torch.Size([1, 3, 5])
     """
 
+    output_class = DiffLlamaTokenClassifierOutput
+
     def __init__(self, config: DiffLlamaConfig) -> None:
         super().__init__(config)
         settings = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
@@ -323,63 +296,9 @@ class DiffLlamaForTokenClassification(DiffLlamaPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        *,
-        output_differential_attentions: bool = False,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; other inputs as in `DiffLlamaModel.forward`.
-
-        Args:
-            labels: Class of each token, -100 is ignored, (B, S).
-
-        Returns:
-            `DiffLlamaTokenClassifierOutput`.
-        """
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_differential_attentions=output_differential_attentions,
-            return_dict=True,
-        )
-        logits = self.score(self.dropout(outputs.last_hidden_state))
-        output = DiffLlamaTokenClassifierOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            differential_attentions=outputs.differential_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
-
-
-def _kept_tokens(hidden_states: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The states (B, S', H) whose logits are wanted: the last few, the indexed ones, or all for 0."""
-    if isinstance(logits_to_keep, Tensor):
-        if logits_to_keep.dim() != 1:
-            raise InputError(
-                f"logits_to_keep must be an int or a 1-D tensor of indices. Received: {logits_to_keep.dim()} axes"
-            )
-        return hidden_states[:, logits_to_keep]
-    if logits_to_keep < 0:
-        raise InputError(f"logits_to_keep must be 0 (all) or positive. Received: {logits_to_keep}")
-    return hidden_states if logits_to_keep == 0 else hidden_states[:, -logits_to_keep:]
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.score(self.dropout(outputs.last_hidden_state))
 
 
 def _last_token(hidden_states: Tensor, input_ids: Tensor | None, pad_token_id: int | None) -> Tensor:

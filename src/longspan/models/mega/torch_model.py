@@ -7,7 +7,7 @@ Axes: B batch, S tokens, D width, N classes, C choices, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,8 @@ from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
-from longspan.nn.torch.losses import (
-    causal_lm_loss,
-    cross_entropy,
-    question_answering_loss,
-    sequence_classification_loss,
-)
+from longspan.nn.torch.heads import FirstTokenClassificationHead
+from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
@@ -35,9 +30,9 @@ from longspan.nn.torch.outputs import (
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
-    finish,
     resolve,
 )
+from longspan.nn.torch.tasks import CausalLMModel, MultipleChoiceModel, QuestionAnsweringModel, TaskModel
 
 __all__ = [
     "MegaCache",
@@ -57,11 +52,54 @@ def _hidden_dense(config: MegaConfig) -> nn.Linear | None:
     return nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
 
 
+def _with_hidden_dense(dense: nn.Linear | None, states: Tensor) -> Tensor:
+    return states if dense is None else torch.tanh(project(dense, states))
+
+
 def _classifier_dropout(config: MegaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
+class MegaTask(TaskModel, MegaPreTrainedModel):
+    """A MEGA with a head: its inputs."""
+
+    input_names: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "inputs_embeds",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+    )
+
+
+class MegaLabelTask(MegaTask):
+    """A MEGA with a head whose labels are one tensor, `labels`."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `MegaModel.forward`.
+
+        Args:
+            labels: What the loss compares the scores with, as the class says; without them there is no loss.
+
+        Returns:
+            The `output_class` of the class.
+        """
+        row = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict, use_cache=False)
+
+
+class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
     """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
 
     Args:
@@ -79,6 +117,9 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
         (torch.Size([1, 3, 30522]), 3)
     """
 
+    output_class = CausalLMOutputWithCrossAttentions
+    output_embeddings = "lm_head"
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         require(
@@ -91,14 +132,6 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
         self.dense = _hidden_dense(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The projection onto the vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the projection onto the vocabulary."""
-        self.lm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,
@@ -122,35 +155,22 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
             labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
             logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
                 tensor; 0 means all.
-
-        Returns:
-            `CausalLMOutputWithCrossAttentions`.
         """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
+        row = (input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask)
+        return self.run(
+            row,
+            (labels,),
+            output_attentions,
+            output_hidden_states,
+            return_dict,
             past_key_values=past_key_values,
             use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            logits_to_keep=logits_to_keep,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        states = outputs.last_hidden_state[:, kept]
-        logits = project(self.lm_head, states if self.dense is None else torch.tanh(project(self.dense, states)))
-        output = CausalLMOutputWithCrossAttentions(
-            loss=None if labels is None else causal_lm_loss(logits, labels),
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return project(self.lm_head, _with_hidden_dense(self.dense, outputs.last_hidden_state))
 
     def max_positions(self) -> int | None:
         """Tokens that a simple bias reaches; chunks and a rotary bias have no limit."""
@@ -170,7 +190,7 @@ class MegaForCausalLM(GenerationMixin, MegaPreTrainedModel):
             )
 
 
-class MegaForMaskedLM(MegaPreTrainedModel):
+class MegaForMaskedLM(MegaTask):
     """MEGA that predicts masked tokens.
 
     Args:
@@ -184,6 +204,9 @@ class MegaForMaskedLM(MegaPreTrainedModel):
         torch.Size([1, 4, 30522])
     """
 
+    output_class = MaskedLMOutput
+    output_embeddings = "mlm_head"
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         if config.is_decoder:
@@ -192,14 +215,6 @@ class MegaForMaskedLM(MegaPreTrainedModel):
         self.dense = _hidden_dense(config)
         self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The projection onto the vocabulary."""
-        return self.mlm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the projection onto the vocabulary."""
-        self.mlm_head = new_embeddings  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,
@@ -218,35 +233,19 @@ class MegaForMaskedLM(MegaPreTrainedModel):
 
         Args:
             labels: Ids of the masked tokens, -100 elsewhere, (B, S).
-
-        Returns:
-            `MaskedLMOutput`.
         """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        states = outputs.last_hidden_state
-        logits = project(self.mlm_head, states if self.dense is None else torch.tanh(project(self.dense, states)))
-        output = MaskedLMOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict, use_cache=False)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return project(self.mlm_head, _with_hidden_dense(self.dense, outputs.last_hidden_state))
 
 
-class MegaForSequenceClassification(MegaPreTrainedModel):
+class MegaForSequenceClassification(MegaLabelTask):
     """MEGA with a classifier or regressor on the first token.
+
+    Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
 
     Args:
         config: Settings; the weights are random. `num_labels` is the number of classes, 1 for a regression.
@@ -260,6 +259,8 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         (torch.Size([1, 3]), torch.Size([]))
     """
 
+    output_class = SequenceClassifierOutput
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.mega = MegaModel(config, add_pooling_layer=False)
@@ -268,46 +269,16 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         )
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `MegaModel.forward`.
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(outputs.last_hidden_state)
 
-        Args:
-            labels: Class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
-
-        Returns:
-            `SequenceClassifierOutput`.
-        """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(outputs.last_hidden_state)
-        output = SequenceClassifierOutput(
-            loss=None if labels is None else sequence_classification_loss(self.config, logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
 
 
-class MegaForMultipleChoice(MegaPreTrainedModel):
+class MegaForMultipleChoice(MultipleChoiceModel, MegaTask):
     """MEGA that scores several continuations of one text.
 
     Args:
@@ -320,6 +291,8 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
         >>> model(torch.tensor([[[0, 133, 2], [0, 812, 2]]])).logits.shape
         torch.Size([1, 2])
     """
+
+    output_class = MultipleChoiceModelOutput
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -343,33 +316,17 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
 
         Args:
             labels: Index of the right choice, (B,).
-
-        Returns:
-            `MultipleChoiceModelOutput`.
         """
-        num_choices, (ids, mask, types, embeds) = fold_choices(input_ids, attention_mask, token_type_ids, inputs_embeds)
-        outputs = self.mega(
-            ids,
-            attention_mask=mask,
-            token_type_ids=types,
-            inputs_embeds=embeds,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, num_choices)
-        output = MultipleChoiceModelOutput(
-            loss=None if labels is None else cross_entropy(logits, labels.reshape(-1)),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict, use_cache=False)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
 
 
-class MegaForTokenClassification(MegaPreTrainedModel):
-    """MEGA with a classifier on every token.
+class MegaForTokenClassification(MegaLabelTask):
+    """MEGA with a classifier on every token; labels are class indices, -100 is ignored, (B, S).
 
     Args:
         config: Settings; the weights are random. `num_labels` is the number of classes.
@@ -382,6 +339,8 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         torch.Size([1, 3, 9])
     """
 
+    output_class = TokenClassifierOutput
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.mega = MegaModel(config, add_pooling_layer=False)
@@ -389,46 +348,12 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `MegaModel.forward`.
-
-        Args:
-            labels: Class index of each token, -100 is ignored, (B, S).
-
-        Returns:
-            `TokenClassifierOutput`.
-        """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
-        output = TokenClassifierOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state))
 
 
-class MegaForQuestionAnswering(MegaPreTrainedModel):
+class MegaForQuestionAnswering(QuestionAnsweringModel, MegaTask):
     """MEGA that finds the span of an answer: scores of being its first and its last token.
 
     Args:
@@ -441,6 +366,8 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         >>> output.start_logits.shape, output.end_logits.shape
         (torch.Size([1, 3]), torch.Size([1, 3]))
     """
+
+    output_class = QuestionAnsweringModelOutput
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -465,29 +392,6 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         Args:
             start_positions: Index of the answer's first token, (B,); positions outside the sequence do not count.
             end_positions: Index of the answer's last token, (B,).
-
-        Returns:
-            `QuestionAnsweringModelOutput`; the loss needs both positions.
         """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = question_answering_loss(start_logits, end_logits, start_positions, end_positions)
-        output = QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        row, labels = (input_ids, attention_mask, token_type_ids, inputs_embeds), (start_positions, end_positions)
+        return self.run(row, labels, output_attentions, output_hidden_states, return_dict, use_cache=False)

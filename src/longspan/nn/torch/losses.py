@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,13 +15,22 @@ from longspan.nn.torch.checks import check_shape, values_visible
 IGNORE_INDEX = -100
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels") -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    name: str = "labels",
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
     """Mean cross-entropy over the labels that are not -100.
 
     Args:
         logits: Scores, (..., N).
         labels: Class indices in [0, N) or -100, (...).
         name: Name of the labels in errors.
+        num_items_in_batch: Divide the sum by this number instead (the labels of all parts of an accumulated batch).
+        ignore_index: The label that does not count.
 
     Raises:
         InputError: a label is out of range, or the shapes disagree.
@@ -27,26 +38,45 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels") -> Te
     check_shape(labels, tuple(logits.shape[:-1]), name=name, axes="of the scores without their last axis")
     num_classes = logits.shape[-1]
     if values_visible(labels):
-        wrong = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= num_classes))
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= num_classes))
         if wrong.any():
             raise InputError(
-                f"{name} must lie in [0, {num_classes}) or be {IGNORE_INDEX} (ignored). "
+                f"{name} must lie in [0, {num_classes}) or be {ignore_index} (ignored). "
                 f"Received: {labels[wrong][0].item()} at position {tuple(torch.nonzero(wrong)[0].tolist())}"
             )
-    return F.cross_entropy(
-        logits.float().reshape(-1, num_classes), labels.reshape(-1).long(), ignore_index=IGNORE_INDEX
+    loss = F.cross_entropy(
+        logits.float().reshape(-1, num_classes),
+        labels.reshape(-1).long(),
+        ignore_index=ignore_index,
+        reduction="mean" if num_items_in_batch is None else "sum",
     )
+    if num_items_in_batch is None:
+        return loss
+    return loss / (num_items_in_batch.to(loss.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch)
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def causal_lm_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> Tensor:
     """Next-token cross-entropy: the score at i is compared with the label at i + 1.
 
     Args:
         logits: (B, S, V).
         labels: (B, S), aligned with the input ids; -100 is ignored.
+        shift_labels: Labels that are shifted already, (B, S): the score at i is compared with the one at i.
+        num_items_in_batch: Divide the sum by this number instead of by that of the labels.
+        ignore_index: The label that does not count.
     """
+    arguments: dict[str, Any] = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index}
+    if shift_labels is not None:
+        return cross_entropy(logits, shift_labels, name="shift_labels", **arguments)
     check_shape(labels, tuple(logits.shape[:-1]), name="labels", axes="(batch, tokens)")
-    return cross_entropy(logits[:, :-1], labels[:, 1:])
+    return cross_entropy(logits[:, :-1], labels[:, 1:], **arguments)
 
 
 def problem_type(config: PretrainedConfig, labels: Tensor) -> str:

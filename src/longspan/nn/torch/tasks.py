@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from longspan.errors import InputError
-from longspan.inputs import get_input
+from longspan.inputs import IGNORE_INDEX, get_input
 from longspan.model_output import ModelOutput
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.heads import fold_choices
@@ -23,6 +25,7 @@ from longspan.nn.torch.outputs import finish, resolve
 
 Scores = Tensor | tuple[Tensor, ...]
 Inputs = tuple[Any, ...]
+Labels = tuple[Tensor | None, ...]
 
 
 class TaskModel(PreTrainedModel):
@@ -46,11 +49,15 @@ class TaskModel(PreTrainedModel):
         """The loss (0-d), from the scores and then the labels; here the mean cross-entropy over labels not -100."""
         return cross_entropy(*scores_and_labels, **arguments)
 
+    def read_places(self, attention_mask: Tensor | None, labels: Any, *others: Any, **arguments: Any) -> Tensor:
+        """Which states the loss reads, boolean: (B, S) if it scores tokens, else of another shape."""
+        return labels != IGNORE_INDEX
+
     def encode(self, inputs: dict[str, Any]) -> Any:
         """The outputs of the backbone."""
         return self.base_model(**inputs, return_dict=True)
 
-    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+    def encode_and_score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
         """The outputs of the backbone and the scores."""
         outputs = self.encode(inputs)
         return outputs, self.head(outputs)
@@ -58,7 +65,7 @@ class TaskModel(PreTrainedModel):
     def run(
         self,
         inputs: Inputs,
-        labels: tuple[Tensor | None, ...],
+        labels: Labels,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         return_dict: bool | None,
@@ -78,7 +85,9 @@ class TaskModel(PreTrainedModel):
             **further: Other arguments of the backbone.
         """
         flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        outputs, scores = self.score({**dict(zip(self.input_names, inputs, strict=False)), **flags, **further})
+        outputs, scores = self.encode_and_score(
+            {**dict(zip(self.input_names, inputs, strict=False)), **flags, **further}
+        )
         scores = scores if isinstance(scores, tuple) else (scores,)
         is_labelled = all(label is not None for label in labels)
         loss = self.loss(*scores, *labels, **(loss_arguments or {})) if is_labelled else None
@@ -104,11 +113,11 @@ class TaskModel(PreTrainedModel):
 class MultipleChoiceModel(TaskModel):
     """A task class that scores each of several choices, (B, C, S), from the row it makes of each."""
 
-    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+    def encode_and_score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
         """Outputs of B·C rows, and of their scores (B·C, 1) the scores of the choices, (B, C)."""
         names = [name for name, value in inputs.items() if get_input(name).folds and value is not None]
         num_choices, folded = fold_choices(*(inputs[name] for name in names))
-        outputs, logits = super().score({**inputs, **dict(zip(names, folded, strict=True))})
+        outputs, logits = super().encode_and_score({**inputs, **dict(zip(names, folded, strict=True))})
         assert isinstance(logits, Tensor)
         return outputs, logits.view(-1, num_choices)
 
@@ -126,6 +135,11 @@ class QuestionAnsweringModel(TaskModel):
         """Scores of being the start and of being the end, (B, S) each."""
         return self.qa_outputs(outputs.last_hidden_state).unbind(-1)
 
+    def read_places(self, attention_mask: Tensor | None, labels: Any, *others: Any, **arguments: Any) -> Tensor:
+        """All: each token is scored against all others."""
+        shape = (1,) if attention_mask is None else attention_mask.shape
+        return torch.ones(shape, dtype=torch.bool, device=labels.device)
+
     def loss(self, *scores_and_labels: Tensor) -> Tensor:
         """Mean of the two cross-entropies; positions outside the sequence do not count."""
         return question_answering_loss(*scores_and_labels)
@@ -134,12 +148,35 @@ class QuestionAnsweringModel(TaskModel):
 class CausalLMModel(TaskModel):
     """A task class that predicts the next token."""
 
-    def score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
+    def run(
+        self,
+        inputs: Inputs,
+        labels: Labels,
+        *flags: bool | None,
+        loss_arguments: Mapping[str, Any] | None = None,
+        **further: Any,
+    ) -> Any:
+        """As `TaskModel.run`; a keyword that the loss does not have is an error, with or without labels."""
+        unknown = sorted(set(loss_arguments or {}) - {"num_items_in_batch", "shift_labels", "ignore_index"})
+        if unknown:
+            raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument '{unknown[0]}'")
+        return super().run(inputs, labels, *flags, loss_arguments=loss_arguments, **further)
+
+    def encode_and_score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
         """Outputs and scores of the tokens that `logits_to_keep` names."""
         kept = inputs.pop("logits_to_keep")
         outputs = self.encode(inputs)
         outputs.last_hidden_state = kept_tokens(outputs.last_hidden_state, kept)
         return outputs, self.head(outputs)
+
+    def read_places(self, attention_mask: Tensor | None, labels: Any, *others: Any, **arguments: Any) -> Tensor:
+        """The tokens before those with a label."""
+        shifted = arguments.get("shift_labels")
+        return (
+            F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX) != IGNORE_INDEX
+            if shifted is None
+            else shifted != IGNORE_INDEX
+        )
 
     def loss(self, logits: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         """Cross-entropy of the score at each token with the label of the next one."""

@@ -129,7 +129,7 @@ def packed_attention(
         else:
             output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
         outputs.append(output.squeeze(0).transpose(0, 1))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else torch.zeros_like(value)
 
 
 def _explicit_is_faster(query: Tensor, dropout: float) -> bool:
