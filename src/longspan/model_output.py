@@ -34,14 +34,14 @@ class ModelOutput(Mapping[str, Any]):
     def __getitem__(self, key: slice) -> tuple[Any, ...]: ...
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
-            value = getattr(self, key) if key in self.field_names() else None
+            value = getattr(self, key) if key in self._names() else None
             if value is None:
                 raise KeyError(key)
             return value
         return self.to_tuple()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in self.field_names():
+        if key not in self._names():
             raise KeyError(f"{type(self).__name__} has no field {key!r}")
         setattr(self, key, value)
 
@@ -52,9 +52,8 @@ class ModelOutput(Mapping[str, Any]):
         return len(self._present())
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and key in self.field_names() and getattr(self, key) is not None
+        return isinstance(key, str) and key in self._names() and getattr(self, key) is not None
 
     @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """Names of all fields, present or not, in their order."""
+    def _names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # a dataclass

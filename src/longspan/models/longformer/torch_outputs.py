@@ -11,76 +11,55 @@ to the token j. It is absent if no token is global.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from longspan.nn.torch.outputs import DictOutput, Tensors, model_output
+from longspan.nn.torch.outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    Tensors,
+    TokenClassifierOutput,
+    model_output,
+)
 
 
 @model_output
-class LongformerBaseModelOutputWithPooling(DictOutput):
-    """`last_hidden_state` (B, S, H) and `pooler_output` (B, H).
+class LongformerBaseModelOutputWithPooling(BaseModelOutputWithPooling):
+    """`last_hidden_state` (B, S, H) and `pooler_output` (B, H)."""
 
-    `attentions` and `global_attentions`: see the beginning of this module.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None
 
 
 @model_output
-class LongformerMaskedLMOutput(DictOutput):
+class LongformerMaskedLMOutput(MaskedLMOutput):
     """`loss` (0-d), `logits` (B, S, V)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None
 
 
 @model_output
-class LongformerQuestionAnsweringModelOutput(DictOutput):
+class LongformerQuestionAnsweringModelOutput(QuestionAnsweringModelOutput):
     """`loss` (0-d), `start_logits` and `end_logits` (B, S)."""
 
-    loss: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None
 
 
 @model_output
-class LongformerSequenceClassifierOutput(DictOutput):
+class LongformerSequenceClassifierOutput(SequenceClassifierOutput):
     """`loss` (0-d), `logits` (B, N)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None
 
 
 @model_output
-class LongformerMultipleChoiceModelOutput(DictOutput):
+class LongformerMultipleChoiceModelOutput(MultipleChoiceModelOutput):
     """`loss` (0-d), `logits` (B, C); the batch axis of states and attentions is B·C."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None
 
 
 @model_output
-class LongformerTokenClassifierOutput(DictOutput):
+class LongformerTokenClassifierOutput(TokenClassifierOutput):
     """`loss` (0-d), `logits` (B, S, N)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     global_attentions: Tensors | None = None

@@ -131,7 +131,65 @@ class LongT5EncoderModel(LongT5PreTrainedModel):
         )
 
 
-class LongT5Model(LongT5PreTrainedModel):
+class LongT5EncoderDecoder(LongT5PreTrainedModel):
+    """A LongT5 with both stacks."""
+
+    source_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "head_mask", "inputs_embeds")
+    target_names: ClassVar[tuple[str, ...]] = (
+        "input_ids",
+        "attention_mask",
+        "inputs_embeds",
+        "head_mask",
+        "cross_attn_head_mask",
+        "past_key_values",
+        "use_cache",
+        "cache_position",
+    )
+    decoder: LongT5Decoder
+
+    def run_stacks(
+        self,
+        source: tuple[Any, ...],
+        encoder_outputs: EncoderOutputs | None,
+        target: tuple[Any, ...],
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> Seq2SeqModelOutput:
+        """Run the encoder, unless its outputs are given, and then the decoder.
+
+        Args:
+            source: Inputs of the encoder by place, as `source_names` lists them.
+            encoder_outputs: Its outputs.
+            target: Inputs of the decoder by place, as `target_names` lists them.
+            output_attentions: Return attention weights of both.
+            output_hidden_states: Return hidden states of both.
+        """
+        inputs = dict(zip(self.source_names, source, strict=True))
+        decoder_inputs = dict(zip(self.target_names, target, strict=True))
+        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        encoded = self.encoder(**inputs, **flags, return_dict=True) if encoder_outputs is None else encoder_outputs
+        encoded = BaseModelOutput(*encoded) if isinstance(encoded, tuple | list) else encoded
+        decoder_inputs["head_mask"] = _shared_head_mask(self.config, inputs["head_mask"], decoder_inputs["head_mask"])
+        decoded = self.decoder(
+            **decoder_inputs,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=inputs["attention_mask"],
+            **flags,
+            return_dict=True,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+
+
+class LongT5Model(LongT5EncoderDecoder):
     """LongT5's encoder and decoder without a head.
 
     Args:
@@ -201,46 +259,14 @@ class LongT5Model(LongT5PreTrainedModel):
         Raises:
             InputError: shapes disagree, an id is out of range, or the decoder has no input.
         """
-        decoder_head_mask = _shared_head_mask(self.config, head_mask, decoder_head_mask)
-        encoded = _encode(
-            self.encoder,
-            encoder_outputs,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        decoded = self.decoder(
-            decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=attention_mask,
-            inputs_embeds=decoder_inputs_embeds,
-            head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            cache_position=cache_position,
-        )
-        output = Seq2SeqModelOutput(
-            last_hidden_state=decoded.last_hidden_state,
-            past_key_values=decoded.past_key_values,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoded.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        source = (input_ids, attention_mask, head_mask, inputs_embeds)
+        target = (decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, decoder_head_mask)
+        rest = (cross_attn_head_mask, past_key_values, use_cache, cache_position)
+        outputs = self.run_stacks(source, encoder_outputs, (*target, *rest), output_attentions, output_hidden_states)
+        return finish(outputs, resolve(return_dict, self.config.return_dict))
 
 
-class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
+class LongT5ForConditionalGeneration(GenerationMixin, LongT5EncoderDecoder):
     """LongT5 with a projection of the decoder's states onto the vocabulary.
 
     Args:
@@ -303,52 +329,25 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
         Returns:
             `Seq2SeqLMOutput`.
         """
-        decoder_head_mask = _shared_head_mask(self.config, head_mask, decoder_head_mask)
-        encoded = _encode(
-            self.encoder,
-            encoder_outputs,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            head_mask=head_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        decoded = self.decoder(
-            decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=attention_mask,
-            inputs_embeds=decoder_inputs_embeds,
-            head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            cache_position=cache_position,
-        )
-        states = decoded.last_hidden_state
+            decoder_input_ids = self._shift_right(labels)
+        source = (input_ids, attention_mask, head_mask, inputs_embeds)
+        target = (decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, decoder_head_mask)
+        rest = (cross_attn_head_mask, past_key_values, use_cache, cache_position)
+        outputs = self.run_stacks(source, encoder_outputs, (*target, *rest), output_attentions, output_hidden_states)
+        states = outputs.last_hidden_state
         if self.config.tie_word_embeddings:  # the embeddings are large, as T5's first layers expect them
             states = states * self.config.d_model**-0.5
         logits = project(self.lm_head, states)
-        output = Seq2SeqLMOutput(
-            loss=None if labels is None else cross_entropy(logits, labels),
-            logits=logits,
-            past_key_values=decoded.past_key_values,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoded.attentions,
-        )
-        return finish(output, resolve(return_dict, self.config.return_dict))
+        loss = None if labels is None else cross_entropy(logits, labels)
+        carried = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return finish(Seq2SeqLMOutput(loss, logits, **carried), resolve(return_dict, self.config.return_dict))
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The decoder's inputs (B, T) while it learns to write the labels (B, T)."""
+        return self._shift_right(labels)
+
+    def _shift_right(self, labels: Tensor) -> Tensor:
         """Shift labels (B, T) to the right, behind the start token; -100 becomes padding.
 
         Raises:
@@ -364,15 +363,6 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5PreTrainedModel):
         first = torch.full_like(labels[:, :1], start)
         shifted = torch.cat((first, labels[:, :-1]), dim=1)
         return shifted.masked_fill(shifted == IGNORE_INDEX, padding)
-
-
-def _encode(encoder: LongT5Encoder, encoder_outputs: EncoderOutputs | None, **arguments: Any) -> BaseModelOutput:
-    """Run the encoder, or take its outputs as they were given."""
-    if encoder_outputs is None:
-        return encoder(**arguments, return_dict=True)
-    if isinstance(encoder_outputs, tuple | list):
-        return BaseModelOutput(*encoder_outputs)
-    return encoder_outputs
 
 
 def _shared_head_mask(

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.inputs import IGNORE_INDEX, get_input
-from longspan.model_output import ModelOutput
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.heads import fold_choices
 from longspan.nn.torch.losses import causal_lm_loss, cross_entropy, question_answering_loss
-from longspan.nn.torch.outputs import finish, resolve
+from longspan.nn.torch.outputs import DictOutput, finish, resolve
 
 Scores = Tensor | tuple[Tensor, ...]
 Inputs = tuple[Any, ...]
@@ -38,7 +37,7 @@ class TaskModel(PreTrainedModel):
     """
 
     input_names: ClassVar[tuple[str, ...]]
-    output_class: ClassVar[type[ModelOutput]]
+    output_class: ClassVar[type[DictOutput]]
     output_embeddings: ClassVar[str] = ""
 
     def head(self, outputs: Any) -> Scores:
@@ -91,8 +90,8 @@ class TaskModel(PreTrainedModel):
         scores = scores if isinstance(scores, tuple) else (scores,)
         is_labelled = all(label is not None for label in labels)
         loss = self.loss(*scores, *labels, **(loss_arguments or {})) if is_labelled else None
-        carried = {name: value for name, value in outputs.items() if name in self.output_class.field_names()}
-        output = self.output_class(loss, *scores, **carried)  # type: ignore[call-arg]  # a dataclass of that form
+        carried = {name: value for name, value in outputs.items() if name in self.output_class._fields}
+        output = self.output_class(loss, *scores, **carried)  # type: ignore[arg-type]  # a dataclass of that form
         return finish(output, resolve(return_dict, self.config.return_dict))
 
     def get_output_embeddings(self) -> nn.Module | None:
