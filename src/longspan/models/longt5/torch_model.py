@@ -154,8 +154,8 @@ class LongT5EncoderDecoder(LongT5PreTrainedModel):
         target: tuple[Any, ...],
         output_attentions: bool | None,
         output_hidden_states: bool | None,
-    ) -> Seq2SeqModelOutput:
-        """Run the encoder, unless its outputs are given, and then the decoder.
+    ) -> Any:
+        """Run the encoder, unless its outputs are given, and then the decoder: a `Seq2SeqModelOutput`.
 
         Args:
             source: Inputs of the encoder by place, as `source_names` lists them.
