@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 
 import longspan
 
@@ -79,7 +78,7 @@ def make(name: str, library: Any = longspan, **settings: Any) -> Any:
     model = getattr(longspan, name)(getattr(longspan, name).config_class(**content))
     if library is longspan:
         return model
-    kind = getattr(transformers, name)
+    kind = getattr(library, name)
     theirs = kind(kind.config_class(**content))
     theirs.load_state_dict(model.state_dict())
     return theirs

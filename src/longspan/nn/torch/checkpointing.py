@@ -17,8 +17,14 @@ class ModuleInfo(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+        """Where the parameters are used; accelerate may keep them elsewhere until then."""
+        device = next(self.parameters()).device
+        if device.type == "meta":
+            hooks = [module._hf_hook for module in self.modules() if hasattr(module, "_hf_hook")]
+            parts = [part for hook in hooks for part in getattr(hook, "hooks", [hook])]
+            places = [place for part in parts if (place := getattr(part, "execution_device", None)) is not None]
+            return torch.device(places[0]) if places else device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
