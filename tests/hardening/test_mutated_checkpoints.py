@@ -27,8 +27,7 @@ from longspan.errors import InputError, LongspanError
 from longspan.models.bert.names import NAMES
 from longspan.models.registry import FAMILIES, get_config_class
 
-LONG = os.environ.get("LONGSPAN_HARDENING") == "long"
-SCALE = 16 if LONG else 1
+SCALE = 16 if os.environ.get("LONGSPAN_HARDENING") == "long" else 1
 SHAPES = {
     "bert.embeddings.word_embeddings.weight": (7, 4),
     "bert.encoder.layer.0.attention.self.query.weight": (4, 4),
@@ -141,15 +140,13 @@ TALLIES: dict[str, Tally] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def figures():
-    """Print the figures, and write them where `LONGSPAN_HARDENING_RESULTS` says."""
+def count(figures):
+    """Hand the figures to the battery's report."""
     yield
-    rows = {name: vars(tally) for name, tally in TALLIES.items()}
-    print(json.dumps(rows, indent=1))
-    if target := os.environ.get("LONGSPAN_HARDENING_RESULTS"):
-        Path(target).write_text(
-            json.dumps({"battery": "mutated checkpoints", "long": LONG, "subjects": rows}, indent=2) + "\n"
-        )
+    tallies = TALLIES.values()
+    totals = {name: sum(getattr(tally, name) for tally in tallies) for name in ("equal", "refused", "reported")}
+    slowest = round(max((tally.slowest for tally in tallies), default=0.0), 2)
+    figures |= {"cases": sum(totals.values()), "held": sum(totals.values()), "slowest_seconds": slowest, **totals}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -442,3 +442,28 @@ def test_killed_save_leaves_a_whole_tokenizer(checkpoints: dict[str, Path], tmp_
         config = json.loads((path / "tokenizer_config.json").read_text())
         assert config["tokenizer_class"] == "T5Tokenizer"
     assert sizes == sorted(set(sizes)), "every round saved at least once"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "harmless"),
+    [
+        ("bert_vocab", {"never_split": ["tower"]}, {"never_split": None}),
+        ("bert_json", {"do_basic_tokenize": False}, {"do_basic_tokenize": True}),
+        ("longformer", {"errors": "strict"}, {"errors": "replace"}),
+        ("longt5", {"sp_model_kwargs": {"enable_sampling": True}}, {"sp_model_kwargs": {}}),
+        ("generic", {"spaces_between_special_tokens": False}, {"spaces_between_special_tokens": True}),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(checkpoints, tmp_path, kind, settings, harmless):
+    """As an argument and in `tokenizer_config.json`: only the reference's Python tokenizers act on them."""
+    path = tmp_path / "tokenizer"
+    shutil.copytree(checkpoints[kind], path)
+    name = next(iter(settings))
+    message = rf"{name} is not supported by \w+, except at .* Received: {name}="
+    AutoTokenizer.from_pretrained(path, **harmless)
+    with pytest.raises(ConfigError, match=message):
+        AutoTokenizer.from_pretrained(path, **settings)
+    file = path / "tokenizer_config.json"
+    file.write_text(json.dumps((json.loads(file.read_text()) if file.exists() else {}) | settings))
+    with pytest.raises(ConfigError, match=f"{file}: {message}"):
+        AutoTokenizer.from_pretrained(path)

@@ -62,6 +62,11 @@ class BertTokenizer(PreTrainedTokenizer):
         "strip_accents": None,
         "tokenize_chinese_chars": True,
     }
+    absent_settings: ClassVar[Mapping[str, Any]] = {
+        **PreTrainedTokenizer.absent_settings,
+        "never_split": None,
+        "do_basic_tokenize": True,
+    }
     vocabulary_files: ClassVar[Mapping[str, str]] = {"vocab_file": "vocab.txt"}
     saved_class_name: ClassVar[str] = "BertTokenizer"
 
@@ -107,6 +112,7 @@ class RobertaTokenizer(PreTrainedTokenizer):
         "trim_offsets": True,
         "errors": "replace",
     }
+    absent_settings: ClassVar[Mapping[str, Any]] = {**PreTrainedTokenizer.absent_settings, "errors": "replace"}
     default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     vocabulary_files: ClassVar[Mapping[str, str]] = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
     saved_class_name: ClassVar[str] = "RobertaTokenizer"

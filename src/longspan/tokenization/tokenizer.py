@@ -70,6 +70,8 @@ class PreTrainedTokenizer(Vocabulary):
 
     #: Settings of the class, used where neither files nor caller name them.
     default_settings: ClassVar[Mapping[str, Any]] = {}
+    #: Settings that only the reference's Python tokenizers act on, with the value at which they do nothing.
+    absent_settings: ClassVar[Mapping[str, Any]] = {"sp_model_kwargs": None, "spaces_between_special_tokens": True}
     default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "attention_mask")
     #: Files of the vocabulary, by the argument that names them; `tokenizer.json` serves every class.
     vocabulary_files: ClassVar[Mapping[str, str]] = {}
@@ -174,6 +176,13 @@ class PreTrainedTokenizer(Vocabulary):
             set_add_prefix_space(tokenizer, add_prefix_space)
 
     def _read_settings(self, settings: dict[str, Any]) -> None:
+        for name, allowed in self.absent_settings.items():
+            value = settings.get(name)
+            if value not in (None, allowed, [], {}, ()):
+                raise ConfigError(
+                    f"{name} is not supported by {type(self).__name__}, except at {allowed!r}: longspan reads text as "
+                    f"the reference's fast tokenizers do. Received: {name}={value!r}"
+                )
         self.init_kwargs = copy.deepcopy(settings)
         self.name_or_path = str(settings.get("name_or_path", ""))
         limit = settings.get("model_max_length", settings.get("max_len"))
