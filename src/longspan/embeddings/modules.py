@@ -6,17 +6,18 @@ import copy
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, normalizers
 
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
-from longspan.configuration import SOURCE_ARGUMENTS
+from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.embeddings.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
 from longspan.errors import CheckpointError, CheckpointNotFoundError
 from longspan.pipelines.run.identity import add_checkpoint
@@ -24,7 +25,10 @@ from longspan.tokenization.auto import AutoTokenizer
 from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
 Layer = Callable[[Floats], Floats]
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
+#: Activations that PyTorch keeps elsewhere than in `torch.nn.modules.activation`.
+_ACTIVATION_MODULES = {"Identity": "linear"}
 _LENGTH_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -55,6 +59,7 @@ class SentenceModules:
         lower_case: Whether texts are made lower case first.
         prompts: Texts to put before others, by name.
         default_prompt_name: The prompt to use when none is asked for.
+        similarity: How alike two vectors are: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`.
     """
 
     transformer: Source
@@ -67,6 +72,7 @@ class SentenceModules:
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+    similarity: str = "cosine"
 
 
 def read_sentence_modules(source: Source) -> SentenceModules:
@@ -178,7 +184,12 @@ def _prompts(source: Source) -> dict[str, Any]:
         raise CheckpointError(
             f"default_prompt_name must be one of {list(prompts)}. Received: {default!r} in {source.name}"
         )
-    return {"prompts": prompts, "default_prompt_name": default}
+    similarity = config.get("similarity_fn_name") or "cosine"
+    if similarity not in SIMILARITIES:
+        raise CheckpointError(
+            f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}. Received: {similarity!r} in {source.name}"
+        )
+    return {"prompts": prompts, "default_prompt_name": default, "similarity": similarity}
 
 
 def _read_json(source: Source, filename: str) -> Any:
@@ -213,6 +224,72 @@ def digest_of(modules: SentenceModules, tokenizer: Tokenizer) -> str:
                 digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
     add_checkpoint(digest, modules.transformer, tokenizer)
     return digest.hexdigest()
+
+
+def write_sentence_modules(
+    modules: SentenceModules,
+    folder: Path,
+    *,
+    max_length: int,
+    prompts: Mapping[str, str],
+    default_prompt_name: str | None,
+    similarity: str,
+) -> None:
+    """Write what makes the folder of a model and its tokenizer one of a sentence model.
+
+    Args:
+        modules: What comes after the model.
+        folder: The folder.
+        max_length: Most tokens of a text, special tokens included.
+        prompts: Texts to put before others, by name.
+        default_prompt_name: The prompt to use when none is asked for.
+        similarity: How alike two vectors are.
+    """
+    layers = [*modules.layers, *([normalize] if modules.normalizes else [])]
+    kinds = [
+        "Transformer",
+        "Pooling",
+        *("Normalize" if layer is normalize else type(layer).__name__ for layer in layers),
+    ]
+    names = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], start=1))]
+    for name, layer in zip(names[2:], layers, strict=True):
+        _write_layer(folder / name, layer)
+    pooling = {"word_embedding_dimension": _width(folder), "include_prompt": modules.pools_prompt}
+    pooling |= {key: mode in modules.pooling for key, mode in _OLD_POOLING_KEYS.items()}
+    _write_json(folder / names[1] / "config.json", pooling)
+    lengths = {"max_seq_length": max_length, "do_lower_case": modules.lower_case}
+    _write_json(folder / _LENGTH_FILES[0], lengths)
+    facts = {"prompts": dict(prompts), "default_prompt_name": default_prompt_name, "similarity_fn_name": similarity}
+    _write_json(folder / "config_sentence_transformers.json", facts)
+    entries = [{"idx": number, "name": str(number), "path": name, "type": f"sentence_transformers.models.{kind}"}
+               for number, (name, kind) in enumerate(zip(names, kinds, strict=True))]  # fmt: skip
+    _write_json(folder / "modules.json", entries)
+
+
+def _width(folder: Path) -> int:
+    return int(json.loads((folder / CONFIG_NAME).read_bytes())["hidden_size"])
+
+
+def _write_layer(folder: Path, layer: Layer) -> None:
+    if isinstance(layer, Dense):
+        size, width = layer.weight.shape
+        config = {"in_features": width, "out_features": size, "bias": layer.bias is not None,
+                  "activation_function": f"torch.nn.modules.{_ACTIVATION_MODULES.get(layer.activation, 'activation')}."
+                  f"{layer.activation}"}  # fmt: skip
+        weights = {"linear.weight": layer.weight} | ({} if layer.bias is None else {"linear.bias": layer.bias})
+    elif isinstance(layer, LayerNorm):
+        config = {"dimension": len(layer.weight)}
+        weights = {"norm.weight": layer.weight, "norm.bias": layer.bias}
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    _write_json(folder / "config.json", config)
+    save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, folder / "model.safetensors")
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 #: Name of the packaged model: all-MiniLM-L6-v2, a BERT of 6 layers trained to embed sentences.

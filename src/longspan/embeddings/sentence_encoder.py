@@ -22,10 +22,12 @@ from longspan.embeddings.modules import (
 )
 from longspan.embeddings.pooling import MAX, Floats, order_modes, pooled_tokens, pooling_weights
 from longspan.embeddings.pooling import normalize as to_unit_length
+from longspan.embeddings.synonyms import SentenceTransformerNames, as_tensor, check_output, quantize
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
 from longspan.pipelines.long.splitter import OnLong, Piece, TextSplitter
-from longspan.pipelines.run.batching import pad, plan_batches
+from longspan.pipelines.run.attributes import FixedAttributes
+from longspan.pipelines.run.batching import Batch, pad, plan_batches
 from longspan.pipelines.run.identity import identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
 
@@ -37,7 +39,7 @@ _QUERY_PROMPTS = ("query",)
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
-class SentenceEncoder:
+class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
     """Turns texts into vectors whose cosine says how alike they are.
 
     Reads sentence-transformers folders (pooling, layers after it, normalisation, lengths, prompts) and plain models,
@@ -69,6 +71,10 @@ class SentenceEncoder:
         prompts: Texts that the model wants before others, by name.
         default_prompt_name: The prompt used when none is asked for.
         tokenizer: The tokenizer.
+        similarity_fn_name: How `similarity` compares: `"cosine"`, `"dot"`, `"euclidean"` or `"manhattan"`.
+
+    Also known are the names of sentence-transformers: `max_seq_length`, `similarity`, `tokenize`, `save_pretrained`,
+    `get_sentence_embedding_dimension`, and the arguments of its `encode`. Other attributes cannot be set.
 
     Raises:
         CheckpointNotFoundError: there is no such model, or no model was named and the packaged one is not installed.
@@ -84,6 +90,11 @@ class SentenceEncoder:
         >>> bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
         True
     """
+
+    name: str
+    dtype: str
+    batch_tokens: int
+    normalizes: bool
 
     def __init__(
         self,
@@ -126,12 +137,19 @@ class SentenceEncoder:
         self.normalizes = self._modules.normalizes
         self.prompts = dict(self._modules.prompts)
         self.default_prompt_name = self._modules.default_prompt_name
+        self.similarity_fn_name = self._modules.similarity
         self.batch_tokens = self._backend.batch_tokens if batch_tokens is None else batch_tokens
 
     @cached_property
     def dimension(self) -> int:
         """Length D of a vector."""
         return int(self._run_layers(np.zeros((1, self._pooled_size), np.float32)).shape[1])
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Length of a vector, `dimension`."""
+        return self.dimension
+
+    get_embedding_dimension = get_sentence_embedding_dimension
 
     @cached_property
     def fingerprint(self) -> str:
@@ -153,7 +171,15 @@ class SentenceEncoder:
         overlap: int | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
-    ) -> Floats:
+        batch_size: int | None = None,
+        truncate_dim: int | None = None,
+        precision: str = "float32",
+        output_value: str = "sentence_embedding",
+        convert_to_tensor: bool = False,
+        convert_to_numpy: bool = True,
+        normalize_embeddings: bool | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> Any:
         """Turn texts into vectors.
 
         Args:
@@ -166,6 +192,15 @@ class SentenceEncoder:
             overlap: Tokens that a window shares with the one before it; default an eighth of a window.
             prompt_name: Which of the model's prompts to put before each text; default `default_prompt_name`.
             prompt: Text to put before each text, instead of a named prompt.
+            batch_size: Most texts of a batch; default what `batch_tokens` allows.
+            truncate_dim: Keep only so many dimensions of a vector; with `normalize=True` they have length 1 again.
+            precision: `"float32"`, `"int8"`, `"uint8"`, `"binary"` or `"ubinary"`; see `synonyms.quantize`.
+            output_value: `"token_embeddings"` gives the states of each text's tokens instead, special ones included,
+                (S, H) each; a text must then fit one window.
+            convert_to_tensor: Give a tensor of the framework.
+            convert_to_numpy: False, without a tensor wanted, gives a list of tensors.
+            normalize_embeddings: The name that sentence-transformers has for `normalize`.
+            show_progress_bar: The name that sentence-transformers has for `show_progress`.
 
         Returns:
             (N, D) float32 in the order of `texts`; (D,) for one text.
@@ -173,13 +208,26 @@ class SentenceEncoder:
         Raises:
             InputError: a text is no string, is too long with `on_long="error"`, or an argument breaks a rule.
         """
+        check_output(output_value, precision, truncate_dim)
+        normalize = normalize_embeddings if normalize is None else normalize
         single = isinstance(texts, str)
         items: Iterable[str] = [texts] if isinstance(texts, str) else texts
         splitter = self.splitter(on_long=on_long, overlap=overlap, prompt=self._resolve_prompt(prompt_name, prompt))
-        with progress_bar(show_progress) as progress:
+        with progress_bar(show_progress or bool(show_progress_bar)) as progress:
             progress.start(*_size(items))
-            vectors = list(self._encode_blocks(items, splitter, normalize, batch_tokens, progress))
-        result = np.concatenate(vectors) if vectors else np.zeros((0, self.dimension), np.float32)
+            if output_value == "token_embeddings":
+                states = list(self._token_states(items, splitter, batch_tokens, batch_size))
+                states = [as_tensor(state, self.framework) for state in states] if convert_to_tensor else states
+                return states[0] if single else states
+            vectors = list(self._encode_blocks(items, splitter, normalize, batch_tokens, progress, batch_size))
+        found = np.concatenate(vectors) if vectors else np.zeros((0, self.dimension), np.float32)
+        if truncate_dim is not None:
+            found = to_unit_length(found[:, :truncate_dim]) if normalize else found[:, :truncate_dim]
+        found = quantize(found, precision)
+        result: Any = found
+        if convert_to_tensor or not convert_to_numpy:
+            result = as_tensor(np.ascontiguousarray(found), self.framework)
+            result = result if convert_to_tensor else list(result)
         return result[0] if single else result
 
     def encode_iter(
@@ -192,6 +240,7 @@ class SentenceEncoder:
         overlap: int | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Floats]:
         """Turn texts into vectors one after the other, reading ahead a bounded number of texts.
 
@@ -203,19 +252,20 @@ class SentenceEncoder:
             overlap: See `encode`.
             prompt_name: See `encode`.
             prompt: See `encode`.
+            progress: Told after each batch.
 
         Yields:
             (D,) float32 for each text, in order.
         """
         splitter = self.splitter(on_long=on_long, overlap=overlap, prompt=self._resolve_prompt(prompt_name, prompt))
-        for vectors in self._encode_blocks(texts, splitter, normalize, batch_tokens, Progress()):
+        for vectors in self._encode_blocks(texts, splitter, normalize, batch_tokens, progress or Progress()):
             yield from vectors
 
-    def encode_query(self, texts: str | Iterable[str], **kwargs: Any) -> Floats:
+    def encode_query(self, texts: str | Iterable[str], **kwargs: Any) -> Any:
         """Like `encode`, with the model's prompt for queries, if it has one."""
         return self.encode(texts, **{"prompt": self.query_prompt, **kwargs})
 
-    def encode_document(self, texts: str | Iterable[str], **kwargs: Any) -> Floats:
+    def encode_document(self, texts: str | Iterable[str], **kwargs: Any) -> Any:
         """Like `encode`, with the model's prompt for documents, if it has one."""
         return self.encode(texts, **{"prompt": self.document_prompt, **kwargs})
 
@@ -267,6 +317,7 @@ class SentenceEncoder:
         normalize: bool | None,
         batch_tokens: int | None,
         progress: Progress,
+        batch_size: int | None = None,
     ) -> Iterator[Floats]:
         for block in _blocks(texts):
             of_texts = splitter.split(block)
@@ -274,19 +325,22 @@ class SentenceEncoder:
             amounts = [
                 len(text) // len(of_text) for text, of_text in zip(block, of_texts, strict=True) for _ in of_text
             ]
-            vectors = self._piece_vectors(pieces, batch_tokens, progress, amounts)
+            vectors = self._piece_vectors(pieces, batch_tokens, progress, amounts, batch_size)
             yield self._finish(_mean_of_windows(vectors, of_texts), normalize)
             progress.finish_documents(len(block))
 
     def _piece_vectors(
-        self, pieces: Sequence[Piece], batch_tokens: int | None, progress: Progress, amounts: Sequence[int]
+        self,
+        pieces: Sequence[Piece],
+        batch_tokens: int | None,
+        progress: Progress,
+        amounts: Sequence[int],
+        batch_size: int | None = None,
     ) -> Floats:
         """Vectors (N, D) before the final normalisation; zero for a piece without any token."""
         vectors = np.zeros((len(pieces), self.dimension), np.float32)
-        budget = self.batch_tokens if batch_tokens is None else batch_tokens
         lengths = [len(piece.ids) for piece in pieces]
-        backend = self._backend
-        batches = plan_batches(lengths, budget, fixed_shapes=backend.fixed_shapes, max_length=backend.max_positions)
+        backend, batches = self._backend, self._batches(lengths, batch_tokens, batch_size)
         with backend.reading(sum(lengths)):
             for batch in batches:
                 chosen = [pieces[index] for index in batch.indices if lengths[index]]
@@ -295,6 +349,43 @@ class SentenceEncoder:
                 amount = sum(amounts[index] for index in batch.indices)
                 progress.advance(amount, sum(piece.num_tokens for piece in chosen))
         return vectors
+
+    def _batches(self, lengths: list[int], batch_tokens: int | None, batch_size: int | None) -> list[Batch]:
+        return plan_batches(
+            lengths,
+            self.batch_tokens if batch_tokens is None else batch_tokens,
+            fixed_shapes=self._backend.fixed_shapes,
+            max_length=self._backend.max_positions,
+            max_rows=batch_size,
+        )
+
+    def _token_states(
+        self, texts: Iterable[str], splitter: TextSplitter, batch_tokens: int | None, batch_size: int | None
+    ) -> Iterator[Floats]:
+        """States (S, H) of each text's tokens: weighted sums over tokens, each of one token."""
+        for block in _blocks(texts):
+            of_texts = splitter.split(block)
+            if any(len(of_text) > 1 for of_text in of_texts):
+                raise InputError(
+                    f"With output_value='token_embeddings' a text must fit max_length={self.max_length} tokens (or be "
+                    "cut by on_long='truncate'). Received: a longer one"
+                )
+            pieces = [of_text[0] for of_text in of_texts]
+            states: list[Floats] = [np.empty((0, self._backend.hidden_size), np.float32)] * len(pieces)
+            lengths = [len(piece.ids) for piece in pieces]
+            for batch in self._batches(lengths, batch_tokens, batch_size):
+                rows, size = batch.shape
+                counts = np.zeros(rows, np.int64)
+                counts[: len(batch.indices)] = [lengths[index] for index in batch.indices]
+                found = self._backend.encode_batch(
+                    pad([pieces[index].ids for index in batch.indices], batch.shape, self.tokenizer.pad_token_id or 0),
+                    np.arange(size) < counts[:, None],
+                    np.broadcast_to(np.eye(size, dtype=np.float32), (rows, size, size)).copy(),
+                    None,
+                )
+                for place, index in enumerate(batch.indices):
+                    states[index] = found[place, : lengths[index]].copy()
+            yield from states
 
     def _run_batch(self, pieces: Sequence[Piece], shape: tuple[int, int]) -> Floats:
         modes = self._modules.pooling

@@ -23,7 +23,7 @@ from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
-from longspan.pipelines.backends import load_task_model
+from longspan.pipelines.backends import TaskModel, load_task_model
 from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
 from longspan.pipelines.options import (
     Options,
@@ -33,6 +33,7 @@ from longspan.pipelines.options import (
     model_settings,
     resolve_framework,
 )
+from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
 from longspan.pipelines.run.identity import add_checkpoint, identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
@@ -68,7 +69,7 @@ class Job:
     extra: Any = None
 
 
-class Pipeline(ABC):
+class Pipeline(FixedAttributes, ABC):
     """A task on texts and documents of any length.
 
     Args:
@@ -104,6 +105,11 @@ class Pipeline(ABC):
     options_class: ClassVar[type[Options]] = Options
     #: Items are taken from an iterable in blocks of at most so many characters, whatever the budget of a batch.
     block_characters: ClassVar[int] = 1 << 21
+
+    model: TaskModel
+    tokenizer: Any
+    framework: str
+    options: Any
 
     def __init__(
         self,
@@ -257,13 +263,15 @@ class Pipeline(ABC):
     # Helpers of tasks
 
     def window_length(self, options: Options) -> int:
-        """Most tokens of a row, special tokens included."""
+        """Most tokens of a row, special tokens included; raises `InputError` unless `stride` is less."""
         limit = min(self.model.max_positions or _NO_LIMIT, int(self.tokenizer.model_max_length))
-        if options.max_length is None:
-            return limit
-        if not 1 <= options.max_length <= limit:
-            raise InputError(f"max_length must lie in [1, {limit}]. Received: max_length={options.max_length}")
-        return options.max_length
+        length = limit if options.max_length is None else options.max_length
+        if not 1 <= length <= limit:
+            raise InputError(f"max_length must lie in [1, {limit}]. Received: max_length={length}")
+        if options.stride is not None and not 0 <= options.stride < length:
+            raise InputError(f"stride must be at least 0 and below the {length} tokens of a window. Received: "
+                             f"stride={options.stride}")  # fmt: skip
+        return length
 
     def _windows(self, num_tokens: int, num_others: int, options: Options) -> list[tuple[int, int]]:
         """Windows over a document of `num_tokens` tokens in rows that hold `num_others` others."""

@@ -140,8 +140,8 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
 
 
 def _check_labels(asked: Iterable[str], id2label: dict[int, str]) -> None:
-    """Raise `InputError` for a label that no token can get, with or without its `B-` or `I-`."""
-    known = {"O", *id2label.values(), *(label.removeprefix("B-").removeprefix("I-") for label in id2label.values())}
+    """Raise `InputError` for a label that no token can get, with or without its mark, such as `B-`."""
+    known = {"O", *id2label.values(), *(label[2:] for label in id2label.values() if label[1:2] == "-")}
     unknown = [label for label in asked if label not in known]
     if unknown:
         raise InputError(f"Labels to leave out must be among {', '.join(sorted(known))}. Received: {unknown[0]}")

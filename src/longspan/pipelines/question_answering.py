@@ -58,7 +58,7 @@ class QuestionAnsweringPipeline(Pipeline):
     made comparable by one normalisation over the whole document. Longformer's class token and question have global
     attention. A result is a dict with `score`, `answer` and the characters `start` to `end` of the context; with
     `top_k` above 1 a list of them. Answers of the same words are one, with the sum of their scores and the place of the
-    best.
+    best. A context without text has the answer `""` with score 0.
 
     Options: `QuestionAnsweringOptions`.
 
@@ -109,9 +109,8 @@ class QuestionAnsweringPipeline(Pipeline):
             keys = sorted(item) if isinstance(item, Mapping) else type(item).__name__
             raise InputError(f"A question must be a dict with the keys question and context. Received: {keys}")
         texts = [check_text(item["question"], "question"), check_text(item["context"], "context")]
-        for name, text in zip(("question", "context"), texts, strict=True):
-            if not text.strip():
-                raise InputError(f"{name} must not be empty. Received: {text!r}")
+        if not texts[0].strip():
+            raise InputError(f"question must not be empty. Received: {texts[0]!r}")
         return texts
 
     def _alignment(self, options: Options) -> dict[str, bool]:
@@ -120,6 +119,8 @@ class QuestionAnsweringPipeline(Pipeline):
     def _job(self, item: Mapping[str, str], tokens: list[Tokens], options: QuestionAnsweringOptions) -> Job:
         template = self._template(is_pair=True)
         asked, document = tokens[0].ids[: options.max_question_len], tokens[1]
+        if not len(document.ids):  # nothing to read, and no answer in it
+            return Job(item["context"], document, [], [], 0, len(asked))
         windows = self._windows(len(document.ids), template.num_special + len(asked), options)
         question_first = self.tokenizer.padding_side == "right"
         rows, lead = [], 0
@@ -142,6 +143,8 @@ class QuestionAnsweringPipeline(Pipeline):
         return SpanLogits(start, end, null)
 
     def _finish(self, job: Job, picked: list[SpanLogits], options: QuestionAnsweringOptions) -> Any:
+        if not picked:
+            return {"score": 0.0, "start": 0, "end": 0, "answer": ""}
         count = 2 * options.top_k + _MORE_SPANS if options.align_to_words else options.top_k
         spans, no_answer = best_spans(picked, job.windows, count=count, max_length=options.max_answer_len)
         answers: dict[str, dict[str, Any]] = {}

@@ -32,6 +32,7 @@ from longspan.pipelines.options import (
     reference_words,
     resolve_framework,
 )
+from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import plan_batches
 from longspan.pipelines.run.identity import add_checkpoint, identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
@@ -119,7 +120,7 @@ class WritingOptions:
     show_progress: bool = False
 
 
-class GenerationPipeline(ABC):
+class GenerationPipeline(FixedAttributes, ABC):
     """What the tasks that write share. PyTorch and Flax; models of Keras have no `generate`.
 
     Args:
@@ -158,6 +159,13 @@ class GenerationPipeline(ABC):
     defaults: ClassVar[Settings] = {"max_new_tokens": 256}
     #: What the text of a result is called.
     key: ClassVar[str] = "generated"
+    model: Any
+    tokenizer: Any
+    framework: str
+    options: Any
+    settings: Settings
+    batch_tokens: int
+    batch_size: int | None
 
     def __init__(
         self,
@@ -492,6 +500,8 @@ class TextGenerationPipeline(GenerationPipeline):
         ends = {*self.model.generation_config.eos_token_ids, self.tokenizer.sep_token_id}
         if len(prompt) > 1 and prompt[-1] in ends:
             prompt = prompt[:-1]
+        if not prompt and self.model.generation_config.bos_token_id is not None:
+            return [int(self.model.generation_config.bos_token_id)]
         if not prompt:
             raise InputError(f"A prompt must have at least one token. Received: {text!r}")
         return prompt

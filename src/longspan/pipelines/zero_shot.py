@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ from longspan.embeddings.sentence_encoder import SentenceEncoder
 from longspan.errors import InputError
 from longspan.pipelines.base import check_text
 from longspan.pipelines.long.merging import softmax
+from longspan.pipelines.run.attributes import FixedAttributes
+from longspan.pipelines.run.progress import progress_bar
 
 #: Cosines are multiplied by this before the softmax, as in the training of most sentence encoders.
 _SCALE = 20.0
 
 
-class ZeroShotClassificationPipeline:
+class ZeroShotClassificationPipeline(FixedAttributes):
     """Gives texts of any length the labels whose descriptions mean most alike.
 
     Text and labels become vectors of a `SentenceEncoder` (a long text the mean of its windows); the score of a label is
@@ -32,6 +34,7 @@ class ZeroShotClassificationPipeline:
         hypothesis_template: What a label is put into before it is embedded; `{}` is its place.
         multi_label: Score each label by itself.
         on_long: See `SentenceEncoder.encode`.
+        show_progress: Draw a bar with documents and tokens on the standard error stream.
         **arguments: As for `SentenceEncoder`: `framework`, `device`, `dtype`, `max_length`, `batch_tokens` and others.
 
     Raises:
@@ -45,6 +48,8 @@ class ZeroShotClassificationPipeline:
     """
 
     task = "zero-shot-classification"
+    encoder: SentenceEncoder
+    framework: str
 
     def __init__(
         self,
@@ -55,6 +60,7 @@ class ZeroShotClassificationPipeline:
         hypothesis_template: str = "This text is about {}.",
         multi_label: bool = False,
         on_long: Any = "window",
+        show_progress: bool = False,
         **arguments: Any,
     ) -> None:
         if tokenizer is not None:
@@ -66,13 +72,18 @@ class ZeroShotClassificationPipeline:
             "hypothesis_template": hypothesis_template,
             "multi_label": multi_label,
             "on_long": on_long,
+            "show_progress": show_progress,
         }
 
     def identity(self) -> dict[str, Any]:
         """Everything that results depend on besides the texts and options of a call."""
         encoder = self.encoder
         lengths = {"max_length": encoder.max_length, "batch_tokens": encoder.batch_tokens}
-        return {**encoder.identity(), **lengths, "defaults": dict(self._defaults)}
+        return {
+            **encoder.identity(),
+            **lengths,
+            "defaults": {name: value for name, value in self._defaults.items() if name != "show_progress"},
+        }
 
     def __call__(
         self, sequences: str | Iterable[str], candidate_labels: str | list[str] | None = None, **settings: Any
@@ -82,7 +93,7 @@ class ZeroShotClassificationPipeline:
         Args:
             sequences: One text, a list of them, or any other iterable.
             candidate_labels: The labels; default those of the constructor.
-            **settings: `hypothesis_template`, `multi_label`, `on_long` for this call.
+            **settings: `hypothesis_template`, `multi_label`, `on_long`, `show_progress` for this call.
 
         Returns:
             The result of one text; a list for a list; a generator for other iterables.
@@ -109,16 +120,20 @@ class ZeroShotClassificationPipeline:
         of_labels = normalize(self.encoder.encode([template.format(label) for label in labels], normalize=True))
         texts = [sequences] if isinstance(sequences, str) else sequences
         kept: list[str] = []  # texts that the encoder has read ahead
-        vectors = self.encoder.encode_iter(_remember(texts, kept), normalize=True, on_long=options["on_long"])
-        for vector in vectors:
-            cosines = of_labels @ vector
-            scores = np.maximum(cosines, 0) if options["multi_label"] else softmax(np.float32(_SCALE) * cosines)
-            order = np.argsort(-scores, kind="stable")
-            yield {
-                "sequence": kept.pop(0),
-                "labels": [labels[index] for index in order],
-                "scores": [float(scores[index]) for index in order],
-            }
+        with progress_bar(options["show_progress"]) as progress:
+            progress.start(len(texts) if isinstance(texts, Sequence) else None, None)
+            vectors = self.encoder.encode_iter(
+                _remember(texts, kept), normalize=True, on_long=options["on_long"], progress=progress
+            )
+            for vector in vectors:
+                cosines = of_labels @ vector
+                scores = np.maximum(cosines, 0) if options["multi_label"] else softmax(np.float32(_SCALE) * cosines)
+                order = np.argsort(-scores, kind="stable")
+                yield {
+                    "sequence": kept.pop(0),
+                    "labels": [labels[index] for index in order],
+                    "scores": [float(scores[index]) for index in order],
+                }
 
 
 def _remember(texts: Iterable[str], kept: list[str]) -> Iterator[str]:

@@ -144,14 +144,10 @@ def _read_to_write(
         raise InputError(f"max_length must lie in [1, {limit}]. Received: max_length={max_length}")
     text = replace_surrogates(check_text(item))
     [tokens] = tokenize(fast, [text])
-    if not len(tokens.ids):
-        raise InputError("A text must have at least one token. Received: a text without any")
     capacity = (max_length or limit) - template.num_special
     overlap = capacity // 8 if stride is None else stride
     check_windows(capacity, overlap)
-    windows = (
-        [(0, len(tokens.ids))] if len(tokens.ids) <= capacity else plan_windows(len(tokens.ids), capacity, overlap)
-    )
+    windows = plan_windows(len(tokens.ids), capacity, overlap) or [(0, 0)]
     wrapped = [template.wrap(tokens.ids[start:stop]) for start, stop in windows]
     job = Job(text, tokens, windows, [row for row, _ in wrapped], wrapped[0][1][0])
     is_seq2seq = model.config.is_encoder_decoder
@@ -167,6 +163,8 @@ def _read_to_write(
 
 def _explain(reading: _Reading) -> Explanation:
     job, config = reading.job, reading.model.config
+    if not len(job.tokens.ids):
+        raise InputError("A text must have at least one token. Received: a text without any")
     is_causal = config.model_type == "diffllama" or bool(getattr(config, "is_decoder", False))
     parts = []
     for row, window, own in zip(job.rows, job.windows, owned_ranges(job.windows), strict=True):

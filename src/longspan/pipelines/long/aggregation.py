@@ -34,11 +34,21 @@ class _Units:
     last: npt.NDArray[np.int64]
 
 
+def _marks_of(labels: Collection[str]) -> tuple[str, ...]:
+    """The marks before kinds: those of IOBES or BILOU, if all labels but `O` have one, else `B-` and `I-`."""
+    found = {label[:2] for label in labels if label != "O"}
+    for scheme in (("B-", "I-", "E-", "S-"), ("B-", "I-", "L-", "U-")):
+        if found <= set(scheme) and found & set(scheme[2:]):
+            return scheme
+    return ("B-", "I-")
+
+
 class Aggregator:
     """Makes entities of tokens.
 
     Labels may begin with `B-` (begins an entity) or `I-` (goes on, or begins one after another kind); others count as
-    `I-`. Neighbours of one kind are one entity unless the second begins one.
+    `I-`. Where all but `O` are marked as in IOBES (also `E-`, the last token, and `S-`, the only one) or BILOU (`L-`
+    and `U-`), these count too. Neighbours of one kind are one entity unless the first ends or the second begins one.
 
     Args:
         tokenizer: The tokenizer that the tokens are from.
@@ -47,9 +57,11 @@ class Aggregator:
 
     def __init__(self, tokenizer: Any, id2label: Mapping[int, str]) -> None:
         self._labels = [id2label[index] for index in range(len(id2label))]
-        kinds = [label[2:] if label[:2] in ("B-", "I-") else label for label in self._labels]
+        marks = _marks_of(self._labels)
+        kinds = [label[2:] if label[:2] in marks else label for label in self._labels]
         self._kinds = np.array([kinds.index(kind) for kind in kinds], np.int64)
-        self._begins = np.array([label.startswith("B-") for label in self._labels])
+        self._begins = np.array([label[:2] in marks and label[0] in "BSU" for label in self._labels])
+        self._ends = np.array([label[:2] in marks and label[0] in "ELSU" for label in self._labels])
         self._names = [label.split("-", 1)[-1] for label in self._labels]
         self._decoder = tokenizer.backend_tokenizer.decoder
         vocabulary = tokenizer.get_vocab()
@@ -133,7 +145,8 @@ class Aggregator:
         self, text: str, tokens: Tokens, units: _Units, strategy: str, ignored: Collection[str]
     ) -> list[dict[str, Any]]:
         kinds = self._kinds[units.labels]
-        breaks = (kinds[1:] != kinds[:-1]) | self._begins[units.labels[1:]]
+        labels = units.labels
+        breaks = (kinds[1:] != kinds[:-1]) | self._begins[labels[1:]] | self._ends[labels[:-1]]
         starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
         stops = np.append(starts[1:], len(kinds))
         entities = []

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+_NOTEBOOK_WIDTH = 100
+
+
 class Progress:
     """Told by a run how far it is; this one shows nothing."""
 
@@ -110,7 +113,10 @@ def progress_bar(show: bool, *, unit: str = "documents") -> Iterator[Progress]:
         return
     from rich.console import Console
 
-    bar = ProgressBar(Console(file=sys.stderr), unit=unit)
+    console = Console(file=sys.stderr)
+    if console.is_jupyter:  # its own bars need a further package; lines that are written over do not
+        console = Console(file=sys.stderr, force_jupyter=False, force_terminal=True, width=_NOTEBOOK_WIDTH)
+    bar = ProgressBar(console, unit=unit)
     try:
         yield bar
     finally:
