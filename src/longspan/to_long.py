@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,16 +200,29 @@ def lengthen_checkpoint(
         target = plan.config
         target.architectures = [plan.class_name]
         tensors = {key: _lazy(reader, where) for key, where in plan.origins.items()}
-        _copy_pooling(origin, Path(destination))
-        save_checkpoint(
-            destination,
-            tensors,
-            files={
-                CONFIG_NAME: target.to_json_string().encode(),
-                **_other_files(origin, config["model_type"], max_length),
-            },
-        )
+        with _removed_on_failure(Path(destination)):
+            _copy_pooling(origin, Path(destination))
+            save_checkpoint(
+                destination,
+                tensors,
+                files={
+                    CONFIG_NAME: target.to_json_string().encode(),
+                    **_other_files(origin, config["model_type"], max_length),
+                },
+            )
     return plan
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    """Let a folder that is made inside go again if anything fails, such as a disk that is full."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _lazy(reader: CheckpointReader, origin: Origin) -> LazyTensor:

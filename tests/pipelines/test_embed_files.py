@@ -196,6 +196,31 @@ def test_other_settings_than_an_interrupted_run_are_refused(
     assert embed(tiny, corpus, tmp_path / "out.npz", overlap=3, resume=False).num_new_files == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("longspan", "0.0.9"), ("framework", "flax"), ("versions", {"torch": "1.0"}), ("device", "cuda"),
+     ("dtype", "bfloat16"), ("precision", "high"), ("implementation", "sdpa"), ("config", "0")],
+)  # fmt: skip
+def test_an_interrupted_run_goes_on_only_where_no_number_changes(
+    tmp_path: Path, corpus: Path, tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+):
+    def crash(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceEncoder, "encode_pieces", crash)
+        with pytest.raises(KeyboardInterrupt):
+            embed(tiny, corpus, output)
+    now = tiny.identity()
+    assert name in now
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceEncoder, "identity", lambda self: {**now, name: value})
+        with pytest.raises(IndexFileError, match=f"The interrupted run that writes .* {name} was .*, is now "):
+            embed(tiny, corpus, output)
+    assert embed(tiny, corpus, output).num_new_files == 12
+
+
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_files_of_the_index_that_are_left_out(tmp_path: Path, corpus: Path, tiny: SentenceEncoder, name: str):
     output = tmp_path / name
@@ -235,14 +260,14 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_embedded(
     with gzip.open(corpus / "notes.md.gz", "wt") as file:
         file.write("read the log")
     (corpus / "cut.txt.gz").write_bytes((corpus / "notes.md.gz").read_bytes()[:20])
-    real_open = Path.open
+    real_open = os.open
 
-    def guarded(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if self.name == "locked.txt":
+    def guarded(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith("locked.txt"):
             raise PermissionError(13, "Permission denied")
-        return real_open(self, *args, **kwargs)
+        return real_open(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(os, "open", guarded)
     report = embed(tiny, corpus, tmp_path / "out.npz")
     problems = {(Path(p.path).name, p.line): p.reason for p in report.problems}
     assert problems.pop(("bad.pdf", None)).startswith("damaged PDF (")
@@ -257,7 +282,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_is_embedded(
     }
     assert str(report.problems[0]).count("/") > 1
     assert report.ignored == {".png": 1}
-    assert list(report.notes.values()) == [("not UTF-8, read as latin-1",)]
+    assert list(report.notes.values()) == [("not UTF-8, read as cp1252",)]
     found = rows(tmp_path / "out.npz")
     assert found["latin.txt"].text == ["caf\xe9 open"]
     assert found["notes.md.gz"].text == ["read the log"]
@@ -286,15 +311,15 @@ def test_passages_of_a_file_that_has_become_unreadable_stay(
     embed(tiny, corpus, tmp_path / "out.npz")
     before = rows(tmp_path / "out.npz")
 
-    real_open = Path.open
+    real_open = os.open
 
-    def fail(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if self.suffix == ".txt":
+    def fail(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith(".txt"):
             raise OSError(5, "Input/output error")
-        return real_open(self, *args, **kwargs)
+        return real_open(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", fail)
+        patch.setattr(os, "open", fail)
         report = embed(tiny, corpus, tmp_path / "out.npz")
     assert len(report.problems) == 12
     assert set(rows(tmp_path / "out.npz")) == set(before)

@@ -208,6 +208,8 @@ def test_a_query_shows_what_matches_it(minilm_dir: Path, tmp_path: Path, capsys:
 
 
 def test_errors(tmp_path: Path, folders: dict[str, Path], minilm_dir: Path) -> None:
+    with pytest.raises(InputError, match="A document to explain must hold text. Received: ' .n'"):
+        explain(pipeline("text-classification", folders["bert"]), " \n")
     with pytest.raises(InputError, match="explain needs framework='torch'. Received: framework='flax'"):
         explain(pipeline("text-classification", folders["bert"], framework="flax"), "text")
     choose = make_task_model(tmp_path / "choose", "multiple-choice", "wordpiece", minilm_dir)

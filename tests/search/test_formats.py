@@ -261,6 +261,7 @@ def test_journals_are_read_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("torn", [b'{"shard": "0000', b"\0\0\0\0\n", b"[1]\n"])
+@pytest.mark.filterwarnings("ignore:.* is damaged at line 5")
 def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes):
     make_journal(tmp_path)
     path = tmp_path / "journal.jsonl"
@@ -268,6 +269,23 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes):
     path.write_bytes(whole + torn)
     assert len(reopen(tmp_path).steps) == 3
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("change", ["edit", "remove"])
+def test_changed_lines_are_named_and_done_again(tmp_path: Path, step: int, change: str):
+    make_journal(tmp_path)
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[step] = lines[step].replace(b'"rows": 2', b'"rows": 1') if change == "edit" else b""
+    path.write_bytes(b"".join(lines))
+    if change == "remove" and step == 3:  # as if it had not been written yet
+        assert list(reopen(tmp_path).files()) == ["0.txt", "1.txt"]
+        return
+    with pytest.warns(UserWarning, match=f"journal.jsonl is damaged at line {step + 1}: what follows is done again"):
+        journal = reopen(tmp_path)
+    assert list(journal.files()) == [f"{number}.txt" for number in range(step - 1)]
+    assert len(path.read_bytes().splitlines()) == step
 
 
 def test_a_damaged_shard_undoes_its_step_and_those_after_it(tmp_path: Path):

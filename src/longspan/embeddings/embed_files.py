@@ -122,6 +122,7 @@ class EmbedRun:
             settings=self._settings(),
             dimension=self._encoder.dimension,
             shard_tokens=self._batch_tokens * _BATCHES_PER_SHARD,
+            identity={name: value for name, value in self._encoder.identity().items() if name != "model"},
             resume=self._options.resume,
         )
         with writer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
@@ -141,7 +142,7 @@ class Journal:
             checksum = write_shard(self.shard_path(name), passages)
             parts = tuple(replace(part, slice=replace(part.slice, shard=name)) for part in step.parts)
             step = Step(parts, step.finished, step.unfinished, name, checksum)
-        append_line(self._path, _step_to_json(step))
+        append_line(self._path, {"number": len(self.steps) + 1, **_step_to_json(step)})
         self.steps.append(step)
 
     def files(self) -> dict[str, FileParts]:
@@ -196,11 +197,16 @@ def _read(path: Path, shard_folder: Path | None) -> tuple[dict[str, Any], list[S
     with path.open("rb") as file:
         for line in file:
             values = parse_line(line, needs_sum=bool(header))  # a foreign header is refused, not replaced
-            if values is None:
+            if values is None or (header and values.pop("number", None) != len(steps) + 1):
+                if line.endswith(b"\n") and shard_folder is not None:
+                    number = len(steps) + 1 + bool(header)
+                    warnings.warn(f"{path} is damaged at line {number}: what follows is done again", stacklevel=5)
                 break
             if not header:
                 header = _check_header(path, values)
-            elif shard_folder is not None:
+            elif shard_folder is None:
+                break
+            else:
                 step = _step_from_json(values)
                 if not _is_whole(step, shard_folder):
                     break

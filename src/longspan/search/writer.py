@@ -54,6 +54,8 @@ class IndexWriter:
         settings: Everything that embeddings depend on, as JSON values.
         dimension: Length of an embedding.
         shard_tokens: Tokens of a shard; a resumed run keeps the number that it began with.
+        identity: What vectors depend on besides: version, framework, device, implementation. An interrupted run goes on
+            with the same only; a finished index may be updated with another, whose vectors differ by rounding.
         resume: Reuse what earlier runs left. False starts over; the finished index stays until it is replaced.
 
     Attributes:
@@ -67,13 +69,21 @@ class IndexWriter:
     """
 
     def __init__(
-        self, output: Path, *, settings: dict[str, Any], dimension: int, shard_tokens: int, resume: bool = True
+        self,
+        output: Path,
+        *,
+        settings: dict[str, Any],
+        dimension: int,
+        shard_tokens: int,
+        identity: dict[str, Any] | None = None,
+        resume: bool = True,
     ) -> None:
         check_output(output)
         self.output = output
         self.known: dict[str, FileParts] = {}
         self.shard_tokens = shard_tokens
         self._settings = settings
+        self._identity = identity or {}
         self._dimension = dimension
         self._resume = resume
         self._folder = work_folder(output)
@@ -131,14 +141,21 @@ class IndexWriter:
             (self._folder / _JOURNAL).unlink(missing_ok=True)
         header = Journal.read_header(self._folder)
         if header is not None:
-            self._check_settings(header["settings"], "The interrupted run that writes")
+            began = {**header["settings"], **header.get("identity", {})}
+            self._check_settings(began, {**self._settings, **self._identity}, "The interrupted run that writes")
         fresh = not self._resume if header is None else header["fresh"]
         if not fresh and self._has_index():
             self._finished = open_index(self.output)
-            self._check_settings(self._finished.info.settings, "The index")
+            self._check_settings(self._finished.info.settings, self._settings, "The index")
             self._know_finished(self._finished)
         self._journal = Journal(
-            self._folder, {"settings": self._settings, "shard_tokens": self.shard_tokens, "fresh": fresh}
+            self._folder,
+            {
+                "settings": self._settings,
+                "shard_tokens": self.shard_tokens,
+                "fresh": fresh,
+                **({"identity": self._identity} if self._identity else {}),
+            },
         )
         self.shard_tokens = self._journal.header["shard_tokens"]
         self.known.update(self._journal.files())
@@ -156,14 +173,10 @@ class IndexWriter:
                 slices = index.slices[number]
             self.known[key] = FileParts(slices, replace(record, path=key))
 
-    def _check_settings(self, found: dict[str, Any], what: str) -> None:
-        names = dict.fromkeys([*found, *self._settings])
-        differences = [
-            f"{name} was {found.get(name)!r}, is now {self._settings.get(name)!r}"
-            for name in names
-            if found.get(name) != self._settings.get(name)
-        ]
-        if any(found.get(name) != self._settings.get(name) for name in names if name not in _LABELS):
+    def _check_settings(self, found: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
+        differing = [name for name in dict.fromkeys([*found, *wanted]) if found.get(name) != wanted.get(name)]
+        differences = [f"{name} was {found.get(name)!r}, is now {wanted.get(name)!r}" for name in differing]
+        if not _LABELS.issuperset(differing):
             raise IndexFileError(
                 f"{what} {self.output} must have been made with the same settings. Received: {'; '.join(differences)}. "
                 "Use the same settings, another output, or start over (--no-resume, resume=False)"

@@ -110,6 +110,9 @@ def explain(pipeline: Any, item: Any, *, query: str | None = None, **settings: A
         raise InputError(f"A query needs task='feature-extraction'. Received: task={pipeline.task!r}")
     if isinstance(pipeline, GenerationPipeline):
         return _explain(_read_to_write(pipeline, item, **settings))
+    text = item.get("context") if isinstance(item, dict) else item
+    if isinstance(text, str) and not text.strip():
+        raise InputError(f"A document to explain must hold text. Received: {text!r}")
     return replace(_explain(_read(pipeline, item, query, settings)), query=query or "")
 
 
