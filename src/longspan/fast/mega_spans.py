@@ -11,8 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from longspan.models.mega.torch_layers import EmaFlow, MegaBlock, MegaLayerExtras
-from longspan.models.mega.torch_plan import MegaPlan
+from longspan.models.mega.torch_layers import EmaFlow, MegaBlock, MegaLayerExtras, MegaPlan
 from longspan.nn.torch.plain import is_plain
 from longspan.ops.torch.damped_ema import backward_state_before
 

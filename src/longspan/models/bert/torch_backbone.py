@@ -18,8 +18,7 @@ from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.names import NAMES
 from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_plan
-from longspan.nn.torch.activations import get_activation
-from longspan.nn.torch.apply import lookup, project, tokenwise
+from longspan.nn.torch.apply import lookup, project
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
@@ -27,16 +26,13 @@ from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
-from longspan.nn.torch.resizing import keep_features, pick_layer, remaining_features
+from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
+from longspan.nn.torch.resizing import pick_layer
 from longspan.ops.torch.attention import eager_attention, packed_attention, sdpa_attention
 
 
 class BertEmbeddings(nn.Module):
-    """LayerNorm(word + position + segment), with dropout.
-
-    Args:
-        config: Settings of the model.
-    """
+    """LayerNorm(word + position + segment), with dropout."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -176,98 +172,17 @@ class BertSelfAttention(nn.Module):
         return scores / math.sqrt(self.attention_head_size)
 
 
-class BertSelfOutput(nn.Module):
-    """LayerNorm(x + dropout(W c + b)).
-
-    Args:
-        config: Settings of the model.
-        input_size: Width of c.
-    """
-
-    def __init__(self, config: BertConfig, *, input_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
-        """(tokens, input_size), (tokens, H) -> (tokens, H)."""
-        return self.LayerNorm(self.dropout(project(self.dense, hidden_states)) + residual)
-
-
-class BertAttention(nn.Module):
-    """Attention with output projection, residual and norm.
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-        position_embedding_type: As in the configuration.
-    """
-
-    def __init__(self, config: BertConfig, *, layer_index: int, position_embedding_type: str) -> None:
-        super().__init__()
-        self.self = BertSelfAttention(config, layer_index=layer_index, position_embedding_type=position_embedding_type)
-        self.output = BertSelfOutput(config, input_size=config.hidden_size)
-        self.pruned_heads: set[int] = set()
-        self.original_num_heads = config.num_attention_heads
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """(tokens, H) -> (tokens, H) and the weights; arguments of `BertSelfAttention`."""
-        context, weights = self.self(hidden_states, **arguments)
-        return self.output(context, hidden_states), weights
-
-    def prune_heads(self, heads: list[int]) -> None:
-        """Remove heads, given by their original numbers, for good."""
-        removed, features = remaining_features(
-            heads,
-            num_heads=self.original_num_heads,
-            head_size=self.self.attention_head_size,
-            already_pruned=self.pruned_heads,
-        )
-        features = features.to(self.self.query.weight.device)
-        for name in ("query", "key", "value"):
-            setattr(self.self, name, keep_features(getattr(self.self, name), features, axis=0))
-        self.output.dense = keep_features(self.output.dense, features, axis=1)
-        self.pruned_heads |= removed
-        self.self.num_attention_heads = self.original_num_heads - len(self.pruned_heads)
-
-
-class BertIntermediate(nn.Module):
-    """activation(W x + b).
-
-    Args:
-        config: Settings of the model.
-    """
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = get_activation(config.hidden_act)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(tokens, H) -> (tokens, intermediate_size)."""
-        return self.activation(project(self.dense, hidden_states))
-
-
-class BertLayer(nn.Module):
-    """One transformer layer: self-attention, cross-attention in a decoder, feed-forward.
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-    """
+class BertLayer(PostNormFeedForward):
+    """One transformer layer: self-attention, cross-attention in a decoder, feed-forward."""
 
     def __init__(self, config: BertConfig, *, layer_index: int) -> None:
         super().__init__()
-        self.attention = BertAttention(
-            config, layer_index=layer_index, position_embedding_type=config.position_embedding_type
-        )
+        own = BertSelfAttention(config, layer_index=layer_index, position_embedding_type=config.position_embedding_type)
+        self.attention = PostNormAttention(config, own)
         if config.add_cross_attention:
-            self.crossattention = BertAttention(config, layer_index=layer_index, position_embedding_type="absolute")
-        self.intermediate = BertIntermediate(config)
-        self.output = BertSelfOutput(config, input_size=config.intermediate_size)
-        self.intermediate_size = config.intermediate_size
-        self.chunk_size_feed_forward = config.chunk_size_feed_forward
+            cross = BertSelfAttention(config, layer_index=layer_index, position_embedding_type="absolute")
+            self.crossattention = PostNormAttention(config, cross)
+        self.add_feed_forward(config)
 
     def forward(
         self,
@@ -290,26 +205,9 @@ class BertLayer(nn.Module):
             )
         return self.feed_forward(hidden_states), weights, cross_weights
 
-    def feed_forward(self, hidden_states: Tensor) -> Tensor:
-        """(tokens, H) -> (tokens, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
-        return tokenwise(
-            self._feed_forward,
-            hidden_states,
-            owner=self,
-            width=self.intermediate_size,
-            chunk_size=self.chunk_size_feed_forward,
-        )
-
-    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        return self.output(self.intermediate(hidden_states), hidden_states)
-
 
 class BertEncoder(CheckpointedLayers):
-    """The stack of layers.
-
-    Args:
-        config: Settings of the model.
-    """
+    """The stack of layers."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

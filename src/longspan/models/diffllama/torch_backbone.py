@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from longspan.checkpoints.names import ParameterNames
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.models.diffllama.names import NAMES
-from longspan.models.diffllama.torch_attention import AttentionPlan, make_cache, make_key_mask, make_positions
 from longspan.models.diffllama.torch_layers import (
     LAMBDA_NAMES,
+    AttentionPlan,
     DiffLlamaAttention,
     DiffLlamaDecoderLayer,
     DiffLlamaRMSNorm,
     DiffLlamaRotaryEmbedding,
+    make_cache,
+    make_key_mask,
+    make_positions,
 )
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from longspan.checkpoints.names import ParameterNames
 from longspan.models.longformer.config import LongformerConfig
 from longspan.models.longformer.names import NAMES
-from longspan.models.longformer.torch_global import after_separator, before_separator, first_token, make_plan
-from longspan.models.longformer.torch_layers import LongformerEmbeddings, LongformerEncoder, LongformerLMHead
+from longspan.models.longformer.torch_layers import (
+    LongformerEmbeddings,
+    LongformerEncoder,
+    LongformerLMHead,
+    after_separator,
+    before_separator,
+    first_token,
+    make_plan,
+)
 from longspan.models.longformer.torch_outputs import (
     LongformerBaseModelOutputWithPooling,
     LongformerMaskedLMOutput,

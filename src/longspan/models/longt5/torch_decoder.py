@@ -97,12 +97,7 @@ class LongT5SelfAttention(LongT5Projections):
 
 
 class LongT5CrossAttention(LongT5Projections):
-    """Attention to the encoder's states: Σⱼ softmax(qᵢ·kⱼ) vⱼ over the source tokens j.
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-    """
+    """Attention to the encoder's states: Σⱼ softmax(qᵢ·kⱼ) vⱼ over the source tokens j."""
 
     def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
         super().__init__(config)
@@ -154,12 +149,7 @@ class LongT5CrossAttention(LongT5Projections):
 
 
 class LongT5LayerSelfAttention(nn.Module):
-    """x + dropout(self-attention(norm(x))).
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-    """
+    """x + dropout(self-attention(norm(x)))."""
 
     def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
         super().__init__()
@@ -176,12 +166,7 @@ class LongT5LayerSelfAttention(nn.Module):
 
 
 class LongT5LayerCrossAttention(nn.Module):
-    """x + dropout(cross-attention(norm(x), e)).
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-    """
+    """x + dropout(cross-attention(norm(x), e))."""
 
     def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
         super().__init__()
@@ -198,12 +183,7 @@ class LongT5LayerCrossAttention(nn.Module):
 
 
 class LongT5DecoderBlock(nn.Module):
-    """One decoder layer: self-attention, cross-attention, feed-forward.
-
-    Args:
-        config: Settings of the model.
-        layer_index: Index of the layer in the cache.
-    """
+    """One decoder layer: self-attention, cross-attention, feed-forward."""
 
     def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
         super().__init__()

@@ -199,12 +199,7 @@ class LongT5TransientGlobalAttention(LongT5LocalAttention):
 
 
 class LongT5LayerLocalSelfAttention(nn.Module):
-    """x + dropout(attention(norm(x))), with local attention.
-
-    Args:
-        config: Settings of the model.
-        has_relative_attention_bias: Hold the bias.
-    """
+    """x + dropout(attention(norm(x))), with local attention."""
 
     def __init__(self, config: LongT5Config, *, has_relative_attention_bias: bool) -> None:
         super().__init__()
@@ -224,12 +219,7 @@ class LongT5LayerLocalSelfAttention(nn.Module):
 
 
 class LongT5LayerTransientGlobalSelfAttention(nn.Module):
-    """x + dropout(attention(norm(x))), with transient-global attention.
-
-    Args:
-        config: Settings of the model.
-        has_relative_attention_bias: Hold the biases.
-    """
+    """x + dropout(attention(norm(x))), with transient-global attention."""
 
     def __init__(self, config: LongT5Config, *, has_relative_attention_bias: bool) -> None:
         super().__init__()

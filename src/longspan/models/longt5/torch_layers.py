@@ -34,11 +34,7 @@ def embedding(num_embeddings: int, embedding_dim: int, *, std: float) -> nn.Embe
 
 
 class LongT5LayerNorm(nn.Module):
-    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019), in the dtype of w.
-
-    Args:
-        config: Settings of the model.
-    """
+    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019), in the dtype of w."""
 
     def __init__(self, config: LongT5Config) -> None:
         super().__init__()
@@ -53,11 +49,7 @@ class LongT5LayerNorm(nn.Module):
 
 
 class LongT5DenseActDense(nn.Module):
-    """W₂ act(W₁ x).
-
-    Args:
-        config: Settings of the model.
-    """
+    """W₂ act(W₁ x)."""
 
     def __init__(self, config: LongT5Config) -> None:
         super().__init__()
@@ -73,11 +65,7 @@ class LongT5DenseActDense(nn.Module):
 
 
 class LongT5DenseGatedActDense(nn.Module):
-    """W₂ (act(W₀ x) ⊙ W₁ x) (Shazeer, 2020).
-
-    Args:
-        config: Settings of the model.
-    """
+    """W₂ (act(W₀ x) ⊙ W₁ x) (Shazeer, 2020)."""
 
     def __init__(self, config: LongT5Config) -> None:
         super().__init__()
@@ -96,11 +84,7 @@ class LongT5DenseGatedActDense(nn.Module):
 
 
 class LongT5LayerFF(nn.Module):
-    """x + dropout(FF(norm(x))).
-
-    Args:
-        config: Settings of the model.
-    """
+    """x + dropout(FF(norm(x)))."""
 
     def __init__(self, config: LongT5Config) -> None:
         super().__init__()
@@ -119,11 +103,7 @@ class LongT5LayerFF(nn.Module):
 
 
 class LongT5Projections(nn.Module):
-    """The four projections of an attention layer; without scaling, which T5 leaves to the initial weights.
-
-    Args:
-        config: Settings of the model.
-    """
+    """The four projections of an attention layer; without scaling, which T5 leaves to the initial weights."""
 
     def __init__(self, config: LongT5Config) -> None:
         super().__init__()

@@ -22,12 +22,17 @@ from longspan.models.mega.torch_layers import (
     MegaLayerExtras,
     MegaMovingAverageGatedAttention,
     MegaMultiDimensionDampedEma,
+    MegaPlan,
     MegaRMSNorm,
     MegaRotaryRelativePositionalBias,
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
+    as_mask,
+    first_real_tokens,
+    in_open_chunk,
+    make_cache,
+    split_mask,
 )
-from longspan.models.mega.torch_plan import MegaPlan, as_mask, first_real_tokens, in_open_chunk, make_cache, split_mask
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
@@ -41,11 +46,7 @@ from longspan.ops.torch.modes import is_traced
 
 
 class MegaEmbeddings(nn.Module):
-    """Word embeddings, with token type embeddings if configured.
-
-    Args:
-        config: Settings of the model.
-    """
+    """Word embeddings, with token type embeddings if configured."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
