@@ -90,3 +90,14 @@ def test_every_public_name_is_in_the_stub_and_loads():
 def test_unknown_names_raise_attribute_error():
     with pytest.raises(AttributeError, match="NoSuchModel"):
         _ = longspan.NoSuchModel
+
+
+def test_a_model_loads_without_the_compiler_and_what_other_tasks_use(minilm_dir):
+    heavy = ["torch._dynamo", "torch._inductor", "sympy", "pyarrow", "transformers", "jax", "keras", "pypdf"]
+    code = (
+        "import json, sys\nfrom longspan.embeddings.search_index import search_index\n"
+        "from longspan.embeddings.sentence_encoder import SentenceEncoder\n"
+        f"SentenceEncoder({str(minilm_dir)!r}).encode_query(['rotate the logs'])\n"
+        f"print(json.dumps([name for name in {heavy} if name in sys.modules]))"
+    )
+    assert json.loads(run(code)) == []

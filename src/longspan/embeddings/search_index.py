@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +67,16 @@ def search_index(
     for query in queries:
         if not query.strip():
             raise InputError(f"A query must hold text. Received: {query!r}")
-    if store.info.settings.get("weights") != encoder.fingerprint:
+    with ThreadPoolExecutor(1) as beside:  # weights are summed while the queries are encoded
+        fingerprint = beside.submit(lambda: encoder.fingerprint)
+        vectors = encoder.encode_query(list(queries), normalize=True) if queries else None
+    if store.info.settings.get("weights") != fingerprint.result():
         raise IndexFileError(
             f"Queries must be encoded by the model of the index, {store.info.settings.get('model')}. "
             f"Received: {encoder.name}, whose weights or settings differ"
         )
-    if not queries:
+    if vectors is None:
         return []
-    vectors = encoder.encode_query(list(queries), normalize=True)
     results = rank(store, vectors, top_k)
     lines = [[tuple(_LINE_END.split(hit.text)) for hit in hits] for hits in results]
     best = _best_lines(encoder, vectors, lines)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from longspan.nn.torch.plain import is_plain
 from longspan.ops.fast_paths import fast_path, is_available
-from longspan.ops.torch.modes import is_traced
+from longspan.ops.torch.modes import constant_when_traced, is_traced
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def may_replace(module: nn.Module) -> bool:
     """True if a fast path may compute with the parameters of a module instead of calling it."""
     return is_available() and is_plain(module)

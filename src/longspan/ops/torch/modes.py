@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from longspan.ops.fast_paths import fast_path
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def constant_when_traced(function: Function) -> Function:
+    """Mark a function whose result a traced graph keeps.
+
+    As `torch.compiler.assume_constant_result`, which imports the compiler, seconds of work, to set this attribute.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def is_traced(tensor: Tensor) -> bool:
@@ -27,7 +41,7 @@ def is_intercepted() -> bool:
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def has_fast_path(name: str) -> bool:
     """True if `fast_path` has an answer; a traced graph keeps it."""
     return fast_path(name) is not None
