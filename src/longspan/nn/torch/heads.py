@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from longspan.errors import InputError
 from longspan.nn.torch.activations import get_activation
+from longspan.nn.torch.apply import project
 
 
 class Pooler(nn.Module):
@@ -22,7 +23,7 @@ class Pooler(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, H)."""
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+        return torch.tanh(project(self.dense, hidden_states[:, 0]))
 
 
 class FirstTokenClassificationHead(nn.Module):
@@ -43,7 +44,7 @@ class FirstTokenClassificationHead(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, N)."""
         pooled = self.dropout(hidden_states[:, 0])
-        return self.out_proj(self.dropout(torch.tanh(self.dense(pooled))))
+        return project(self.out_proj, self.dropout(torch.tanh(project(self.dense, pooled))))
 
 
 class PredictionHeadTransform(nn.Module):
@@ -63,7 +64,7 @@ class PredictionHeadTransform(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+        return self.LayerNorm(self.activation(project(self.dense, hidden_states)))
 
 
 def fold_choices(*inputs: Tensor | None) -> tuple[int, tuple[Tensor | None, ...]]:
