@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from longspan.tokenization.families import class_of
 from longspan.tokenization.loading import load_tokenizer
 from longspan.tokenization.tokenizer import PreTrainedTokenizer
 
@@ -67,6 +68,7 @@ class AutoTokenizer:
         """
         return load_tokenizer(
             pretrained_model_name_or_path,
+            choose=class_of,
             config=config,
             revision=revision,
             subfolder=subfolder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ _OLDER_TOKENS = "tokens of added_tokens.json"
 def load_tokenizer(
     pretrained_model_name_or_path: str | os.PathLike[str],
     *,
-    cls: type[PreTrainedTokenizer] | None = None,
+    choose: Callable[[str | None, str], type[PreTrainedTokenizer]],
     config: Any = None,
     revision: str | None = None,
     subfolder: str = "",
@@ -43,7 +43,8 @@ def load_tokenizer(
 
     Args:
         pretrained_model_name_or_path: Local directory, or hub repository id.
-        cls: Class to make; None finds it from the files.
+        choose: Gives the class to make for the name that the files give, if any, and the file that decides how text
+            is split.
         config: The model's configuration, asked for the class if the tokenizer's files name none.
         revision: Branch, tag or commit of a hub repository.
         subfolder: Folder inside the directory or repository.
@@ -60,8 +61,6 @@ def load_tokenizer(
         CheckpointNotFoundError: there is no such checkpoint, or it has no tokenizer files.
         CheckpointError: a file is damaged.
     """
-    from longspan.tokenization.families import class_of
-
     source = Source(
         pretrained_model_name_or_path,
         revision=revision,
@@ -80,8 +79,7 @@ def load_tokenizer(
         for name in _PATHS:
             settings.pop(name, None)
         files = _Files(source)
-        if cls is None:
-            cls = class_of(named or _class_from_config(source, config), files.kind())
+        cls = choose(named or _class_from_config(source, config), files.kind())
         paths = files.of(cls)
         tokenizer = None
         if "tokenizer_file" in paths:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self, cast
 from tokenizers import AddedToken, Tokenizer
 
 from longspan.errors import ConfigError, InputError
+from longspan.tokenization import chat
 from longspan.tokenization.assembly import set_add_prefix_space
 from longspan.tokenization.backend import Backend
 from longspan.tokenization.columns import NO_FILL, Fill, Wanted, pad_lists, to_tensors
@@ -20,7 +21,10 @@ from longspan.tokenization.encoding import BatchEncoding
 from longspan.tokenization.features import read_features
 from longspan.tokenization.files import read_tokenizer_file
 from longspan.tokenization.inputs import TextInput, read_batch
+from longspan.tokenization.loading import load_tokenizer
 from longspan.tokenization.request import Request
+from longspan.tokenization.rows import Rows, be_silent
+from longspan.tokenization.saving import save_tokenizer
 from longspan.tokenization.settings import (
     VERY_LARGE_INTEGER,
     Padding,
@@ -33,10 +37,10 @@ from longspan.tokenization.settings import (
 )
 from longspan.tokenization.special_tokens import Token, as_added, text_of
 from longspan.tokenization.tensors import tensor_converter, to_lists
-from longspan.tokenization.vocabulary import Vocabulary, check_ids
+from longspan.tokenization.vocabulary import check_ids
 
 
-class PreTrainedTokenizer(Vocabulary):
+class PreTrainedTokenizer(Rows):
     """A tokenizer: normalizer, pre-tokenizer, vocabulary and special tokens, over the `tokenizers` library.
 
     Threads may share one: calls read its settings and never change it.
@@ -125,9 +129,7 @@ class PreTrainedTokenizer(Vocabulary):
             CheckpointNotFoundError: there is no such checkpoint, or it has no tokenizer files.
             CheckpointError: a file is damaged.
         """
-        from longspan.tokenization.loading import load_tokenizer
-
-        return cast(Self, load_tokenizer(pretrained_model_name_or_path, cls=cls, **kwargs))
+        return cast(Self, load_tokenizer(pretrained_model_name_or_path, choose=lambda name, file: cls, **kwargs))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
         """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and the vocabulary's files.
@@ -143,8 +145,6 @@ class PreTrainedTokenizer(Vocabulary):
         Raises:
             CheckpointError: `save_directory` is a file.
         """
-        from longspan.tokenization.saving import save_tokenizer
-
         return save_tokenizer(self, Path(save_directory))
 
     def save_vocabulary(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -278,7 +278,7 @@ class PreTrainedTokenizer(Vocabulary):
         """
         if text is None and text_target is None:
             raise InputError("A call needs text or text_target. Received: None for both")
-        warn = self._warn_once if verbose else _be_silent
+        warn = self._warn_once if verbose else be_silent
         limit = check_max_length(max_length)
         if limit is not None and padding is False and truncation is None:
             warn("truncation-not-asked", "max_length without truncation cuts to it; pass truncation=True to say so.")
@@ -450,7 +450,7 @@ class PreTrainedTokenizer(Vocabulary):
         Raises:
             InputError: the rows do not hold the same columns, or no `input_ids`.
         """
-        warn = self._warn_once if verbose else _be_silent
+        warn = self._warn_once if verbose else be_silent
         fill_up, fill = self._padding(padding, check_max_length(max_length), pad_to_multiple_of, padding_side, warn)
         main = self.model_input_names[0]
         features = read_features(encoded_inputs, main=main)
@@ -470,70 +470,70 @@ class PreTrainedTokenizer(Vocabulary):
         data = columns if features.is_batched else {name: rows[0] for name, rows in columns.items()}
         return BatchEncoding(data, tensor_type=kind)
 
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """Ids of one or two sequences with the special tokens of the model.
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Mapping[str, str]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Lay out a conversation, or several, by the checkpoint's chat template; see `longspan.tokenization.chat`.
 
         Args:
-            token_ids_0: Ids of the first sequence, without special tokens.
-            token_ids_1: Ids of the second sequence.
+            conversation: Messages, `{"role": "user", "content": "..."}`, or a list of such lists.
+            tools: JSON schemas of functions that the model may call.
+            documents: Documents for the model to use.
+            chat_template: A template, or the name of one of the tokenizer's; None takes the tokenizer's.
+            add_generation_prompt: Begin the answer of the model.
+            continue_final_message: End the text inside the last message.
+            tokenize: Return ids rather than text.
+            padding: As in a call.
+            truncation: As in a call.
+            max_length: As in a call.
+            return_tensors: As in a call.
+            return_dict: Return all columns rather than the ids.
+            tokenizer_kwargs: Further arguments of the call.
+            **kwargs: Further variables of the template.
 
         Returns:
-            Ids of the row.
+            Text, ids or columns; of one conversation, or lists of them.
+
+        Raises:
+            InputError: there is no template, it refuses the conversation, or arguments contradict each other.
+            ConfigError: the template fails.
         """
-        return [index for index, _ in self._template(token_ids_0, token_ids_1)]
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """Segments of the row that `build_inputs_with_special_tokens` makes."""
-        return [segment for _, segment in self._template(token_ids_0, token_ids_1)]
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 for special tokens, 0 for others.
-
-        Args:
-            token_ids_0: Ids of a row, or of the first sequence.
-            token_ids_1: Ids of the second sequence.
-            already_has_special_tokens: `token_ids_0` is a whole row: each special token in it counts. Otherwise only
-                those that `build_inputs_with_special_tokens` adds do.
-
-        Returns:
-            The mask of the row.
-        """
-        if already_has_special_tokens:
-            if token_ids_1 is not None:
-                raise InputError("A row that has its special tokens is given alone. Received: token_ids_1, too")
-            special = set(self.all_special_ids)
-            return [int(index in special) for index in token_ids_0]
-        text = [-1] * len(token_ids_0)
-        others = None if token_ids_1 is None else [-1] * len(token_ids_1)
-        return [int(index >= 0) for index, _ in self._template(text, others)]
-
-    def _template(self, first: Sequence[int], second: Sequence[int] | None) -> list[tuple[int, int]]:
-        """Ids and segments of a row, laid out like one that is made from text."""
-        sequences = [first] if second is None else [first, second]
-        row: list[tuple[int, int]] = []
-        for part, index, segment in self._backend.layout(is_pair=second is not None):
-            row += [(index, segment)] if part is None else [(token, segment) for token in sequences[part]]
-        return row
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Number of special tokens added to a text, or to a pair of texts."""
-        return self._backend.num_special_tokens(is_pair=pair)
-
-    @property
-    def max_len_single_sentence(self) -> int:
-        """Most tokens of a text, special ones not counted."""
-        return self.model_max_length - self.num_special_tokens_to_add(pair=False)
-
-    @property
-    def max_len_sentences_pair(self) -> int:
-        """Most tokens of a pair of texts, special ones not counted."""
-        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
+        if continue_final_message and add_generation_prompt:
+            raise InputError("continue_final_message=True and add_generation_prompt=True exclude each other")
+        if any(callable(tool) for tool in tools or ()):
+            raise InputError("tools must be JSON schemas. Received: a function")
+        template = chat.choose_template(self.chat_template, chat_template, has_tools=bool(tools))
+        batch, is_batch = chat.conversations(conversation)
+        variables = {**self.special_tokens_map, "tools": tools, "documents": documents, **kwargs}
+        texts = [chat.render(template, row, add_generation_prompt=add_generation_prompt, **variables) for row in batch]
+        if continue_final_message:
+            texts = [chat.without_end(text, row) for text, row in zip(texts, batch, strict=True)]
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        encoded = self(
+            texts if is_batch else texts[0],
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=False,
+            return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
+        )
+        return encoded if return_dict else encoded["input_ids"]
 
     def decode(
         self,
@@ -634,7 +634,3 @@ _ENGLISH_BLANKS = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-
-
-def _be_silent(key: str, message: str) -> None:
-    """The `warn` of a call with `verbose=False`."""
