@@ -34,14 +34,29 @@ def test_reads_in_three_ways():
             output[absent]
 
 
-def test_fields_can_be_set_but_not_invented():
+def test_fields_can_be_set_in_both_ways_and_further_keys_go_behind_them():
     output = make()
     output["loss"] = torch.tensor(1.0)
     assert output[0] == 1.0
     output.loss = None
     assert list(output) == ["logits", "attentions"]
-    with pytest.raises(KeyError, match="SequenceClassifierOutput has no field 'x'"):
-        output["x"] = 1
+    output.update(loss=torch.tensor(2.0), x=1)
+    assert list(output) == ["loss", "logits", "attentions", "x"]
+    assert output.loss == 2.0
+    assert pickle.loads(pickle.dumps(output))["x"] == output[3] == 1
+    assert (output.pop("x"), output.pop("y", 5), output.pop("loss")) == (1, 5, 2.0)
+    assert output.loss is None
+    assert list(output) == ["logits", "attentions"]
+    with pytest.raises(KeyError, match="loss"):
+        del output["loss"]
+
+
+def test_is_a_dict_and_can_be_made_of_one():
+    output = SequenceClassifierOutput({"logits": 1, "loss": 2})
+    assert isinstance(output, dict)
+    assert {**output} == dict(output) == {"loss": 2, "logits": 1}
+    assert output == SequenceClassifierOutput(loss=2, logits=1)
+    assert type(output)(output) == output
 
 
 def test_pickles():

@@ -175,6 +175,8 @@ class GenerationConfig(Declared):
 
     #: settings that somebody chose, be it at their default; the others give way to a model's
     _given: set[str]
+    #: a mark that the reference's training loops ask for and change
+    _from_model_config: bool = False
     #: keys of a file that are no settings
     _extra: dict[str, Any]
     EXTRA_OUTPUTS: ClassVar[tuple[str, ...]] = (
@@ -299,13 +301,17 @@ class GenerationConfig(Declared):
 
     # -- combining ------------------------------------------------------------------------------------------------
 
-    def update(self, **kwargs: Any) -> None:
-        """Change several settings at once.
+    def update(self, *, defaults_only: bool = False, **kwargs: Any) -> None:
+        """Change several settings at once; with `defaults_only`, those that are None.
 
         Raises:
             ConfigError: a setting does not exist or a value breaks a rule.
         """
-        self._assign(kwargs)
+        self._assign({n: v for n, v in kwargs.items() if not defaults_only or getattr(self, n, None) is None})
+
+    def _get_default_generation_params(self) -> dict[str, Any]:
+        """What the newest training loops of the reference fill up unset values with; here, none is unset."""
+        return {}
 
     def over(self, defaults: GenerationConfig) -> GenerationConfig:
         """A copy in which the settings that nobody chose are those of `defaults`."""

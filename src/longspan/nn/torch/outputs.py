@@ -24,7 +24,7 @@ class DictOutput(ModelOutput, dict[str, Any]):
     """A `ModelOutput` that is a `dict`: training loops ask with `isinstance`, and compiled code reads its storage.
 
     The dict holds the present fields in their order; setting a field either way sets both. As in the reference, a dict
-    given instead of the first field stands for all fields.
+    given instead of the first field stands for all fields, and further keys, which pipelines add, go behind them.
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
@@ -52,10 +52,17 @@ class DictOutput(ModelOutput, dict[str, Any]):
     def __getitem__(self, key: Any) -> Any:
         return dict.__getitem__(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self._fields:
+            setattr(self, key, value)
+        else:
+            object.__setattr__(self, key, value)
+            dict.__setitem__(self, key, value)
+
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
-        setattr(self, key, None)
+        self.pop(key)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The present fields in their order."""
@@ -64,8 +71,10 @@ class DictOutput(ModelOutput, dict[str, Any]):
     def pop(self, key: str, *default: Any) -> Any:
         """Take a field away and return it; an absent one gives `default`, or a KeyError."""
         value = dict.get(self, key, *default) if default else dict.__getitem__(self, key)
-        if key in self:
+        if key in self._fields:
             setattr(self, key, None)
+        elif key in self:
+            dict.pop(self, key)
         return value
 
     def update(self, *pairs: Any, **fields: Any) -> None:
@@ -80,7 +89,8 @@ class DictOutput(ModelOutput, dict[str, Any]):
         return dict.get(self, key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, name) for name in self._fields)
+        further = [(key, value) for key, value in self.items() if key not in self._fields]
+        return type(self), tuple(getattr(self, name) for name in self._fields), None, None, iter(further)
 
     __iter__ = dict.__iter__
     __len__ = dict.__len__

@@ -1,0 +1,27 @@
+"""The Trainer, Seq2SeqTrainer and pipelines of transformers, at the oracle's release and at the newest one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ecosystem
+HERE = Path(__file__).parent
+NEWEST = Path(sys.prefix) / "newest"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [None, NEWEST], ids=["oracle", "newest"])
+def test_runs(path):
+    assert path is None or (path / "transformers").is_dir(), "made by `make test`"
+    before = [str(path)] if path else []
+    known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*before, *known])}
+    worker = [sys.executable, str(HERE / "trainer_worker.py")]
+    done = subprocess.run(worker, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.count(" ok") == 5

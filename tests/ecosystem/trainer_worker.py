@@ -1,0 +1,170 @@
+"""Runs the Trainer of whichever `transformers` is on the path on every kind of model; a fault ends it with an error."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+import transformers
+from tests.ecosystem.models import IDS, batch, make
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+
+import longspan
+from longspan.integrations.hf import adapt
+
+
+def rows(name, **more):
+    """A data set of six rows."""
+    whole = {**batch(name), **more}
+    return [{key: value[index % 2] for key, value in whole.items()} for index in range(6)]
+
+
+def collate(examples):
+    return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def arguments(directory, kind=TrainingArguments, **settings):
+    return kind(
+        output_dir=directory,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        max_steps=3,
+        learning_rate=0.01,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=1,
+        remove_unused_columns=False,
+        **settings,
+    )
+
+
+def run(name, directory, *, adapted=True, more=None, kind=Trainer, **settings):
+    model = adapt(make(name)) if adapted else make(name)
+    data = rows(name, **(more or {}))
+    args = arguments(directory, Seq2SeqTrainingArguments if kind is Seq2SeqTrainer else TrainingArguments, **settings)
+    trainer = kind(model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=collate)
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"]), name
+    return trainer, trainer.predict(data)
+
+
+def checkpoints(directory):
+    """Checkpoints load back, here and as the best one at the end, with a smoothed loss and tied weights."""
+    names = (
+        "BertForSequenceClassification",
+        "BertForMaskedLM",
+        "LongformerForMaskedLM",
+        "LongT5ForConditionalGeneration",
+    )
+    for name in names:
+        # smoothing takes the labels away, so the inputs of the decoder come by themselves, as from the usual collator
+        more = {"decoder_input_ids": IDS.roll(1, 1)} if name.startswith("LongT5") else {}
+        home = Path(directory, name)
+        settings = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True}
+        trainer, output = run(name, home, more=more, label_smoothing_factor=0.1, **settings)
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        assert logits.shape[0] == 6, name
+        saved = sorted(home.glob("checkpoint-*"))
+        assert saved, name
+        for checkpoint in saved:
+            assert (checkpoint / "config.json").is_file(), checkpoint
+        best = type(make(name)).from_pretrained(trainer.state.best_model_checkpoint)
+        with torch.no_grad():
+            got = best(**collate(rows(name, **more))).logits
+            expected = trainer.model.eval()(**collate(rows(name, **more))).logits
+        assert torch.allclose(got, expected, atol=1e-6), name
+        trainer.save_model(home / "final")
+        assert type(best).from_pretrained(home / "final")
+        if "Bert" in name:
+            theirs = getattr(transformers, name).from_pretrained(home / "final").eval()
+            assert torch.allclose(theirs(**collate(rows(name))).logits, expected, atol=1e-5), name
+
+
+def plain(directory):
+    """Without the adapter: train, evaluate and predict; a cache in the outputs, inputs that the model does not read."""
+    run("DiffLlamaForCausalLM", directory, adapted=False, save_strategy="no")
+    run("DiffLlamaForSequenceClassification", directory, adapted=False, save_strategy="no", gradient_checkpointing=True)
+    types = {"token_type_ids": torch.zeros_like(IDS)}
+    run("MegaForSequenceClassification", directory, adapted=False, more=types, save_strategy="no")
+    run("LongformerForTokenClassification", directory, adapted=False, save_strategy="no", label_smoothing_factor=0.1)
+    spans = {"label_names": ["start_positions", "end_positions"]}
+    _, output = run("BertForQuestionAnswering", directory, adapted=False, save_strategy="no", **spans)
+    assert len(output.predictions) == 2
+
+
+def sequences(directory):
+    """Generating at evaluation, as a summariser does."""
+    trainer, output = run(
+        "LongT5ForConditionalGeneration",
+        directory,
+        kind=Seq2SeqTrainer,
+        predict_with_generate=True,
+        generation_max_length=5,
+        generation_num_beams=2,
+        save_strategy="no",
+    )
+    assert output.predictions.shape[0] == 6
+    expected = trainer.model.generate(IDS, attention_mask=torch.ones_like(IDS), max_length=5, num_beams=2)
+    width = min(expected.shape[1], output.predictions.shape[1])
+    assert (output.predictions[:2, :width] == expected[:, :width].numpy()).all()
+
+
+def pipelines():
+    """Their pipelines run our models."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "vocab.txt").write_text("\n".join(words) + "\n")
+        kind = getattr(transformers, "BertTokenizerFast", None) or transformers.BertTokenizer
+        tokenizer = kind.from_pretrained(directory)
+        for task, name in (
+            ("text-classification", "BertForSequenceClassification"),
+            ("token-classification", "BertForTokenClassification"),
+            ("fill-mask", "BertForMaskedLM"),
+            ("text-generation", "DiffLlamaForCausalLM"),
+        ):
+            text = "a b [MASK]" if task == "fill-mask" else "a b c"
+            results = []
+            for library in (longspan, transformers):
+                pipe = transformers.pipeline(task, model=make(name, library).eval(), tokenizer=tokenizer, device="cpu")
+                settings = {"max_new_tokens": 3, "do_sample": False} if task == "text-generation" else {}
+                results.append(pipe(text, **settings))
+            assert str(rounded(results[0])) == str(rounded(results[1])), (task, results)
+
+
+def rounded(value):
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(float(value), 4) if isinstance(value, float | np.floating) else value
+
+
+def pickles():
+    model = adapt(make("BertForMaskedLM"))
+    back = pickle.loads(pickle.dumps(model))
+    assert isinstance(back, transformers.PreTrainedModel)
+    assert torch.equal(back.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+def main():
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as directory:
+        for step in (sequences, checkpoints, plain):
+            step(Path(directory, step.__name__))
+            print(step.__name__, "ok", flush=True)
+    for check in (pipelines, pickles):
+        check()
+        print(check.__name__, "ok", flush=True)
+
+
+if __name__ == "__main__":
+    main()
