@@ -170,9 +170,27 @@ def test_queries_from_a_file_and_the_standard_input(
     cli("embed", corpus, "-o", tmp_path / "out.npz", "--model", tiny_dir)
     (tmp_path / "queries.txt").write_text("log\n\nfile\n")
     for source in (tmp_path / "queries.txt", "-"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("log\n\nfile\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("log\n\nfile\n".encode("utf-16"))))
         _, out, _ = cli("search", tmp_path / "out.npz", "open", "--queries", source, "--json")
         assert [json.loads(line)["query"] for line in out.splitlines()] == ["open", "log", "file"]
+
+
+def test_escapes_in_names_and_texts_reach_no_terminal(cli, tmp_path: Path, tiny_dir: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a\x1b[31m\nb.txt").write_bytes(b"log \x1b]0;title\x07 file")
+    (folder / "c\x1b[2J.txt").write_bytes(b"\x00")
+    (folder / "d\x9b.txt").write_bytes(b"open\x97file")
+    output = tmp_path / "out\x1b[0m"
+    code, out, err = cli("embed", folder, "-o", output, "--model", tiny_dir)
+    assert code == 3
+    assert "\\x1b[0m: 3 files" in out
+    assert "d\\x9b.txt: not UTF-8, read as cp1252" in out
+    assert "c\\x1b[2J.txt: binary file" in err
+    found = cli("search", output, "log \x1b[5m", "--model", tiny_dir)
+    assert "a\\x1b[31m\\nb.txt" in found[1]
+    for text in (out, err, *found[1:]):
+        assert not set(text) & set("\x1b\x07\x9b")
 
 
 def test_an_empty_index_says_so(cli, tmp_path: Path, tiny_dir: Path):
@@ -206,7 +224,7 @@ def test_long_lines_are_shortened_on_screen(cli, tmp_path: Path, tiny_dir: Path)
         (["search", "bad.npz", "q"], 1, "IndexFileError", "An index must be a whole npz file. Received: bad.npz"),
         (["search", "bad.parquet", "q"], 1, "IndexFileError", "An index must be a whole Parquet file"),
         (["search", "."], 2, "UsageError", "at least one query, or --queries FILE, must be given"),
-        (["search", ".", "--queries", "bad.npz"], 1, "InputError", "A file of queries must be UTF-8. Received: bad"),
+        (["search", ".", "--queries", "bad.bin"], 1, "InputError", "A file of queries must be text. Received: bad"),
         (["search", ".", "--queries", "gone.txt"], 1, "FileNotFoundError", "gone.txt"),
         (["search", ".", "q", "--nonsense"], 2, "UsageError", "No such option: --nonsense"),
         (["sing"], 2, "UsageError", "No such command 'sing'"),
@@ -218,6 +236,7 @@ def test_errors_are_one_clear_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.npz").write_bytes(b"PK\xff\xff")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    (tmp_path / "bad.bin").write_bytes(b"log\0")
     before = sorted(tmp_path.rglob("*"))
     actual, out, err = cli(*arguments)
     assert (actual, out) == (code, "")

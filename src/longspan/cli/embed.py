@@ -107,7 +107,7 @@ def embed(
     from longspan.documents.walk import Filters
     from longspan.embeddings.embed_files import EmbedOptions, embed_files
     from longspan.embeddings.sentence_encoder import SentenceEncoder
-    from longspan.pipelines.run.progress import Stopwatch, progress_bar
+    from longspan.pipelines.run.progress import Stopwatch, printable, progress_bar
     from longspan.search.index import check_output
 
     check_output(output)
@@ -131,7 +131,7 @@ def embed(
     if as_json:
         typer.echo(json.dumps(_as_json(report)))
     elif not quiet:
-        typer.echo("\n".join(_summary(report)))
+        typer.echo("\n".join(map(printable, _summary(report))))
     if report.problems:
         raise typer.Exit(SOMETHING_LEFT_OUT)
 

@@ -51,6 +51,7 @@ def explain(
     from longspan.pipelines.explain.explanation import explain as look
     from longspan.pipelines.explain.page import write_page
     from longspan.pipelines.pipeline import pipeline
+    from longspan.pipelines.run.progress import printable
 
     if output.exists() and not overwrite:
         raise InputError(f"The output must not exist yet (or give --overwrite). Received: {output}")
@@ -69,4 +70,4 @@ def explain(
     if as_json:
         typer.echo(json.dumps(seen))
     elif not quiet:
-        typer.echo(f"{output}: {seen['tokens']:,} tokens, {seen['windows']:,} windows")
+        typer.echo(printable(f"{output}: {seen['tokens']:,} tokens, {seen['windows']:,} windows"))

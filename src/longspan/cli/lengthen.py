@@ -28,9 +28,10 @@ def lengthen(
     Positions are repeated to the new length and global attention starts as a copy of local attention. Texts that fit
     into half a window give the original's outputs.
     """
+    from longspan.pipelines.run.progress import printable
     from longspan.to_long import lengthen_checkpoint
 
     plan = lengthen_checkpoint(source, destination, max_length=max_length, attention_window=attention_window)
-    typer.echo(f"{destination}: {plan.class_name}, {max_length} tokens, window {attention_window}")
+    typer.echo(printable(f"{destination}: {plan.class_name}, {max_length} tokens, window {attention_window}"))
     for key in plan.dropped:
-        typer.echo(f"  left out: {key}")
+        typer.echo(printable(f"  left out: {key}"))

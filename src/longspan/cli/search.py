@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,11 +76,16 @@ def search(
 def _read_queries(path: Path | None) -> list[str]:
     if path is None:
         return []
+    from longspan.documents.decoding import decode
+    from longspan.documents.document import UnreadableError
+
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"A file of queries must be UTF-8. Received: {path} ({error})") from error
-    return [line for line in text.splitlines() if line.strip()]
+        decoded = decode(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes())
+    except UnreadableError as error:
+        raise InputError(f"A file of queries must be text. Received: {path} ({error})") from error
+    if decoded.note:
+        warnings.warn(f"{path}: {decoded.note}", stacklevel=2)
+    return [line for line in decoded.text.splitlines() if line.strip()]
 
 
 def _open(
@@ -106,9 +112,11 @@ def _print(info: IndexInfo, queries: list[str], results: list[list[Match]], cont
     from rich.console import Console
     from rich.text import Text
 
+    from longspan.pipelines.run.progress import printable
+
     console = Console(highlight=False, soft_wrap=True)
     for query, matches in zip(queries, results, strict=True):
-        console.print(Text(query, style="bold"))
+        console.print(Text(printable(query), style="bold"))
         if not matches:
             console.print("  nothing found: the index holds no passages")
         for rank, match in enumerate(matches, start=1):
@@ -123,9 +131,11 @@ def _snippet(match: Match, context: int) -> list[Text]:
     """The best line, marked, with `context` lines before and after it."""
     from rich.text import Text
 
+    from longspan.pipelines.run.progress import printable
+
     shown = []
     for index in range(max(0, match.best - context), min(len(match.lines), match.best + context + 1)):
-        line = match.lines[index].expandtabs(4)
+        line = printable(match.lines[index].expandtabs(4))
         line = line[:_MAX_CHARACTERS] + (" ..." if len(line) > _MAX_CHARACTERS else "")
         number = str(match.hit.line_start + index) if match.has_line_numbers else ""
         is_best = index == match.best
@@ -134,8 +144,10 @@ def _snippet(match: Match, context: int) -> list[Text]:
 
 
 def _place(info: IndexInfo, match: Match) -> str:
+    from longspan.pipelines.run.progress import printable
+
     separator = ":" if match.hit.file.unit == "line" else " page "
-    return f"{_shown_path(info, match.hit.file.path)}{separator}{match.line}"
+    return printable(f"{_shown_path(info, match.hit.file.path)}{separator}{match.line}")
 
 
 def _shown_path(info: IndexInfo, path: str) -> str:
