@@ -145,6 +145,16 @@ from .models.mega.torch_model import MegaForSequenceClassification as MegaForSeq
 from .models.mega.torch_model import MegaForTokenClassification as MegaForTokenClassification
 from .models.mega.torch_model import MegaModel as MegaModel
 from .models.mega.torch_model import MegaPreTrainedModel as MegaPreTrainedModel
+from .models.roberta.config import RobertaConfig as RobertaConfig
+from .models.roberta.config import XLMRobertaConfig as XLMRobertaConfig
+from .models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
+from .models.roberta.torch_model import RobertaForMaskedLM as RobertaForMaskedLM
+from .models.roberta.torch_model import RobertaForMultipleChoice as RobertaForMultipleChoice
+from .models.roberta.torch_model import RobertaForQuestionAnswering as RobertaForQuestionAnswering
+from .models.roberta.torch_model import RobertaForSequenceClassification as RobertaForSequenceClassification
+from .models.roberta.torch_model import RobertaForTokenClassification as RobertaForTokenClassification
+from .models.roberta.torch_model import RobertaModel as RobertaModel
+from .models.roberta.torch_model import RobertaPreTrainedModel as RobertaPreTrainedModel
 from .nn.flax.base import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .nn.keras.base import TFPreTrainedModel as TFPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel

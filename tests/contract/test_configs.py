@@ -17,6 +17,8 @@ REFERENCES = {
     "longt5": transformers.LongT5Config,
     "diffllama": transformers.DiffLlamaConfig,
     "mega": ReferenceMegaConfig,
+    "roberta": transformers.RobertaConfig,
+    "xlm-roberta": transformers.XLMRobertaConfig,
 }
 
 

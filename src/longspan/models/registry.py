@@ -29,10 +29,12 @@ class Family:
     Attributes:
         package: Package of the family, e.g. `"longspan.models.bert"`.
         prefix: Beginning of its class names, e.g. `"Bert"`; `Flax` and `TF` come before it.
+        config: Name of its configuration class, if that does not begin as the others do.
     """
 
     package: str
     prefix: str
+    config: str | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -41,6 +43,8 @@ FAMILIES: dict[str, Family] = {
     "mega": Family("longspan.models.mega", "Mega"),
     "longformer": Family("longspan.models.longformer", "Longformer"),
     "longt5": Family("longspan.models.longt5", "LongT5"),
+    "roberta": Family("longspan.models.roberta", "Roberta"),
+    "xlm-roberta": Family("longspan.models.roberta", "Roberta", config="XLMRobertaConfig"),
 }
 
 
@@ -58,7 +62,7 @@ def get_family(model_type: str | None) -> Family:
 def get_config_class(model_type: str | None) -> Any:
     """The configuration class of a model type."""
     family = get_family(model_type)
-    return getattr(importlib.import_module(f"{family.package}.config"), f"{family.prefix}Config")
+    return getattr(importlib.import_module(f"{family.package}.config"), family.config or f"{family.prefix}Config")
 
 
 def get_model_class(model_type: str | None, task: str, framework: Framework) -> Any:

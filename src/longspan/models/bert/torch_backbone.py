@@ -372,6 +372,8 @@ class BertModel(BertPreTrainedModel):
         past = 0 if cache is None else cache.get_seq_length()
         if cache_position is None:
             cache_position = past + torch.arange(length, device=device)
+        if position_ids is None:
+            position_ids = self.default_positions(input_ids, cache_position)
         self._check_positions(cache_position, position_ids, length)
         plan = make_plan(
             config,
@@ -382,7 +384,7 @@ class BertModel(BertPreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             cache=cache,
             needs_weights=needs_weights,
-            padding_states=padding_states or self._pools_padding(attention_mask),
+            padding_states=padding_states or (self.pooler is not None and self.first_is_padding(attention_mask)),
         )
         hidden_states = self._embed(
             plan.packing, input_ids, inputs_embeds, token_type_ids, position_ids, cache_position
@@ -408,6 +410,10 @@ class BertModel(BertPreTrainedModel):
         )
         return finish(output, resolve(return_dict, config.return_dict))
 
+    def default_positions(self, input_ids: Tensor | None, cache_position: Tensor) -> Tensor | None:
+        """Positions (B, S) of tokens for which none are given; None stands for `cache_position` (S,), as in BERT."""
+        return None
+
     def _check_inputs(
         self,
         batch: int,
@@ -429,9 +435,9 @@ class BertModel(BertPreTrainedModel):
                 f"add_cross_attention={config.add_cross_attention}"
             )
 
-    def _pools_padding(self, attention_mask: Tensor | None) -> bool:
-        """True if the pooler reads a token that is padding, of rows that are padded on the left."""
-        if self.pooler is None or attention_mask is None or self.config.attn_implementation != "auto":
+    def first_is_padding(self, attention_mask: Tensor | None) -> bool:
+        """True if the first token of a row is padding, which a head on it reads, and `"auto"` might pack it away."""
+        if attention_mask is None or self.config.attn_implementation != "auto":
             return False
         return values_visible(attention_mask) and attention_mask.dim() == 2 and bool((attention_mask[:, 0] == 0).any())
 

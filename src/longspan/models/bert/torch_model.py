@@ -164,6 +164,106 @@ class BertLabelTask(BertTask):
         return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
 
 
+class BertCausalTask(CausalLMModel, BertTask):
+    """A BERT that predicts the next token."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **loss_arguments: Any,
+    ) -> Any:
+        """Run the model; inputs as in `BertModel.forward`.
+
+        Args:
+            labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
+            logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
+                tensor; 0 means all.
+            **loss_arguments: `num_items_in_batch` and `shift_labels`, see `causal_lm_loss`.
+        """
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run(
+            (*row, encoder_hidden_states, encoder_attention_mask),
+            (labels,),
+            *flags,
+            past_key_values=past_key_values,
+            use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
+            cache_position=cache_position,
+            logits_to_keep=logits_to_keep,
+            loss_arguments=loss_arguments,
+        )
+
+
+class BertMaskedTask(BertTask):
+    """A BERT that predicts masked tokens, as an encoder or with cross-attention."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `BertModel.forward`.
+
+        Args:
+            labels: Ids of the masked tokens, -100 elsewhere, (B, S).
+        """
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict)
+        return self.run((*row, encoder_hidden_states, encoder_attention_mask), (labels,), *flags, use_cache=False)
+
+
+class BertSpanTask(QuestionAnsweringModel, BertTask):
+    """A BERT that scores each token as start and as end of an answer."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `BertModel.forward`.
+
+        Args:
+            start_positions: Token where the answer starts, (B,); outside the sequence it does not count.
+            end_positions: Token where it ends, (B,).
+        """
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.run(row, (start_positions, end_positions), output_attentions, output_hidden_states, return_dict)
+
+
 class BertForPreTraining(BertTask):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
@@ -221,7 +321,7 @@ class BertForPreTraining(BertTask):
         return cross_entropy(tokens, labels) + next_sentence
 
 
-class BertLMHeadModel(GenerationMixin, CausalLMModel, BertTask):
+class BertLMHeadModel(GenerationMixin, BertCausalTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     Args:
@@ -247,47 +347,6 @@ class BertLMHeadModel(GenerationMixin, CausalLMModel, BertTask):
         self.cls = BertHeads(config, predictions=True, seq_relationship=False)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **loss_arguments: Any,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
-
-        Args:
-            labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
-            logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
-                tensor; 0 means all.
-            **loss_arguments: `num_items_in_batch` and `shift_labels`, see `causal_lm_loss`.
-        """
-        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        flags = (output_attentions, output_hidden_states, return_dict)
-        return self.run(
-            (*row, encoder_hidden_states, encoder_attention_mask),
-            (labels,),
-            *flags,
-            past_key_values=past_key_values,
-            use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
-            cache_position=cache_position,
-            logits_to_keep=logits_to_keep,
-            loss_arguments=loss_arguments,
-        )
-
     def head(self, outputs: Any) -> Tensor:
         """Scores of the vocabulary, (B, S, V)."""
         return self.cls.predictions(outputs.last_hidden_state)
@@ -302,7 +361,7 @@ class BertLMHeadModel(GenerationMixin, CausalLMModel, BertTask):
         return self.config.max_position_embeddings
 
 
-class BertForMaskedLM(BertTask):
+class BertForMaskedLM(BertMaskedTask):
     """BERT that predicts masked tokens.
 
     Args:
@@ -326,30 +385,6 @@ class BertForMaskedLM(BertTask):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.cls = BertHeads(config, predictions=True, seq_relationship=False)
         self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
-
-        Args:
-            labels: Ids of the masked tokens, -100 elsewhere, (B, S).
-        """
-        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        flags = (output_attentions, output_hidden_states, return_dict)
-        return self.run((*row, encoder_hidden_states, encoder_attention_mask), (labels,), *flags, use_cache=False)
 
     def head(self, outputs: Any) -> Tensor:
         """Scores of the vocabulary, (B, S, V)."""
@@ -480,7 +515,7 @@ class BertForTokenClassification(BertLabelTask):
         return self.classifier(self.dropout(outputs.last_hidden_state))
 
 
-class BertForQuestionAnswering(QuestionAnsweringModel, BertTask):
+class BertForQuestionAnswering(BertSpanTask):
     """BERT that scores each token as start and as end of an answer.
 
     Args:
@@ -501,29 +536,6 @@ class BertForQuestionAnswering(QuestionAnsweringModel, BertTask):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """Run the model; inputs as in `BertModel.forward`.
-
-        Args:
-            start_positions: Token where the answer starts, (B,); outside the sequence it does not count.
-            end_positions: Token where it ends, (B,).
-        """
-        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        return self.run(row, (start_positions, end_positions), output_attentions, output_hidden_states, return_dict)
 
 
 def _classifier_dropout(config: BertConfig) -> float:

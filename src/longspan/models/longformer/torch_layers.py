@@ -416,18 +416,3 @@ class LongformerEncoder(CheckpointedLayers):
             tuple(attentions) if plan.needs_weights else None,
             tuple(global_attentions) if plan.needs_weights and plan.is_global is not None else None,
         )
-
-
-class LongformerLMHead(nn.Module):
-    """Scores over the vocabulary: decoder(LayerNorm(gelu(W x + b)))."""
-
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, S, H) -> (B, S, V)."""
-        return project(self.decoder, self.layer_norm(F.gelu(project(self.dense, hidden_states))))

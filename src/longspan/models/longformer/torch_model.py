@@ -18,7 +18,6 @@ from longspan.models.longformer.names import NAMES
 from longspan.models.longformer.torch_layers import (
     LongformerEmbeddings,
     LongformerEncoder,
-    LongformerLMHead,
     after_separator,
     before_separator,
     first_token,
@@ -34,7 +33,7 @@ from longspan.models.longformer.torch_outputs import (
 )
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.checks import check_input, check_length, input_shape
-from longspan.nn.torch.heads import FirstTokenClassificationHead, Pooler
+from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
 from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import finish, resolve
@@ -58,7 +57,7 @@ class LongformerPreTrainedModel(PreTrainedModel):
                 module.weight.data[module.padding_idx].zero_()
         if isinstance(module, nn.LayerNorm):
             module.weight.data.fill_(1.0)
-        if isinstance(module, nn.Linear | nn.LayerNorm | LongformerLMHead) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.LayerNorm | LanguageModelHead) and module.bias is not None:
             module.bias.data.zero_()
 
     def check_implementation(self, name: str) -> None:
@@ -277,7 +276,9 @@ class LongformerForMaskedLM(LongformerLabelTask):
     def __init__(self, config: LongformerConfig) -> None:
         super().__init__(config)
         self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.lm_head = LongformerLMHead(config)
+        self.lm_head = LanguageModelHead(
+            hidden_size=config.hidden_size, vocab_size=config.vocab_size, layer_norm_eps=config.layer_norm_eps
+        )
         self.post_init()
 
     def head(self, outputs: Any) -> Tensor:

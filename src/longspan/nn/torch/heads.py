@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.nn.torch.activations import get_activation
@@ -45,6 +46,27 @@ class FirstTokenClassificationHead(nn.Module):
         """(B, S, H) -> (B, N)."""
         pooled = self.dropout(hidden_states[:, 0])
         return project(self.out_proj, self.dropout(torch.tanh(project(self.dense, pooled))))
+
+
+class LanguageModelHead(nn.Module):
+    """Scores over the vocabulary, decoder(LayerNorm(gelu(W x + b))) (Longformer, RoBERTa).
+
+    Args:
+        hidden_size: Width H.
+        vocab_size: Size of the vocabulary V.
+        layer_norm_eps: Epsilon of the norm.
+    """
+
+    def __init__(self, *, hidden_size: int, vocab_size: int, layer_norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, H) -> (B, S, V)."""
+        return project(self.decoder, self.layer_norm(F.gelu(project(self.dense, hidden_states))))
 
 
 class PredictionHeadTransform(nn.Module):

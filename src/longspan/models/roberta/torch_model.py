@@ -1,0 +1,286 @@
+"""RoBERTa and XLM-R in PyTorch (Liu et al., 2019, https://arxiv.org/abs/1907.11692; Conneau et al., 2020).
+
+BERT's layers with other positions and heads. XLM-R has the same classes and a configuration of its own.
+Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from longspan.checkpoints.names import ParameterNames
+from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
+from longspan.models.bert.torch_model import BertCausalTask, BertLabelTask, BertMaskedTask, BertSpanTask, BertTask
+from longspan.models.roberta.config import RobertaConfig
+from longspan.models.roberta.names import NAMES
+from longspan.nn.torch.checks import check_length, values_visible
+from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead
+from longspan.nn.torch.losses import sequence_classification_loss
+from longspan.nn.torch.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from longspan.nn.torch.tasks import MultipleChoiceModel
+
+
+class RobertaPreTrainedModel(BertPreTrainedModel):
+    """What all RoBERTa classes share."""
+
+    config_class: ClassVar[type[RobertaConfig]] = RobertaConfig
+    base_model_prefix: ClassVar[str] = "roberta"
+    names: ClassVar[ParameterNames] = NAMES
+    config: RobertaConfig
+
+
+class RobertaModel(RobertaPreTrainedModel, BertModel):
+    """RoBERTa without a head: a `BertModel` whose positions count the tokens that are not padding.
+
+    The first token has the position `pad_token_id + 1`, padding has `pad_token_id`; given `position_ids` are taken as
+    they are. Arguments of `forward` are those of `BertModel.forward`.
+
+    Args:
+        config: Settings; the weights are random.
+        add_pooling_layer: Have the pooler, which gives `pooler_output`.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaModel
+        >>> model = RobertaModel(RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> model(torch.tensor([[0, 31414, 2]])).last_hidden_state.shape
+        torch.Size([1, 3, 32])
+    """
+
+    def __init__(self, config: RobertaConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config, add_pooling_layer)
+        self.embeddings.position_embeddings.padding_idx = config.pad_token_id  # padding learns no position
+
+    def default_positions(self, input_ids: Tensor | None, cache_position: Tensor) -> Tensor:
+        """Positions behind the padding id: of the tokens that are not padding, or of all embeddings, (B, S)."""
+        assert self.config.pad_token_id is not None
+        padding = self.config.pad_token_id
+        if input_ids is None:
+            positions = cache_position[None] + padding + 1
+        else:
+            is_token = input_ids != padding
+            positions = (is_token.cumsum(dim=1) + cache_position[:1]) * is_token + padding
+        if values_visible(positions) and positions.numel() > 0:
+            limit_name = "max_position_embeddings - pad_token_id - 1"
+            check_length(int(positions.amax()) - padding, self.config.max_length, limit_name=limit_name)
+        return positions
+
+
+class RobertaForMaskedLM(RobertaPreTrainedModel, BertMaskedTask):
+    """RoBERTa that predicts masked tokens.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForMaskedLM
+        >>> model = RobertaForMaskedLM(RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> model(torch.tensor([[0, 50264, 2]])).logits.shape
+        torch.Size([1, 3, 50265])
+    """
+
+    output_class = MaskedLMOutput
+    output_embeddings = "lm_head.decoder"
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        if config.is_decoder:
+            warnings.warn("RobertaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.lm_head = _lm_head(config)
+        self.post_init()
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.lm_head(outputs.last_hidden_state)
+
+
+class RobertaForCausalLM(RobertaPreTrainedModel, BertCausalTask):
+    """RoBERTa that predicts the next token, without `generate`; set `config.is_decoder=True`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForCausalLM
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
+        >>> RobertaForCausalLM(config)(torch.tensor([[0, 31414, 2]])).logits.shape
+        torch.Size([1, 3, 50265])
+    """
+
+    output_class = CausalLMOutputWithCrossAttentions
+    output_embeddings = "lm_head.decoder"
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        if not config.is_decoder:
+            warnings.warn("RobertaForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=2)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.lm_head = _lm_head(config)
+        self.post_init()
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.lm_head(outputs.last_hidden_state)
+
+
+class RobertaForSequenceClassification(RobertaPreTrainedModel, BertLabelTask):
+    """RoBERTa with a classification or regression head on the first token.
+
+    Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForSequenceClassification
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=3)
+        >>> RobertaForSequenceClassification(config)(torch.tensor([[0, 31414, 2]])).logits.shape
+        torch.Size([1, 3])
+    """
+
+    output_class = SequenceClassifierOutput
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.classifier = FirstTokenClassificationHead(
+            hidden_size=config.hidden_size, dropout=_classifier_dropout(config), num_labels=config.num_labels
+        )
+        self.post_init()
+
+    def encode(self, inputs: dict[str, Any]) -> Any:
+        """As `TaskModel.encode`; the head reads the first token also where that is padding."""
+        reads_padding = inputs["padding_states"] or self.roberta.first_is_padding(inputs["attention_mask"])
+        return super().encode({**inputs, "padding_states": reads_padding})
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(outputs.last_hidden_state)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
+
+
+class RobertaForTokenClassification(RobertaPreTrainedModel, BertLabelTask):
+    """RoBERTa with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForTokenClassification
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=5)
+        >>> RobertaForTokenClassification(config)(torch.tensor([[0, 31414, 2]])).logits.shape
+        torch.Size([1, 3, 5])
+    """
+
+    output_class = TokenClassifierOutput
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state))
+
+
+class RobertaForQuestionAnswering(RobertaPreTrainedModel, BertSpanTask):
+    """RoBERTa that scores each token as start and as end of an answer.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForQuestionAnswering
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> RobertaForQuestionAnswering(config)(torch.tensor([[0, 31414, 2]])).start_logits.shape
+        torch.Size([1, 3])
+    """
+
+    output_class = QuestionAnsweringModelOutput
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+class RobertaForMultipleChoice(RobertaPreTrainedModel, MultipleChoiceModel, BertTask):
+    """RoBERTa that scores each of several choices from its pooled first token.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> import torch
+        >>> from longspan import RobertaConfig, RobertaForMultipleChoice
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> RobertaForMultipleChoice(config)(torch.tensor([[[0, 31414, 2], [0, 812, 2]]])).logits.shape
+        torch.Size([1, 2])
+    """
+
+    output_class = MultipleChoiceModelOutput
+
+    def __init__(self, config: RobertaConfig) -> None:
+        super().__init__(config)
+        self.roberta = RobertaModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Run the model; inputs as in `BertModel.forward`, each with an axis of choices: (B, C, S).
+
+        Args:
+            labels: Index of the correct choice, (B,).
+        """
+        row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
+
+
+def _lm_head(config: RobertaConfig) -> LanguageModelHead:
+    return LanguageModelHead(
+        hidden_size=config.hidden_size, vocab_size=config.vocab_size, layer_norm_eps=config.layer_norm_eps
+    )
+
+
+def _classifier_dropout(config: RobertaConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
