@@ -9,7 +9,7 @@ from tests.parity.torch_parity import randomise
 
 import longspan
 
-_NAME = re.compile(r"(Bert|Longformer|LongT5|DiffLlama|Mega)(Model|EncoderModel|LMHeadModel|For\w+)")
+_NAME = re.compile(r"(Bert|Longformer|LongT5|DiffLlama|Mega|Roberta)(Model|EncoderModel|LMHeadModel|For\w+)")
 TORCH = {name: getattr(longspan, name) for name in dir(longspan) if _NAME.fullmatch(name)}
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
@@ -21,12 +21,14 @@ SETTINGS = {
     "LongT5": (longspan.LongT5Config, {**LONGT5, "global_block_size": 8, "encoder_attention_type": "transient-global"}),
     "DiffLlama": (longspan.DiffLlamaConfig, {**SIZES, **HEADS, "pad_token_id": 0}),
     "Mega": (longspan.MegaConfig, {**SIZES, "use_chunking": True, "chunk_size": 16}),
+    "Roberta": (longspan.RobertaConfig, {**SIZES, **HEADS}),
 }
 #: what makes a class whole: a decoder, or parts that are not there by default
 MORE = {
     "BertModel": {"is_decoder": True, "position_embedding_type": "relative_key_query"},
     "BertLMHeadModel": {"is_decoder": True},
     "LongT5ForConditionalGeneration": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "RobertaForCausalLM": {"is_decoder": True},
     "MegaForCausalLM": {"is_decoder": True, "bidirectional": False, "normalization_type": "rmsnorm"},
     "MegaForMaskedLM": {"add_lm_hidden_dense_layer": True, "add_token_type_embeddings": True},
     "MegaModel": {"use_normalized_ffn": True, "normalization_type": "layernorm"},
