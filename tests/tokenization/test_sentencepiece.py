@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.tokenization.conftest import spiece_model
+from tests.tokenization.conftest import load_reference, spiece_model
 from tests.tokenization.corpus import ENGLISH, TEXTS
 
-from longspan import T5Tokenizer
+from longspan import AutoTokenizer, T5Tokenizer
 from longspan.errors import CheckpointError, LongspanError
 from longspan.tokenization.sentencepiece import MODEL_TYPES, read_sentencepiece
 
@@ -143,3 +145,22 @@ def test_any_damage_is_an_error_or_harmless(tmp_path: Path, data: st.DataObject)
     path = as_file(tmp_path, bytes(content))
     with contextlib.suppress(LongspanError):
         T5Tokenizer(vocab_file=path)([ENGLISH, TEXTS["cjk"], TEXTS["compatibility"], TEXTS["emoji"]])
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("options", [{}, {"legacy": False}, {"legacy": False, "add_eos_token": True}])
+def test_llama_models_equal_the_reference(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
+    """`tokenizer.model` alone, as Llama's checkpoints have it, with bytes for unknown characters."""
+    ids = {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2}
+    data = spiece_model(model_type, byte_fallback=True, normalization_rule_name="identity", **ids)
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **options}))
+    ours, theirs = AutoTokenizer.from_pretrained(tmp_path), load_reference(tmp_path, use_fast=True)
+    assert len(ours) == len(theirs)
+    for text in (*TEXTS.values(), "a </s> b<s>c", "  two  blanks ", ""):
+        assert ours(text).input_ids == theirs(text).input_ids, text
+        assert ours(text, "pair").input_ids == theirs(text, "pair").input_ids
+        assert ours.decode(ours(text).input_ids) == theirs.decode(theirs(text).input_ids)
+    ours.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(TEXTS[next(iter(TEXTS))]).input_ids == ours(TEXTS[next(iter(TEXTS))]).input_ids

@@ -25,6 +25,7 @@ _COMPANIONS = (
     "vocab.json",
     "merges.txt",
     "spiece.model",
+    "tokenizer.model",
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",

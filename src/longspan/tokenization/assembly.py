@@ -108,6 +108,67 @@ def byte_level_tokenizer(
     return tokenizer
 
 
+def llama_tokenizer(model: SentencePieceModel, *, legacy: bool, add_prefix_space: bool) -> Tokenizer:
+    """Llama's tokenizer (DiffLlama): a SentencePiece BPE or unigram model, unknown characters read as bytes.
+
+    Args:
+        model: The SentencePiece model.
+        legacy: Blanks are replaced in the normalization, so that one stands before each part between special tokens.
+        add_prefix_space: Read a text as if a blank stood before it.
+
+    Returns:
+        The tokenizer, with control and user-defined pieces as added tokens; it adds nothing to a text.
+
+    Raises:
+        CheckpointError: the model is neither BPE nor unigram.
+    """
+    vocab = {piece.text: index for index, piece in enumerate(model.pieces)}
+    with library_errors("tokenizer.model must hold a vocabulary"):
+        if model.model_type == "BPE":
+            unknown = model.pieces[model.unk_id].text
+            core = models.BPE(vocab, _merges(model, vocab), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        elif model.model_type == "unigram":
+            scores = [(piece.text, piece.score if index > 2 else 0.0) for index, piece in enumerate(model.pieces)]
+            core = models.Unigram(scores, unk_id=model.unk_id, byte_fallback=True)
+        else:
+            raise CheckpointError(
+                f"tokenizer.model must be a BPE or unigram model. Received: a {model.model_type} model"
+            )
+        tokenizer = Tokenizer(core)
+        tokenizer.add_tokens(_added_pieces(model))
+    blank = [normalizers.Prepend("▁")] if add_prefix_space else []
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([*blank, normalizers.Replace(" ", "▁")])
+    else:
+        scheme = "first" if add_prefix_space else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if add_prefix_space else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    return tokenizer
+
+
+def _merges(model: SentencePieceModel, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Pairs of pieces in the order in which BPE joins them: by the score of the piece that they make."""
+    found = []
+    for piece in model.pieces:
+        cuts = ((piece.text[:at], piece.text[at:]) for at in range(1, len(piece.text)))
+        pairs = sorted((vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab)
+        found += [(piece.score, len(left), len(right), left, right) for _, _, left, right in pairs]
+    found.sort(key=lambda merge: merge[:3], reverse=True)
+    return [(left, right) for *_, left, right in found]
+
+
+def _added_pieces(model: SentencePieceModel) -> list[AddedToken]:
+    """Control pieces, which are special, and user-defined ones, as units of the text."""
+    return [
+        AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
+        for piece in model.pieces
+        if piece.kind in (CONTROL, USER_DEFINED)
+    ]
+
+
 def unigram_tokenizer(model: SentencePieceModel, *, extra_ids: int, eos_token: str, prepend_scheme: str) -> Tokenizer:
     """T5's tokenizer (LongT5): the most probable pieces of a SentencePiece unigram model, then `</s>`.
 
@@ -136,13 +197,7 @@ def unigram_tokenizer(model: SentencePieceModel, *, extra_ids: int, eos_token: s
     with library_errors("spiece.model must hold a vocabulary and normalization rules"):
         tokenizer = Tokenizer(models.Unigram(vocab, unk_id=model.unk_id, byte_fallback=False))
         rules = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    tokenizer.add_tokens(
-        [
-            AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
-            for piece in model.pieces
-            if piece.kind in (CONTROL, USER_DEFINED)
-        ]
-    )
+    tokenizer.add_tokens(_added_pieces(model))
     blanks = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")]
     tokenizer.normalizer = normalizers.Sequence([*rules, *blanks])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend_scheme)

@@ -13,6 +13,7 @@ from longspan.errors import CheckpointError, ConfigError, InputError
 from longspan.tokenization.assembly import (
     bos_eos_processor,
     byte_level_tokenizer,
+    llama_tokenizer,
     set_bert_normalizer,
     set_byte_level_offsets,
     set_prepend_scheme,
@@ -238,7 +239,8 @@ class LlamaTokenizer(PreTrainedTokenizer):
     """Tokenizer of Llama's kind, as DiffLlama checkpoints have it: `<s> A <s> B`, padded on the left.
 
     Args:
-        tokenizer_file: `tokenizer.json`.
+        vocab_file: `tokenizer.model`, a SentencePiece BPE (or unigram) model.
+        tokenizer_file: `tokenizer.json`, read instead of `vocab_file`.
         add_bos_token: Put `bos_token` before each sequence.
         add_eos_token: Put `eos_token` after each sequence.
         **settings: Further settings, as in `PreTrainedTokenizer`.
@@ -255,12 +257,21 @@ class LlamaTokenizer(PreTrainedTokenizer):
         "padding_side": "left",
     }
     default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
+    vocabulary_files: ClassVar[Mapping[str, str]] = {"vocab_file": "tokenizer.model"}
     saved_class_name: ClassVar[str] = "LlamaTokenizerFast"
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         added = [self._end(name) for name in ("bos_token", "eos_token")]
         self._backend = self._backend.with_post_processor(bos_eos_processor(*added))
+
+    @classmethod
+    def _build(cls, settings: dict[str, Any]) -> Tokenizer:
+        return llama_tokenizer(
+            read_sentencepiece(_file(cls, settings, "vocab_file")),
+            legacy=settings["legacy"] is not False,
+            add_prefix_space=settings["add_prefix_space"] is not False,
+        )
 
     def _end(self, name: str) -> tuple[str, int] | None:
         """Token and id of `bos_token` or `eos_token` if it is added to sequences."""
@@ -299,6 +310,7 @@ _CLASS_OF_FILE: Mapping[str, type[PreTrainedTokenizer]] = {
     "vocab.txt": BertTokenizer,
     "vocab.json": RobertaTokenizer,
     "spiece.model": T5Tokenizer,
+    "tokenizer.model": LlamaTokenizer,
 }
 
 

@@ -107,7 +107,7 @@ class _Files:
                 return name
         raise CheckpointNotFoundError(
             f"{self._source.name} has no tokenizer files: one of tokenizer.json, vocab.txt, vocab.json with "
-            "merges.txt, or spiece.model must be there."
+            "merges.txt, spiece.model or tokenizer.model must be there."
         )
 
     def of(self, cls: type[PreTrainedTokenizer]) -> dict[str, Path]:

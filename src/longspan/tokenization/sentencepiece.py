@@ -19,6 +19,9 @@ CONTROL, USER_DEFINED = 3, 4
 #: Kinds of models (`TrainerSpec.ModelType`).
 MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 
+#: longest piece, in bytes
+_LONGEST = 4096
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
@@ -108,6 +111,8 @@ def _parse_piece(data: bytes) -> Piece:
     fields: dict[int, Any] = dict(_fields(data))
     if _TEXT not in fields:
         raise ValueError("a piece without text")
+    if len(fields[_TEXT]) > _LONGEST:
+        raise ValueError(f"a piece of {len(fields[_TEXT])} bytes")
     score = struct.unpack("<f", _bytes(fields[_SCORE]))[0] if _SCORE in fields else 0.0
     return Piece(_bytes(fields[_TEXT]).decode(), score, fields.get(_KIND, 1))
 
