@@ -280,3 +280,16 @@ def test_relative_positions_with_a_cache(kind):
     first = model(IDS[:, :3])
     second = model(IDS[:, 3:], past_key_values=first.past_key_values)
     assert_close(torch.cat([first.logits, second.logits], dim=1), full)
+
+
+def test_padding_without_a_mask_is_said_once(caplog):
+    model = BertModel(
+        BertConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=9, pad_token_id=7)
+    )
+    ids = torch.tensor([[5, 6, 7]])
+    for _ in range(2):
+        model(ids)
+        model(ids, attention_mask=torch.tensor([[1, 1, 0]]))
+    said = [record.getMessage() for record in caplog.records if "no attention_mask" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("input_ids begin or end with pad_token_id=7")

@@ -21,7 +21,7 @@ from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_
 from longspan.nn.torch.apply import lookup, project
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
-from longspan.nn.torch.checks import check_ids, check_length, check_shape, input_shape, values_visible
+from longspan.nn.torch.checks import check_ids, check_length, check_masked, check_shape, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
@@ -366,6 +366,7 @@ class BertModel(BertPreTrainedModel):
         needs_weights = resolve(output_attentions, config.output_attentions)
         use_cache = self.encoder.resolve_use_cache(config.is_decoder and resolve(use_cache, config.use_cache))
         self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states)
+        check_masked(input_ids, attention_mask, config.pad_token_id)
         past_key_values = as_cache(past_key_values)
         legacy = isinstance(past_key_values, tuple | list)
         cache = self._make_cache(past_key_values, use_cache)

@@ -32,7 +32,7 @@ from longspan.models.longformer.torch_outputs import (
     LongformerTokenClassifierOutput,
 )
 from longspan.nn.torch.base import PreTrainedModel
-from longspan.nn.torch.checks import check_input, check_length, input_shape
+from longspan.nn.torch.checks import check_input, check_length, check_masked, input_shape
 from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
 from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
@@ -150,6 +150,7 @@ class LongformerModel(LongformerPreTrainedModel):
         device = (inputs_embeds if input_ids is None else input_ids).device  # type: ignore[union-attr]  # checked
         sizes = {"batch": shape[0], "tokens": shape[1]}
         check_input(input_ids, "input_ids", config, **sizes)
+        check_masked(input_ids, attention_mask, config.pad_token_id)
         check_input(token_type_ids, "token_type_ids", config, **sizes)
         plan = make_plan(
             config,

@@ -6,6 +6,8 @@ checked on the CPU in eager mode only; rules on *shapes* are always checked.
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +18,8 @@ from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
 from longspan.inputs import dynamic_axes, get_input
 from longspan.ops.torch.shapes import check_shape as check_shape
+
+logger = logging.getLogger("longspan")
 
 
 def values_visible(tensor: Tensor) -> bool:
@@ -63,6 +67,22 @@ def check_input(tensor: Tensor | None, name: str, config: PretrainedConfig, **si
     check_shape(tensor, tuple(sizes[axis] for axis in axes), name=name, axes=entry.shape_text(rank=tensor.dim()))
     if entry.limit is not None:
         check_ids(tensor, getattr(config, entry.limit), name=name, limit_name=entry.limit)
+
+
+def check_masked(input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None) -> None:
+    """Say once if ids begin or end with padding and no mask leaves it out, as the reference does."""
+    if input_ids is None or attention_mask is not None or pad_token_id is None or input_ids.numel() == 0:
+        return
+    if values_visible(input_ids) and bool((input_ids[:, [0, -1]] == pad_token_id).any()):
+        _say_unmasked(pad_token_id)
+
+
+@functools.cache
+def _say_unmasked(pad_token_id: int) -> None:
+    logger.warning(
+        "input_ids begin or end with pad_token_id=%d, but there is no attention_mask: padding is read as text",
+        pad_token_id,
+    )
 
 
 def export_shapes(names: Iterable[str], *, choices: bool = False) -> dict[str, dict[int, Any]]:
