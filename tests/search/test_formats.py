@@ -14,6 +14,7 @@ from longspan.search.journal import Journal, Part, Slice, Step
 from longspan.search.npz import write_npz
 from longspan.search.parquet import write_parquet
 from longspan.search.passages import INTEGER_COLUMNS, FileRecord, IndexFileError, IndexInfo, Passages, PassageStore
+from longspan.search.shards import atomic_write
 from longspan.search.writer import FinalFile, IndexWriter, lock_file
 
 DIMENSION = 6
@@ -197,6 +198,20 @@ def test_vectors_of_npz_stay_on_disk_and_are_checked(tmp_path: Path, everything:
     path.write_bytes(data)
     with pytest.raises(IndexFileError, match="An index must be a whole npz file. Received: .*checksum of embedding"):
         open_index(path)
+
+
+def test_a_write_that_fails_leaves_nothing_but_what_was_there(tmp_path: Path):
+    (tmp_path / "out").write_bytes(b"old")
+
+    def fill() -> None:
+        with atomic_write(tmp_path / "out", tmp_path / "scratch") as file:
+            file.write(b"new")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_bytes() == b"old"
 
 
 def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path: Path):

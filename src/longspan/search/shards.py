@@ -22,13 +22,18 @@ def atomic_write(path: Path, scratch: Path) -> Iterator[IO[bytes]]:
 
     Args:
         path: Name of the finished file.
-        scratch: Name to write under meanwhile, on the same file system; what an earlier try left there is replaced.
+        scratch: Name to write under meanwhile, on the same file system; what an earlier try left there is replaced. It
+            goes again if anything fails, such as a disk that is full.
     """
-    with scratch.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

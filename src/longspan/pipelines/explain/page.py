@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def write_page(explanation: Explanation, output: Path) -> None:
         explanation: What to show.
         output: The HTML file.
     """
-    with atomic_write(output, output.with_name(f".{output.name}.partial")) as file:
+    with atomic_write(output, output.with_name(f".{output.name}.{os.getpid()}.partial")) as file:
         file.write(page_of(explanation).encode("utf-8"))
 
 
