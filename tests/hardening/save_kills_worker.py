@@ -1,0 +1,100 @@
+"""Kills saves and conversions at every file operation, and says what each left. Run by test_save_kills.py.
+
+`python -m tests.hardening.save_kills_worker DIRECTORY JOB EVERY`: prints "killed" or "whole" and the generation found
+after each kill, at every EVERY-th operation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from longspan import AutoTokenizer, BertTokenizer
+from longspan.checkpoints.convert import convert
+from longspan.checkpoints.files import open_checkpoint, save_checkpoint
+from longspan.checkpoints.hub import Source
+
+EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
+
+
+def source(root: Path, generation: int) -> Path:
+    """A checkpoint of a generation, which its values, names and configuration tell."""
+    directory = root / f"source{generation}"
+    tensors = {f"w{i}": np.full((3, 50), generation, np.float32) for i in range(2 + generation)}
+    save_checkpoint(directory, tensors, files={"config.json": json.dumps({"generation": generation}).encode()})
+    return directory
+
+
+def converted(root: Path, target: Path, generation: int) -> None:
+    convert(root / f"source{generation}", target, overwrite=True, max_shard_size=700)
+
+
+def found_weights(target: Path) -> int:
+    """The generation of a whole checkpoint."""
+    generation: int = json.loads(Source(target).require("config.json").read_bytes())["generation"]
+    with open_checkpoint(target) as reader:
+        assert sorted(reader) == sorted(f"w{i}" for i in range(2 + generation))
+        assert all((reader.read(key) == generation).all() for key in reader)
+    return generation
+
+
+def tokenizer_saved(root: Path, target: Path, generation: int) -> None:
+    vocabulary = root / f"vocab{generation}.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", f"word{generation}"]))
+    BertTokenizer(vocab_file=vocabulary, model_max_length=100 + generation).save_pretrained(target)
+
+
+def found_tokenizer(target: Path) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    generation = tokenizer.model_max_length - 100
+    assert f"word{generation}" in tokenizer.get_vocab()
+    return generation
+
+
+JOBS: dict[str, tuple[Callable[[Path, Path, int], None], Callable[[Path], int]]] = {
+    "convert": (converted, found_weights),
+    "tokenizer": (tokenizer_saved, found_tokenizer),
+}
+
+
+def main(root: Path, job: str, every: int) -> None:
+    """Kill the job at one operation after the other until it comes through."""
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut would
+    act, found = JOBS[job]
+    target = root / "target"
+    for generation in (1, 2):
+        source(root, generation)
+    step = 1
+    while True:
+        act(root, target, 1)
+        assert found(target) == 1
+        process = os.fork()
+        if not process:
+            counted = [0]
+
+            def hook(event: str, arguments: object, counted: list[int] = counted, step: int = step) -> None:
+                if event in EVENTS:
+                    counted[0] += 1
+                    if counted[0] == step:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            act(root, target, 2)
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        killed = os.WIFSIGNALED(status)
+        assert killed or os.WEXITSTATUS(status) == 0
+        print("killed" if killed else "whole", found(target), flush=True)
+        if not killed:
+            return
+        step += every
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
