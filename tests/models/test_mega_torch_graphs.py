@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close, gradient_error
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from longspan import MegaConfig, MegaForCausalLM, MegaModel
 from longspan.errors import InputError
@@ -71,6 +72,18 @@ def test_a_compiled_model_takes_other_lengths():
     for length in (70, 130, 131):
         arguments = inputs({}, length)
         assert_close(compiled(**arguments).last_hidden_state, model(**arguments).last_hidden_state)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_one_graph_serves_lengths_with_and_without_padding():
+    """Lengths of as many blocks: whether they fill the last one makes no graph of their own."""
+    model, counter = make(CASES["encoder-chunks-laplace"]), CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    for length in (70, 80, 96):
+        ids = torch.randint(3, 50, (2, length))
+        assert_close(compiled(ids).last_hidden_state, model(ids).last_hidden_state)
+    assert counter.frame_count == 1
     torch._dynamo.reset()
 
 

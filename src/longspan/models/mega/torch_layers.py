@@ -529,7 +529,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
             size = min(size, length)  # a sequence that is shorter than a chunk is a chunk of its own length
         chunks = count_blocks(length, size)
         mask = plan.mask
-        if mask is None and not plan.causal and (torch.compiler.is_exporting() or length % size):
+        if mask is None and not plan.causal and (torch.compiler.is_compiling() or length % size):
             # padding lies behind all that a causal query sees, but a query of an encoder must not see it
             mask = query.new_ones(batch, length, dtype=torch.bool)
         if plan.starts is not None:

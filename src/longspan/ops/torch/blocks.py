@@ -31,7 +31,7 @@ def to_blocks(tensor: Tensor, size: int) -> Tensor:
         token = torch.arange(blocks, device=tensor.device)[:, None] * size + torch.arange(size, device=tensor.device)
         beyond = (token >= length).reshape(blocks, size, *([1] * (tensor.dim() - 2)))
         return tensor[:, token.clamp(max=length - 1)].masked_fill(beyond, 0)
-    if blocks * size > length:
+    if torch.compiler.is_compiling() or blocks * size > length:  # a graph that asked would be for one answer
         tensor = F.pad(tensor, [0, 0] * (tensor.dim() - 2) + [0, blocks * size - length])
     return tensor.unflatten(1, (blocks, size))
 
@@ -43,7 +43,7 @@ def from_blocks(blocks: Tensor, length: int) -> Tensor:
         blocks: (B, K, C, ...).
         length: S.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():  # by indices: a part of a tensor is in one piece for some lengths only
         token = torch.arange(length, device=blocks.device)
         return blocks[:, token // blocks.shape[2], token % blocks.shape[2]]
     return blocks.flatten(1, 2)[:, :length]
