@@ -202,33 +202,28 @@ class CausalLMOutputWithCrossAttentions(DictOutput):
 
 
 @model_output
-class MaskedLMOutput(DictOutput):
+class LogitsOutput(DictOutput):
+    """`loss` (0-d) and `logits`, whose axes the subclasses say."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@model_output
+class MaskedLMOutput(LogitsOutput):
     """`loss` (0-d), `logits` (B, S, V)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class NextSentencePredictorOutput(DictOutput):
+class NextSentencePredictorOutput(LogitsOutput):
     """`loss` (0-d), `logits` (B, 2): scores of "B continues A" and of "B is random"."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class SequenceClassifierOutput(DictOutput):
+class SequenceClassifierOutput(LogitsOutput):
     """`loss` (0-d), `logits` (B, N)."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
 
 
 @model_output
@@ -243,23 +238,13 @@ class SequenceClassifierOutputWithPast(DictOutput):
 
 
 @model_output
-class MultipleChoiceModelOutput(DictOutput):
+class MultipleChoiceModelOutput(LogitsOutput):
     """`loss` (0-d), `logits` (B, C); the batch axis of states and attentions is B·C."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
 
 
 @model_output
-class TokenClassifierOutput(DictOutput):
+class TokenClassifierOutput(LogitsOutput):
     """`loss` (0-d), `logits` (B, S, N)."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
 
 
 @model_output
