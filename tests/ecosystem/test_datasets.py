@@ -1,0 +1,50 @@
+"""datasets: mapping with the tokenizer in processes of its own, cached by its fingerprint, into batches of tensors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.ecosystem
+WORKER = """
+import sys
+import datasets
+import longspan
+
+datasets.disable_progress_bars()
+tokenizer = longspan.AutoTokenizer.from_pretrained(sys.argv[1])
+texts = ["one document", "another, longer document", "a third", "and a fourth"] * 2
+data = datasets.Dataset.from_dict({"text": texts})
+
+def encode(rows):
+    return tokenizer(rows["text"], padding="max_length", max_length=12, truncation=True)
+
+one, two = data.map(encode, batched=True), data.map(encode, batched=True, num_proc=2)
+assert one["input_ids"][:] == two["input_ids"][:] == tokenizer(texts, padding="max_length", max_length=12)["input_ids"]
+assert data.map(encode, batched=True)._fingerprint == one._fingerprint
+model = longspan.AutoModel.from_pretrained(sys.argv[1])
+batch = two.with_format("torch", columns=["input_ids", "attention_mask"])[:4]
+assert model(**batch).last_hidden_state.shape == (4, 12, 384)
+print("ok")
+"""
+
+
+def test_mapping_with_workers(minilm_dir, tmp_path):
+    script = tmp_path / "script.py"
+    body = "\n".join("    " + line for line in WORKER.strip().splitlines())
+    script.write_text(f"def main():\n{body}\n\nif __name__ == '__main__':\n    main()\n")
+    path = os.pathsep.join([str(Path(sys.prefix) / "newest"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(script), str(minilm_dir)],
+        env={**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("ok\n")
