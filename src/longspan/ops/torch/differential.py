@@ -57,7 +57,7 @@ def _why_not_chunked(request: Request) -> str | None:
     if request.output_weights:
         return "it never holds the attention weights that were asked for"
     if request.transformed:
-        return "transforms of torch.func (vmap, grad) and torch.jit.trace cannot see into its operator"
+        return "transforms of torch.func (vmap, grad) cannot see into its operator, nor can torch.jit.trace"
     return None if has_fast_path(_CHUNKED) else NOT_AVAILABLE
 
 
