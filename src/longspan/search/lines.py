@@ -33,8 +33,8 @@ def parse_line(line: bytes, *, needs_sum: bool = True) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or (_SUM not in values and needs_sum):
         return None
-    checksum = values.pop(_SUM, None)
-    return values if checksum in (None, _checksum(values)) else None
+    has_sum, checksum = _SUM in values, values.pop(_SUM, None)
+    return None if has_sum and checksum != _checksum(values) else values
 
 
 def _checksum(values: dict[str, Any]) -> int:
