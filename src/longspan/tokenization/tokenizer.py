@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -37,6 +37,7 @@ from longspan.tokenization.settings import (
 )
 from longspan.tokenization.special_tokens import Token, as_added, text_of
 from longspan.tokenization.tensors import tensor_converter, to_lists
+from longspan.tokenization.training import train_like
 from longspan.tokenization.vocabulary import check_ids
 
 
@@ -469,6 +470,49 @@ class PreTrainedTokenizer(Rows):
             columns = pad_lists(columns, length=length, side=side, fill=fill)
         data = columns if features.is_batched else {name: rows[0] for name, rows in columns.items()}
         return BatchEncoding(data, tensor_type=kind)
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[str] | Iterable[Sequence[str]],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Token] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A tokenizer of the same kind with a vocabulary learned from other texts.
+
+        Args:
+            text_iterator: Texts, or batches of them.
+            vocab_size: Number of tokens, special ones included.
+            length: Number of texts.
+            new_special_tokens: Further special tokens.
+            special_tokens_map: Other texts for special tokens, old to new.
+            **kwargs: Further arguments of the trainer of the `tokenizers` library.
+
+        Returns:
+            The new tokenizer.
+
+        Raises:
+            ConfigError: there is no trainer for this kind of model.
+        """
+        renamed, new_tokens = dict(special_tokens_map or {}), list(new_special_tokens or ())
+        trained = train_like(
+            self._backend.tokenizer,
+            text_iterator,
+            vocab_size=vocab_size,
+            length=length,
+            new_tokens=new_tokens,
+            renamed=renamed,
+            options=kwargs,
+        )
+        settings = {name: value for name, value in self.init_kwargs.items() if name not in self.vocabulary_files}
+        for name, value in self.special_tokens_map.items():
+            if isinstance(value, str):
+                settings[name] = renamed.get(value, value)
+        others = [renamed.get(token, token) for token in self.additional_special_tokens]
+        settings["additional_special_tokens"] = [*others, *new_tokens]
+        return type(self)(tokenizer_object=trained, **settings)
 
     def apply_chat_template(
         self,
