@@ -307,6 +307,16 @@ def test_compressed_bombs_stop_at_the_limit(tmp_path: Path):
     assert problem.reason == f"larger than the limit of {10 * path.stat().st_size:,} bytes"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_blank_lines_stop_at_the_limit_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    record = b'{"text": "x"}\n' if name == "a.jsonl" else b"text\nx\n"
+    path = write(tmp_path / name, record + b"\n" * 100_000 + record)
+    assert read_tables(path)[0].text == read_tables(path)[-1].text.replace("text", "x") == "x"
+    monkeypatch.setattr(time, "monotonic", iter(range(10_000)).__next__)
+    first, problem = read_tables(path, seconds=2)
+    assert (first.text, problem.reason) == ("x", "takes longer than the limit of 2 seconds")
+
+
 def test_limits_of_rows_and_pages(tmp_path: Path):
     (problem,) = read_tables(write(tmp_path / "a.csv", "text\n" + "x" * 200), record_bytes=100)
     assert (problem.reason, problem.line) == ("longer than the limit of 100 bytes a record", 2)

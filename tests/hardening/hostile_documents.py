@@ -26,9 +26,9 @@ from longspan.documents.walk import Filters, find_files
 Make = Callable[[], bytes]
 IS_LONG = os.environ.get("LONGSPAN_HARDENING") == "long"
 #: The long form has bombs beyond the default limits; the short one smaller bombs and limits.
-TIMES = 300 if IS_LONG else 4
+TIMES = 80 if IS_LONG else 4
 SCALE = 1 if IS_LONG else 20
-LIMITS = ReadLimits(seconds=20) if IS_LONG else ReadLimits(bytes=1 << 20, record_bytes=1 << 18, cells=50_000, seconds=2)
+LIMITS = ReadLimits(seconds=10) if IS_LONG else ReadLimits(bytes=1 << 20, record_bytes=1 << 18, cells=50_000, seconds=2)
 #: Memory that reading may take in the process itself.
 MEMORY = (1 << 30) if IS_LONG else (1 << 28)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from longspan.documents.document import UnreadableError
 from longspan.errors import InputError
 
+_LINES_PER_LOOK = 1 << 14
 _SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _SETTING = re.compile(r"(\w+)=(\d+(?:\.\d+)?)([kmg]?)", re.IGNORECASE)
 
@@ -43,6 +46,26 @@ class ReadLimits:
     def unfolded(self, size: int) -> int:
         """Most bytes that the records of a file of `size` bytes may come to."""
         return max(self.bytes, self.expansion * size)
+
+
+class BlankRun:
+    """Lines without a record, one after the other, which may not go on for longer than the limit of time."""
+
+    def __init__(self, limits: ReadLimits) -> None:
+        self._limits = limits
+        self._end: float | None = None
+
+    def check(self, line: int) -> None:
+        """Line number `line` holds no record.
+
+        Raises:
+            UnreadableError: the limit is passed.
+        """
+        if line % _LINES_PER_LOOK:
+            return
+        self._end = self._end or time.monotonic() + self._limits.seconds
+        if time.monotonic() > self._end:
+            raise UnreadableError(f"takes longer than the limit of {self._limits.seconds} seconds", line)
 
 
 def parse_limits(settings: Sequence[str]) -> ReadLimits:

@@ -16,7 +16,7 @@ from longspan.documents.document import Document, LineMap, Problem, UnreadableEr
 from longspan.documents.encodings import markup_encoding, python_encoding
 from longspan.documents.html import html_text
 from longspan.documents.isolated import read_isolated
-from longspan.documents.limits import ReadLimits
+from longspan.documents.limits import BlankRun, ReadLimits
 from longspan.documents.pdf import join_pages
 from longspan.documents.streams import open_content, open_file, read_content, text_lines, text_stream
 from longspan.documents.tables import csv_records
@@ -139,14 +139,19 @@ def _json_records(source: SourceFile, limits: ReadLimits) -> Iterator[tuple[int,
         if encoding != "utf-8":
             lines = io.TextIOWrapper(file, encoding[:6], "replace", newline="\n")
         number = 0
+        blank = BlankRun(limits)
         while line := lines.readline(limits.record_bytes + 1):
             number += 1
+            if not line.strip():
+                blank.check(number)
+                continue
             if len(line) > limits.record_bytes:
                 yield number, UnreadableError(f"longer than the limit of {limits.record_bytes:,} bytes a record")
                 while line and line[-1:] not in ("\n", b"\n"):
                     line = lines.readline(limits.record_bytes)
-            elif line.strip():
+            else:
                 yield number, _parse_record(line, limits)
+            blank = BlankRun(limits)
 
 
 def _parse_record(line: bytes | str, limits: ReadLimits) -> Any:

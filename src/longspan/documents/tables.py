@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from longspan.documents.document import UnreadableError
-from longspan.documents.limits import ReadLimits
+from longspan.documents.limits import BlankRun, ReadLimits
 
 _BATCH_ROWS = 256
 #: Cells beyond the header.
@@ -35,15 +35,20 @@ def csv_records(
     suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
     reader = csv.reader(lines, delimiter="\t" if ".tsv" in suffixes else ",")
     header: list[str] = []
+    blank = BlankRun(limits)
     while row := _next_row(reader, limits):
         cells = row[0]
+        if not cells:
+            blank.check(reader.line_num)
+            continue
+        blank = BlankRun(limits)
         if len(cells) > limits.cells:
             raise UnreadableError(f"more cells in a row than the limit of {limits.cells:,} cells", reader.line_num)
         if not header:
             header = cells
         elif len(cells) > len(header):
             yield reader.line_num, UnreadableError(f"more cells than the {len(header)} columns of the header")
-        elif cells:
+        else:
             yield reader.line_num, dict(zip(header, cells, strict=False))
     if not header:
         raise UnreadableError("a table without a header")
