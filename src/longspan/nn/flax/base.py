@@ -21,7 +21,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
 from longspan.nn.flax.parameters import Path as ParameterPath
@@ -330,11 +330,11 @@ class FlaxPreTrainedModel:
             CheckpointError: the weights are damaged or do not fit the model; every key is listed.
             ConfigError: a keyword is no setting of the configuration, or a value breaks a rule.
         """
-        source_arguments = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
+        where = source_arguments(kwargs)
         do_init = kwargs.pop("_do_init", True)
         model_kwargs = _constructor_arguments(cls, kwargs)
-        resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
-        source = Source(pretrained_model_name_or_path, **source_arguments)
+        resolved = cls._resolve_config(config, pretrained_model_name_or_path, where, kwargs)
+        source = Source(pretrained_model_name_or_path, **where)
         with open_checkpoint(source, formats=("safetensors", "pytorch") if from_pt else None) as reader:
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             with naming(resolved.name_or_path):

@@ -18,7 +18,7 @@ from longspan.checkpoints.keras import fill, tensors_to_save
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
-from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
 from longspan.nn.keras.inputs import input_names, plain
@@ -233,12 +233,12 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             CheckpointError: the weights are damaged or do not fit the model; every key is listed.
             ConfigError: a keyword is no setting of the configuration, or a value breaks a rule.
         """
-        source_arguments = {name: kwargs.pop(name) for name in SOURCE_ARGUMENTS if name in kwargs}
-        source = Source(pretrained_model_name_or_path, **source_arguments)
+        where = source_arguments(kwargs)
+        source = Source(pretrained_model_name_or_path, **where)
         for name in ("from_pt", "from_tf", "from_flax"):
             kwargs.pop(name, None)
         model_kwargs = _constructor_arguments(cls, kwargs)
-        resolved = cls._resolve_config(config, pretrained_model_name_or_path, source_arguments, kwargs)
+        resolved = cls._resolve_config(config, pretrained_model_name_or_path, where, kwargs)
         with open_checkpoint(source) as reader:
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             policy = _dtype_policy(dtype, resolved, reader)
