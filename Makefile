@@ -10,13 +10,24 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast hardening ecosystem bench bench-kept-memory lint format docs clean
+.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-kept-memory lint format docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# a part of the tests as on a CPU without wide vectors: no result may depend on the instructions
+LOWERED := tests/test_instructions.py tests/fast/test_matmul.py tests/ops/test_sliding_window.py tests/ops/test_differential.py \
+  tests/ops/test_damped_ema.py tests/ops/test_gated_attention.py tests/parity/test_bert_torch.py \
+  tests/parity/test_longformer_torch.py tests/parity/test_longt5_torch.py tests/parity/test_diffllama_torch.py \
+  tests/parity/test_mega_torch.py tests/generation/test_parity_torch.py tests/hardening/test_numeric_matrix.py
+LOWERED_NAMES := instructions or matmul or equal_the_reference or equals or every_length or trained or matrix
+
+test-lowered: $(VENV)/test.stamp
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k '$(LOWERED_NAMES)' $(LOWERED) $(ARGS)
 
 # one file or pattern while working: make test-fast ARGS="tests/parity -k bert"
 test-fast: $(VENV)/test.stamp

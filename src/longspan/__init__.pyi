@@ -41,6 +41,12 @@ from .generation.streamers import AsyncTextIteratorStreamer as AsyncTextIterator
 from .generation.streamers import BaseStreamer as BaseStreamer
 from .generation.streamers import TextIteratorStreamer as TextIteratorStreamer
 from .generation.streamers import TextStreamer as TextStreamer
+from .generation.torch_loop import EosTokenCriteria as EosTokenCriteria
+from .generation.torch_loop import MaxLengthCriteria as MaxLengthCriteria
+from .generation.torch_loop import MaxTimeCriteria as MaxTimeCriteria
+from .generation.torch_loop import StoppingCriteria as StoppingCriteria
+from .generation.torch_loop import StoppingCriteriaList as StoppingCriteriaList
+from .generation.torch_loop import StopStringCriteria as StopStringCriteria
 from .generation.torch_mixin import GenerationMixin as GenerationMixin
 from .generation.torch_outputs import GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput
 from .generation.torch_outputs import GenerateBeamEncoderDecoderOutput as GenerateBeamEncoderDecoderOutput
@@ -50,6 +56,8 @@ from .generation.torch_processors import EncoderNoRepeatNGramLogitsProcessor as 
 from .generation.torch_processors import (
     EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
 )
+from .generation.torch_processors import EpsilonLogitsWarper as EpsilonLogitsWarper
+from .generation.torch_processors import EtaLogitsWarper as EtaLogitsWarper
 from .generation.torch_processors import ExponentialDecayLengthPenalty as ExponentialDecayLengthPenalty
 from .generation.torch_processors import ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor
 from .generation.torch_processors import ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor
@@ -58,6 +66,7 @@ from .generation.torch_processors import LogitNormalization as LogitNormalizatio
 from .generation.torch_processors import LogitsProcessor as LogitsProcessor
 from .generation.torch_processors import LogitsProcessorList as LogitsProcessorList
 from .generation.torch_processors import MinLengthLogitsProcessor as MinLengthLogitsProcessor
+from .generation.torch_processors import MinPLogitsWarper as MinPLogitsWarper
 from .generation.torch_processors import NoBadWordsLogitsProcessor as NoBadWordsLogitsProcessor
 from .generation.torch_processors import NoRepeatNGramLogitsProcessor as NoRepeatNGramLogitsProcessor
 from .generation.torch_processors import PrefixConstrainedLogitsProcessor as PrefixConstrainedLogitsProcessor
@@ -65,19 +74,10 @@ from .generation.torch_processors import RepetitionPenaltyLogitsProcessor as Rep
 from .generation.torch_processors import SequenceBiasLogitsProcessor as SequenceBiasLogitsProcessor
 from .generation.torch_processors import SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor
 from .generation.torch_processors import SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor
-from .generation.torch_samplers import EpsilonLogitsWarper as EpsilonLogitsWarper
-from .generation.torch_samplers import EtaLogitsWarper as EtaLogitsWarper
-from .generation.torch_samplers import MinPLogitsWarper as MinPLogitsWarper
-from .generation.torch_samplers import TemperatureLogitsWarper as TemperatureLogitsWarper
-from .generation.torch_samplers import TopKLogitsWarper as TopKLogitsWarper
-from .generation.torch_samplers import TopPLogitsWarper as TopPLogitsWarper
-from .generation.torch_samplers import TypicalLogitsWarper as TypicalLogitsWarper
-from .generation.torch_stopping import EosTokenCriteria as EosTokenCriteria
-from .generation.torch_stopping import MaxLengthCriteria as MaxLengthCriteria
-from .generation.torch_stopping import MaxTimeCriteria as MaxTimeCriteria
-from .generation.torch_stopping import StoppingCriteria as StoppingCriteria
-from .generation.torch_stopping import StoppingCriteriaList as StoppingCriteriaList
-from .generation.torch_stopping import StopStringCriteria as StopStringCriteria
+from .generation.torch_processors import TemperatureLogitsWarper as TemperatureLogitsWarper
+from .generation.torch_processors import TopKLogitsWarper as TopKLogitsWarper
+from .generation.torch_processors import TopPLogitsWarper as TopPLogitsWarper
+from .generation.torch_processors import TypicalLogitsWarper as TypicalLogitsWarper
 from .model_output import ModelOutput as ModelOutput
 from .models.bert.config import BertConfig as BertConfig
 from .models.bert.flax_model import FlaxBertForCausalLM as FlaxBertForCausalLM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -166,6 +167,41 @@ class TestSampling:
             assert torch.equal(first, second)
             assert not torch.equal(first, other)
             assert torch.equal(torch.get_rng_state(), state)  # PyTorch's own numbers are left alone
+
+    def test_a_stored_least_length_gives_way_with_a_warning(self, pairs):
+        """As in the reference: what a file asks for does not forbid shorter texts."""
+        rows = []
+        for model in pairs["longt5-local"]:
+            model = copy.deepcopy(model)
+            model.generation_config.min_length = 50
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                rows.append(model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8))
+            assert any("min_length" in str(warning.message) for warning in caught)
+        assert torch.equal(*rows)
+        assert rows[0].shape == (1, 9)
+        model = copy.deepcopy(pairs["longt5-local"][0])
+        with pytest.raises(InputError, match="least length must not exceed the greatest. Received: min_length=50"):
+            model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, min_length=50)
+
+    def test_settings_are_checked_once(self, tiny, monkeypatch):
+        tiny.generate([[5, 6]], max_new_tokens=2)
+        checks = []
+        original = GenerationConfig.validate
+        monkeypatch.setattr(GenerationConfig, "validate", lambda self: checks.append(True) or original(self))
+        tiny.generate([[5, 6]], max_new_tokens=2)
+        assert len(checks) == 1
+
+    def test_a_start_token_for_each_row(self, pairs):
+        ids, mask = prompts(3, left=False)
+        starts = [4, 9, 17]
+        for settings in ({}, {"num_beams": 2}):
+            batch = {"attention_mask": mask, "max_new_tokens": 6, "decoder_start_token_id": starts, **settings}
+            rows, expected = (model.generate(ids, **batch) for model in pairs["longt5-local"])
+            assert rows[:, 0].tolist() == starts
+            assert torch.equal(rows, expected)
+        with pytest.raises(InputError, match="one for each of the 3 rows. Received: 2 ids"):
+            pairs["longt5-local"][0].generate(ids, decoder_start_token_id=[4, 9])
 
     def test_settings_without_effect_are_said(self, tiny):
         with pytest.warns(UserWarning, match="temperature have no effect without do_sample=True"):

@@ -14,8 +14,9 @@ from tests.parity.torch_parity import randomise
 import longspan
 from longspan.errors import ConfigError, InputError
 from longspan.generation.config import GenerationConfig
-from longspan.generation.flax_rules import Rules, Text
-from longspan.generation.torch_setup import sampling_rules
+from longspan.generation.flax_rules import Text, apply_rules
+from longspan.generation.rules import Rules
+from longspan.generation.torch_processors import sampling_processors
 
 VOCABULARY = 41
 LONGT5 = {
@@ -271,11 +272,11 @@ class TestSampling:
         config = GenerationConfig(do_sample=True, eos_token_id=1, **settings)
         scores = np.random.default_rng(0).normal(size=(5, VOCABULARY)).astype(np.float32) * 2
         expected = torch.from_numpy(scores)
-        for rule in sampling_rules(config):
+        for rule in sampling_processors(Rules.from_config(config)):
             expected = rule(None, expected)
         zero = jnp.int32(0)
         text = Text(jnp.zeros((5, 4), jnp.int32), zero, zero + 1, zero + 1, zero, zero + 9, None, None)
-        ours = Rules.from_config(config)(text, jnp.asarray(scores))
+        ours = apply_rules(Rules.from_config(config), text, jnp.asarray(scores))
         assert np.isinf(np.asarray(ours)).any()
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -288,3 +290,14 @@ def test_initial_weights_are_distributed_like_the_references():
                 mine, theirs = (float(moment(tensor.detach())) for tensor in (parameter, expected[name]))
                 spread = float(expected[name].detach().std(correction=0)) + 1e-6
                 assert abs(mine - theirs) < 8 * spread / count**0.5, f"{name}: {mine} and {theirs}"
+
+
+def test_gradients_of_the_average_are_within_rounding_of_float64(pair):
+    """Each sums over all tokens, in another order in either library; float64 tells rounding from a wrong formula."""
+    ours, reference = pair("MegaForQuestionAnswering", num_labels=2)
+    inputs = inputs_of("MegaForQuestionAnswering")
+    exact = copy.deepcopy(ours).double()
+    for model in (ours, reference, exact):
+        model(**inputs)["loss"].backward()
+    compare_gradients(ours, exact)
+    compare_gradients(reference, exact)

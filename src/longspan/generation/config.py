@@ -108,7 +108,7 @@ class GenerationConfig(Declared):
         pad_token_id: Id that fills rows that ended; default the end token.
         bos_token_id: Id to start from without a prompt.
         eos_token_id: Id, or ids, that end a row.
-        decoder_start_token_id: First id of a decoder with an encoder.
+        decoder_start_token_id: First id of a decoder with an encoder, or a list with one for each row of the batch.
         **kwargs: Settings of the reference that longspan does not have, at the value that switches them off.
 
     Raises:
@@ -162,7 +162,7 @@ class GenerationConfig(Declared):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    decoder_start_token_id: int | None = None
+    decoder_start_token_id: int | list[int] | None = None
 
     if not typing.TYPE_CHECKING:
 
@@ -177,6 +177,8 @@ class GenerationConfig(Declared):
     _given: set[str]
     #: a mark that the reference's training loops ask for and change
     _from_model_config: bool = False
+    #: settings that the caller of `generate` chose
+    _asked: frozenset[str] = frozenset()
     #: keys of a file that are no settings
     _extra: dict[str, Any]
     EXTRA_OUTPUTS: ClassVar[tuple[str, ...]] = (
@@ -301,6 +303,19 @@ class GenerationConfig(Declared):
 
     # -- combining ------------------------------------------------------------------------------------------------
 
+    def ask(self, settings: Mapping[str, Any]) -> None:
+        """Change what a caller of `generate` asks for, and remember that: files may be wrong where callers may not.
+
+        Raises:
+            ConfigError: a setting does not exist or a value breaks a rule.
+        """
+        self._assign(settings)
+        self._asked = frozenset(settings)
+
+    def was_asked(self, name: str) -> bool:
+        """True if this setting was an argument of the present call of `generate`."""
+        return name in self._asked
+
     def update(self, *, defaults_only: bool = False, **kwargs: Any) -> None:
         """Change several settings at once; with `defaults_only`, those that are None.
 
@@ -316,7 +331,8 @@ class GenerationConfig(Declared):
     def over(self, defaults: GenerationConfig) -> GenerationConfig:
         """A copy in which the settings that nobody chose are those of `defaults`."""
         combined = copy.deepcopy(defaults)
-        combined._assign({name: getattr(self, name) for name in self._given})
+        if self is not defaults:
+            combined._assign({name: getattr(self, name) for name in self._given})
         return combined
 
     def was_given(self, name: str) -> bool:
@@ -409,14 +425,17 @@ class GenerationConfig(Declared):
         Raises:
             ConfigError: one of them asks for something that longspan does not do.
         """
-        content = model_config.to_dict()
-        shared = {"use_cache", "output_attentions", "output_hidden_states"} & set(content)
-        found = {
+        return cls(**cls.found_in(model_config))
+
+    @classmethod
+    def found_in(cls, model_config: PretrainedConfig) -> dict[str, Any]:
+        """The settings of generation that a model's `config.json` holds."""
+        shared = ("use_cache", "output_attentions", "output_hidden_states")
+        return {
             name: value
-            for name, value in content.items()
+            for name, value in model_config.to_dict().items()
             if cls.is_setting(name) and value is not None and name not in shared
         }
-        return cls(**found)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()

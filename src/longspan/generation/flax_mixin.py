@@ -10,7 +10,6 @@ that one program serves many lengths.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +21,11 @@ import numpy as np
 from jax import Array
 
 from longspan.errors import InputError
-from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
-from longspan.generation.flax_rules import Rules, Text
-from longspan.generation.flax_search import Search
-from longspan.generation.lengths import greatest_length, least_length
+from longspan.generation.config import GenerationConfig
+from longspan.generation.flax_loop import Search
+from longspan.generation.flax_rules import Text
+from longspan.generation.lengths import combine, filling, greatest_length, least_length, start_tokens
+from longspan.generation.rules import Rules
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
@@ -86,7 +86,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         return None
 
     def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
-        """What runs the model, see `longspan.generation.flax_steppers`."""
+        """What runs the model, see `longspan.generation.flax_loop`."""
         raise NotImplementedError(f"{type(self).__name__} must say how it makes one step")
 
     def generate(
@@ -203,9 +203,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
                 f"generate takes settings of GenerationConfig and, of inputs, {', '.join(sorted(known))}. "
                 f"Received as well: {', '.join(unknown)}"
             )
-        config = self.generation_config
-        config = config.over(config) if generation_config is None else generation_config.over(config)
-        config.update(**own)
+        config = combine(self.generation_config, generation_config, own)
         for name, off in _NEEDS_STEPS.items():
             if getattr(config, name) not in (off, False):
                 raise InputError(
@@ -217,9 +215,6 @@ class FlaxGenerationMixin(StoredGenerationConfig):
                 "Flax models generate with a cache of a fixed size; PyTorch's can compute every token again. "
                 "Received: use_cache=False"
             )
-        useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
-        if useless and not config.do_sample:
-            warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=3)
         return config, {name: value for name, value in kwargs.items() if value is not None}
 
     def _make_search(self, config: GenerationConfig) -> Search:
@@ -230,7 +225,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
             num_beams=config.num_beams,
             length_penalty=config.length_penalty,
             early_stopping=config.early_stopping,
-            pad=_pad_id(config),
+            pad=filling(config),
         )
 
     def _prepare(
@@ -277,16 +272,12 @@ class FlaxGenerationMixin(StoredGenerationConfig):
 
     def _decoder_prompt(self, config: GenerationConfig, batch: int, ids: Any) -> Any:
         """The start token, and what the decoder is to begin with behind it."""
-        candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
-        start = next((token for token in candidates if token is not None), None)
-        if start is None:
-            raise InputError("a decoder with an encoder needs decoder_start_token_id. Received: None")
-        first = np.full((batch, 1), start, np.int32)
+        first = np.array(start_tokens(config, batch=batch), np.int32)[:, None]
         if ids is None:
             return first
         ids = as_indices(ids, name="decoder_input_ids")
         check_shape(ids[:, 0], (batch,), name="decoder_input_ids", axes="(batch,) of input_ids, then tokens,")
-        if values_visible(ids) and bool((np.asarray(ids)[:, 0] == start).any()):
+        if values_visible(ids) and bool((np.asarray(ids)[:, :1] == first).any()):
             return ids
         return jnp.concatenate([first, ids], axis=1)
 
@@ -320,8 +311,3 @@ def _align_right(ids: Any, mask: Any) -> tuple[Any, Any]:
     trailing = mask[:, ::-1].argmax(axis=1)[:, None]
     source = (xp.arange(width) - trailing) % width
     return xp.take_along_axis(ids, source, axis=1), xp.take_along_axis(mask, source, axis=1)
-
-
-def _pad_id(config: GenerationConfig) -> int:
-    """What fills rows that ended: padding, else the end token; 0 where rows only end together."""
-    return config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)

@@ -1,14 +1,56 @@
-"""How long rows may become, for every framework."""
+"""What a call of `generate` settles before its loop, for every framework: settings, first ids, how long rows may be."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from longspan.errors import InputError
-from longspan.generation.config import GenerationConfig
+from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
 
 #: tokens that are generated if nothing is said about lengths
 DEFAULT_NEW_TOKENS = 20
+
+
+def combine(stored: GenerationConfig, given: GenerationConfig | None, own: Mapping[str, Any]) -> GenerationConfig:
+    """The settings of a call: keywords win over an object, and that over what the model has.
+
+    Args:
+        stored: What the model has; stays as it is.
+        given: An object that the caller passed.
+        own: Keywords of the caller.
+    """
+    config = (stored if given is None else given).over(stored)
+    config.ask(own)
+    useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
+    if useless and not config.do_sample:
+        warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=5)
+    return config
+
+
+def start_tokens(config: GenerationConfig, *, batch: int) -> list[int]:
+    """First id of each row of a decoder with an encoder.
+
+    Raises:
+        InputError: there is none, or the list of them has another length.
+    """
+    candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
+    start = next((token for token in candidates if token is not None), None)
+    if start is None:
+        raise InputError("a decoder with an encoder needs decoder_start_token_id. Received: None")
+    if isinstance(start, int):
+        return [start] * batch
+    if len(start) != batch:
+        raise InputError(
+            f"decoder_start_token_id must be one id, or one for each of the {batch} rows. Received: {len(start)} ids"
+        )
+    return list(start)
+
+
+def filling(config: GenerationConfig) -> int:
+    """What fills rows that ended: padding, else the end token; 0 where rows only end together."""
+    return config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
 
 
 def greatest_length(config: GenerationConfig, *, prompt: int, limit: int | None) -> int:
@@ -50,12 +92,20 @@ def greatest_length(config: GenerationConfig, *, prompt: int, limit: int | None)
 
 
 def least_length(config: GenerationConfig, *, prompt: int, greatest: int) -> int:
-    """Tokens of a row at least, prompt included.
+    """Tokens of a row at least, prompt included; with a warning no more than at most, where files ask for more.
 
     Raises:
-        InputError: the greatest length is less.
+        InputError: the caller asked for more than the greatest length.
     """
+    name = "min_length" if config.min_new_tokens is None else "min_new_tokens"
     least = config.min_length if config.min_new_tokens is None else prompt + config.min_new_tokens
+    if least > greatest and not config.was_asked(name):
+        warnings.warn(
+            f"{name}={getattr(config, name)}, which is stored with the model, exceeds the greatest length: rows have "
+            f"{greatest} tokens, with a prompt of {prompt}",
+            stacklevel=5,  # the caller of `generate`
+        )
+        return greatest
     if least > greatest:
         raise InputError(
             "the least length must not exceed the greatest. Received: "

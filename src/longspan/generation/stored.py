@@ -21,7 +21,8 @@ class StoredGenerationConfig:
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None
     _generation_file: Path = Path(GENERATION_CONFIG_NAME)
-    _derived: tuple[GenerationConfig, dict[str, Any]] | None = None
+    #: what was made of `config`, its content then, and what was found there
+    _derived: tuple[GenerationConfig, dict[str, Any], dict[str, Any]] | None = None
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -45,14 +46,14 @@ class StoredGenerationConfig:
 
     def _follow_config(self) -> GenerationConfig:
         """What `config` says now, as one object until that changes; once it is altered, it is the model's own."""
-        made, content = self._derived or (None, None)
+        made, content, before = self._derived or (None, None, None)
         if made is not None and made.to_dict() != content:
             self._generation_config = made
             return made
-        fresh = GenerationConfig.from_model_config(self.config)
-        if made is None or fresh.to_dict() != content:
-            self._derived = fresh, fresh.to_dict()
-            return fresh
+        found = GenerationConfig.found_in(self.config)
+        if made is None or found != before:
+            made = GenerationConfig(**found)
+            self._derived = made, made.to_dict(), found
         return made
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.generation.torch_search import Run
+from longspan.generation.torch_loop import Run
 
 #: added to a score to take a candidate out of the running
 _OUT = -1e9

@@ -6,7 +6,6 @@ Axes: B prompts, S source tokens, L tokens of a prompt, R returned rows.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +16,16 @@ from torch import Tensor
 
 from longspan.errors import InputError
 from longspan.generation import torch_outputs as outputs
-from longspan.generation.config import SAMPLING_SETTINGS, GenerationConfig
-from longspan.generation.lengths import greatest_length, least_length
+from longspan.generation.config import GenerationConfig
+from longspan.generation.lengths import combine, filling, greatest_length, least_length, start_tokens
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
+from longspan.generation.torch_loop import Run, StoppingCriteria, make_criteria, search
 from longspan.generation.torch_prepared import PreparedStepper
-from longspan.generation.torch_processors import LogitsProcessor
+from longspan.generation.torch_processors import LogitsProcessor, make_processors
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
-from longspan.generation.torch_search import Run, search
-from longspan.generation.torch_setup import make_cache, make_criteria, make_processors
-from longspan.generation.torch_stepper import Stepper
-from longspan.generation.torch_stopping import StoppingCriteria
+from longspan.generation.torch_stepper import Stepper, make_cache
 from longspan.nn.torch.cache import Cache
 
 #: inputs of models that `generate` makes itself, or that do not matter to it
@@ -238,12 +235,7 @@ class GenerationMixin(StoredGenerationConfig):
                 f"generate takes settings of GenerationConfig and inputs of {type(self).__name__}. "
                 f"Received as well: {', '.join(sorted(unknown))}"
             )
-        config = self.generation_config
-        config = config.over(config) if generation_config is None else generation_config.over(config)
-        config.update(**own)
-        useless = [name for name in SAMPLING_SETTINGS if own.get(name) is not None]
-        if useless and not config.do_sample:
-            warnings.warn(f"{', '.join(useless)} have no effect without do_sample=True", stacklevel=4)
+        config = combine(self.generation_config, generation_config, own)
         given = {name: value for name, value in kwargs.items() if name in known and name != "labels"}
         return config, {name: value for name, value in given.items() if value is not None}
 
@@ -322,18 +314,14 @@ class GenerationMixin(StoredGenerationConfig):
 
     def _decoder_prompt(self, config: GenerationConfig, given: dict[str, Any], batch: int) -> Prompt:
         """The start token, and what the decoder is to begin with behind it."""
-        candidates = (config.decoder_start_token_id, config.bos_token_id, config.pad_token_id)
-        start = next((token for token in candidates if token is not None), None)
-        if start is None:
-            raise InputError("a decoder with an encoder needs decoder_start_token_id. Received: None")
         mask = given.pop("decoder_attention_mask", None)
-        first = torch.full((batch, 1), start, device=self.device)
+        first = torch.tensor(start_tokens(config, batch=batch), device=self.device)[:, None]
         ids = given.pop("decoder_input_ids", None)
         if ids is None:
             return Prompt(first, extras=given)
         ids, own_mask = as_ids(ids, pad=config.pad_token_id, device=self.device, left=True)
         own_mask = own_mask if mask is None else as_mask(mask, (batch, ids.shape[1]), device=self.device)
-        if bool((ids[:, 0] != start).all()):
+        if bool((ids[:, :1] != first).all()):
             ids = torch.cat((first, ids), dim=1)
             own_mask = None if own_mask is None else torch.cat((own_mask[:, :1] | True, own_mask), dim=1)
         return Prompt(ids, own_mask, extras=given)
@@ -367,7 +355,7 @@ class GenerationMixin(StoredGenerationConfig):
             ),
             criteria=make_criteria(config, tokenizer=callbacks.tokenizer, custom=callbacks.criteria),
             eos=torch.tensor(config.eos_token_ids, device=self.device) if config.eos_token_ids else None,
-            pad=_pad_id(config),
+            pad=filling(config),
             do_sample=config.do_sample,
             generator=callbacks.generator,
             record=_make_record(config, self.config.is_encoder_decoder),
@@ -406,7 +394,7 @@ class GenerationMixin(StoredGenerationConfig):
     def _make_room(config: GenerationConfig, ids: Tensor, greatest: int) -> Tensor:
         """Room for all ids of all rows, (rows, greatest length), with the prompts in it."""
         rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
-        room = torch.full((ids.shape[0] * rows, greatest), _pad_id(config), device=ids.device)
+        room = torch.full((ids.shape[0] * rows, greatest), filling(config), device=ids.device)
         room[:, : ids.shape[1]] = ids.repeat_interleave(rows, dim=0)
         return room
 
@@ -466,11 +454,6 @@ def _make_record(config: GenerationConfig, has_encoder: bool) -> outputs.Record:
         hidden_states=wanted and config.output_hidden_states,
         has_encoder=has_encoder,
     )
-
-
-def _pad_id(config: GenerationConfig) -> int:
-    """What fills rows that ended: padding, else the end token; 0 where rows only end together."""
-    return config.pad_token_id if config.pad_token_id is not None else next(iter(config.eos_token_ids), 0)
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
+from longspan.generation.config import GenerationConfig
 from longspan.generation.torch_lean import StepRequest, TokenOutput, TokenStep, make_token_step
 from longspan.generation.torch_prompt import PER_TOKEN, Prompt, repeat_rows
-from longspan.nn.torch.cache import Cache, EncoderDecoderCache
+from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from longspan.nn.torch.growing_cache import GrowingCache
 
 
@@ -189,3 +191,17 @@ class Stepper:
             own.reorder_cache(rows, start=self.prompt.length)
         else:
             own.reorder_cache(rows)
+
+
+def make_cache(config: GenerationConfig, model_config: PretrainedConfig, *, capacity: int) -> Cache:
+    """An empty cache for a decoder of attention layers.
+
+    Args:
+        config: Settings.
+        model_config: Gives sizes, and whether there is cross-attention.
+        capacity: Tokens of a row at most.
+    """
+    is_static = config.cache_implementation == "static"
+    own = StaticCache(model_config, max_cache_len=capacity) if is_static else GrowingCache(capacity)
+    has_source = model_config.is_encoder_decoder or model_config.add_cross_attention
+    return EncoderDecoderCache(own, DynamicCache()) if has_source else own

@@ -16,8 +16,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.nn.initializers import zeros
 
+from longspan.generation.flax_loop import CausalStepper
 from longspan.generation.flax_mixin import FlaxGenerationMixin
-from longspan.generation.flax_steppers import CausalStepper
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel

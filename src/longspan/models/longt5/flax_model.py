@@ -15,8 +15,8 @@ from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import normal
 
+from longspan.generation.flax_loop import SourceStepper
 from longspan.generation.flax_mixin import FlaxGenerationMixin
-from longspan.generation.flax_steppers import SourceStepper
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.flax_base import FlaxLongT5PreTrainedModel
 from longspan.models.longt5.flax_decoder import FlaxLongT5Decoder

@@ -1,22 +1,26 @@
-"""Greedy search, sampling and beam search as loops inside one program of XLA, in JAX.
+"""Greedy search, sampling and beam search as loops inside one program of XLA, and models at work there, in JAX.
 
-Axes: B prompts, K rows or beams of each, R = B·K rows, C candidates, L room for ids, V vocabulary.
+Axes: B prompts, K rows or beams of each, R = B·K rows, C candidates, P tokens of a prompt, L room for ids, S source
+tokens, V vocabulary.
 
 Every function here is pure. The cache has a fixed size, and the loop's state is updated in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 from jax import Array, lax
 
-from longspan.generation.flax_rules import Rules, Text
+from longspan.generation.flax_rules import Text, apply_rules
+from longspan.generation.rules import Rules
+from longspan.nn.flax.cache import empty_cache, for_rows, tokens_and_room
 
 #: added to a score to take a candidate out of the running
 _OUT = -1e9
@@ -79,7 +83,7 @@ def _search(
     rows = text.ids.shape[0]
 
     def write(text: Text, logits: Array, ended: Array) -> tuple[Text, Array]:
-        scores = search.rules(text, logits)
+        scores = apply_rules(search.rules, text, logits)
         if search.rules.do_sample:
             tokens = jax.random.categorical(jax.random.fold_in(key, text.count), scores)
         else:
@@ -229,7 +233,7 @@ class _BeamStep:
         """The best continuations (B, C), or draws from all, and the row that each continues (B, C)."""
         batch, number, room = state.running.ids.shape
         text = replace(self.text, ids=state.running.ids.reshape(-1, room), length=state.length)
-        logarithms = self.search.rules(text, jax.nn.log_softmax(logits, axis=-1))
+        logarithms = apply_rules(self.search.rules, text, jax.nn.log_softmax(logits, axis=-1))
         vocabulary = logarithms.shape[-1]
         totals = logarithms.reshape(batch, number, vocabulary) + state.running.scores[:, :, None]
         totals = totals.reshape(batch, -1)
@@ -274,3 +278,152 @@ class _BeamStep:
         if self.search.early_stopping is True:
             over = over | state.is_finished.all()
         return replace(state, can_improve=can_improve, over=over)
+
+
+#: leaves of a cache with one entry for each row; those of the source have one for each prompt
+_OF_ROWS = ("cached_key", "cached_value")
+
+
+@dataclass(frozen=True)
+class SourceStepper:
+    """A decoder that attends to an encoder's states; the rows of a prompt share one copy of them.
+
+    Attributes:
+        module: Has `encode` and `decode`.
+        params: Its parameters.
+        inputs: `input_ids` and `attention_mask` (B, S) of the source, `decoder_input_ids` (B, P).
+        cache: Shapes of a cache of B rows.
+        rows: K.
+        implementation: How the encoder attends.
+    """
+
+    module: nn.Module
+    params: Any
+    inputs: Mapping[str, Array]
+    cache: Any
+    rows: int
+    implementation: str
+
+    def begin(self, *, reorders: bool) -> tuple[Array, Any]:
+        """Read the source and the prompts: logits (R, V) of what follows, and the cache.
+
+        Args:
+            reorders: Steps will go on with other rows.
+        """
+        encoded: Any = self.module.apply(
+            {"params": self.params},
+            self.inputs["input_ids"],
+            self.inputs["attention_mask"],
+            implementation=self.implementation,
+            method="encode",
+        )
+        states, empty = encoded.last_hidden_state, empty_cache(self.cache)
+        logits, cache = self._decode(self.inputs["decoder_input_ids"], states, empty, source="write")
+        alone = 1 if reorders else self.rows  # rows that keep to themselves
+        _, room = tokens_and_room(cache)
+        cache = for_rows(_repeat_rows(cache, alone), self.rows // alone)
+        ancestors = jnp.zeros((logits.shape[0] * alone, self.rows // alone, room or 0), jnp.int32)
+        return jnp.repeat(logits, self.rows, axis=0), (cache, ancestors)
+
+    def step(self, cache: Any, tokens: Array, position: Array, origin: Array | None) -> tuple[Array, Any]:
+        """Logits (R, V) that follow the tokens (R,), and the cache."""
+        cache, ancestors = cache
+        batch, rows, _ = ancestors.shape
+        if origin is not None:
+            origin = origin.reshape(batch, rows, 1) - jnp.arange(batch)[:, None, None] * rows
+            ancestors = jnp.take_along_axis(ancestors, origin, axis=1)
+        own = jnp.broadcast_to(jnp.arange(rows)[:, None], (batch, rows, 1))
+        ancestors = lax.dynamic_update_slice_in_dim(ancestors, own, position, axis=2)
+        # the source is read from the cache
+        states = jnp.zeros((self.inputs["input_ids"].shape[0], 1, 1))
+        logits, cache = self._decode(tokens[:, None], states, cache, source="read", ancestors=ancestors)
+        return logits, (cache, ancestors)
+
+    def _decode(self, ids: Array, states: Array, cache: Any, **arguments: Any) -> tuple[Array, Any]:
+        output, changed = self.module.apply(
+            {"params": self.params, "cache": cache},
+            ids,
+            states,
+            self.inputs["attention_mask"],
+            method="decode",
+            mutable=["cache"],
+            **arguments,
+        )
+        return output.logits[:, -1].astype(jnp.float32), {**cache, **changed["cache"]}
+
+
+@dataclass(frozen=True)
+class CausalStepper:
+    """A causal decoder. Positions count real tokens, so that padding before a prompt changes nothing.
+
+    Attributes:
+        module: Takes `attention_mask`, `position_ids` and a cache.
+        params: Its parameters.
+        inputs: `input_ids` and `attention_mask` (B, P), padding on the left; where the decoder attends to an encoder,
+            `encoder_hidden_states` (B, S, H) and `encoder_attention_mask` (B, S).
+        cache: Shapes of a cache of B rows.
+        rows: K.
+        room: L.
+    """
+
+    module: nn.Module
+    params: Any
+    inputs: Mapping[str, Array]
+    cache: Any
+    rows: int
+    room: int
+
+    def begin(self, *, reorders: bool) -> tuple[Array, Any]:
+        """Read the prompts: logits (R, V) of what follows, and the cache."""
+        del reorders  # the cache is moved
+        mask = self.inputs["attention_mask"]
+        positions = jnp.maximum(mask.cumsum(axis=1) - 1, 0)
+        logits, cache = self._decode(self.inputs["input_ids"], positions, self._mask(), empty_cache(self.cache), "auto")
+        return jnp.repeat(logits, self.rows, axis=0), _repeat_rows(cache, self.rows)
+
+    def step(self, cache: Any, tokens: Array, position: Array, origin: Array | None) -> tuple[Array, Any]:
+        """Logits (R, V) that follow the tokens (R,), and the cache."""
+        mask = self.inputs["attention_mask"]
+        real = jnp.repeat(mask.sum(axis=1), self.rows)
+        positions = real + position - mask.shape[1]
+        mask = jnp.repeat(self._mask(), self.rows, axis=0)
+        # one query: nothing is gained by going head by head
+        return self._decode(tokens[:, None], positions[:, None], mask, _reorder(cache, origin), "eager")
+
+    def _mask(self) -> Array:
+        """(B, L): what follows a prompt is real."""
+        mask = self.inputs["attention_mask"]
+        return jnp.pad(mask, ((0, 0), (0, self.room - mask.shape[1])), constant_values=True)
+
+    def _decode(self, ids: Array, positions: Array, mask: Array, cache: Any, implementation: str) -> tuple[Array, Any]:
+        source: dict[str, Any] = {
+            name: jnp.repeat(array, ids.shape[0] // array.shape[0], axis=0)
+            for name, array in self.inputs.items()
+            if name.startswith("encoder_")
+        }
+        output, changed = self.module.apply(
+            {"params": self.params, "cache": cache},
+            ids,
+            mask,
+            position_ids=positions,
+            implementation=implementation,
+            mutable=["cache"],
+            **source,
+        )
+        return output.logits[:, -1].astype(jnp.float32), changed["cache"]
+
+
+def _repeat_rows(cache: Any, times: int) -> Any:
+    """B rows -> R rows, copies next to each other."""
+    return _on_rows(cache, lambda leaf: jnp.repeat(leaf, times, axis=0))
+
+
+def _reorder(cache: Any, origin: Array | None) -> Any:
+    """Go on with other rows, given by their index (R,)."""
+    return cache if origin is None else _on_rows(cache, lambda leaf: leaf[origin])
+
+
+def _on_rows(cache: Any, function: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(leaf) if getattr(path[-1], "key", None) in _OF_ROWS else leaf, cache
+    )
