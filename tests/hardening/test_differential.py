@@ -121,6 +121,8 @@ def batches(draw):
 def test_random_settings_equal_the_reference(family):
     name, config_name = MODELS[family]
     model_class, config_class = reference_class(name), reference_class(config_name)
+    # with a cache, the reference takes the last key's position for every query: see docs/differences.md
+    options = {"use_cache": False} if family == "bert" else {}
 
     @settings(
         max_examples=EXAMPLES,
@@ -137,7 +139,7 @@ def test_random_settings_equal_the_reference(family):
             ours = getattr(longspan, name).from_pretrained(directory)
         ids, mask = batch
         with torch.no_grad():
-            mine, theirs = (model(ids, attention_mask=mask)[0] for model in (ours, reference))
+            mine, theirs = (model(ids, attention_mask=mask, **options)[0] for model in (ours, reference))
         keep = mask.bool()
         assert_close(mine[keep], theirs[keep], what=f"{values}, {tuple(ids.shape)}")
 
