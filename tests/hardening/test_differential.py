@@ -50,7 +50,7 @@ CONFIGS = {
     "longformer": sized(
         intermediate_size=st.integers(5, 40),
         hidden_act=st.sampled_from(["gelu", "relu", "gelu_new"]),
-        attention_window=st.sampled_from([2, 4, 8]),
+        attention_window=st.sampled_from([4, 8]),  # the reference crashes at 2
     ),
     "longt5": st.fixed_dictionaries(
         {
