@@ -12,7 +12,7 @@ warnings.simplefilter("error")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import longspan
 from longspan.nn.flax.losses import cross_entropy
@@ -78,4 +78,14 @@ mapped = jax.shard_map(
     check_vma=False,
 )
 same(jax.jit(mapped)(params, ids, mask) * keep, np.asarray(model(ids, mask, params=params).logits) * keep)
+
+# explicit axes, the default of today: a training step with kernels spread over the devices, and a plain call
+explicit = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+halves = NamedSharding(explicit, PartitionSpec("data"))
+spread = jax.tree_util.tree_map(lambda sharding: NamedSharding(explicit, sharding.spec), spread)
+parameters, batch = jax.device_put(params, spread), [jax.device_put(array, halves) for array in (ids, mask, labels)]
+same(jax.jit(jax.value_and_grad(loss))(parameters, *batch), whole)
+logits = model(*batch[:2], params=parameters).logits
+assert logits.sharding.spec[0] == "data"
+same(logits * keep, np.asarray(model(ids, mask, params=params).logits) * keep)
 print("equal")

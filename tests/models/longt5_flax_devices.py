@@ -16,7 +16,7 @@ warnings.simplefilter("error")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import longspan
 from longspan.nn.flax.losses import cross_entropy
@@ -76,5 +76,14 @@ parts = jax.pmap(
     in_axes=(None, 0, 0),
 )(params, ids.reshape(8, 2, 13), mask.reshape(8, 2, 13))
 np.testing.assert_array_equal(parts.reshape(16, -1), expected)
+
+# explicit axes, the default of today
+explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+rows, everywhere = NamedSharding(explicit, PartitionSpec("data")), NamedSharding(explicit, PartitionSpec())
+batch, spread = [jax.device_put(array, rows) for array in (ids, mask, labels)], jax.device_put(params, everywhere)
+same(jax.jit(jax.value_and_grad(loss))(spread, *batch), whole)
+write = lambda params, ids, mask: model.generate(ids, attention_mask=mask, params=params, **settings).sequences  # noqa: E731
+for run in (write, jax.jit(write)):
+    np.testing.assert_array_equal(run(spread, *batch[:2]), expected)
 assert not {"torch", "tensorflow", "keras", "transformers"} & set(sys.modules)
 print("equal")

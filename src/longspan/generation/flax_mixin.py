@@ -31,6 +31,7 @@ from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
 from longspan.nn.flax.outputs import model_output
+from longspan.nn.flax.sharding import explicit_mesh, on_auto_axes
 
 #: settings that need to look at every step from outside of the program, with the value that switches each off
 _NEEDS_STEPS: dict[str, Any] = {
@@ -129,6 +130,13 @@ class FlaxGenerationMixin(StoredGenerationConfig):
             >>> model.generate(jnp.array([[100, 19, 3, 1]]), max_new_tokens=3, min_new_tokens=3).sequences.shape
             (1, 4)
         """
+        if is_traced(input_ids) and explicit_mesh(input_ids, params, kwargs):
+            arrays = {name: kwargs.pop(name) for name in list(kwargs) if isinstance(kwargs[name], Array)}
+            write = lambda ids, key, params, arrays: self.generate(  # noqa: E731
+                ids, generation_config, key, trace, params, **arrays, **kwargs
+            )
+            output: FlaxGenerateOutput = on_auto_axes(write, input_ids, prng_key, params, arrays, rows=input_ids)
+            return output
         config, inputs = self._split(generation_config, kwargs)
         exact = is_traced(input_ids, inputs, params, prng_key)
         arrays, lengths = self._prepare(config, as_indices(input_ids, name="input_ids"), inputs, exact=exact)
@@ -171,22 +179,29 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         fingerprint: Any,
     ) -> tuple[Array, Array, Array]:
         del fingerprint
-        stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
-        logits, cache = stepper.begin(reorders=search.num_beams > 1)
-        source = arrays["input_ids"] if search.rules.reads_source else None
-        prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
-        ids = jnp.pad(prompts, ((0, 0), (0, room - prompts.shape[1])), constant_values=search.pad)
-        text = Text(
-            ids=jnp.repeat(ids, search.rows, axis=0),
-            first=numbers["first"],
-            length=numbers["first"] + numbers["prompt"],
-            prompt=numbers["prompt"],
-            least=numbers["least"],
-            greatest=numbers["greatest"],
-            source=source,
-            source_mask=arrays["is_there"] if search.rules.reads_source else None,
+
+        def write(params: Any, key: Array, arrays: dict[str, Array], numbers: dict[str, Array]) -> Any:
+            stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
+            logits, cache = stepper.begin(reorders=search.num_beams > 1)
+            source = arrays["input_ids"] if search.rules.reads_source else None
+            prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
+            ids = jnp.pad(prompts, ((0, 0), (0, room - prompts.shape[1])), constant_values=search.pad)
+            text = Text(
+                ids=jnp.repeat(ids, search.rows, axis=0),
+                first=numbers["first"],
+                length=numbers["first"] + numbers["prompt"],
+                prompt=numbers["prompt"],
+                least=numbers["least"],
+                greatest=numbers["greatest"],
+                source=source,
+                source_mask=arrays["is_there"] if search.rules.reads_source else None,
+            )
+            return search.run(text, logits, cache, stepper.step, key)
+
+        program: tuple[Array, Array, Array] = on_auto_axes(
+            write, params, key, arrays, numbers, rows=arrays["input_ids"]
         )
-        return search.run(text, logits, cache, stepper.step, key)
+        return program
 
     # -- settings and inputs ----------------------------------------------------------------------------------------
 

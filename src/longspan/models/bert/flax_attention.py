@@ -89,6 +89,7 @@ def choose_attention(
     incremental: bool,
     needs_weights: bool,
     padding_states: bool,
+    first_states: bool,
     tracing: bool,
 ) -> tuple[str, Packing | None]:
     """Choose the implementation of one call, and plan the packed rows if it is `"packed"`.
@@ -100,6 +101,7 @@ def choose_attention(
         incremental: A cache or encoder states take part.
         needs_weights: Attention weights are returned.
         padding_states: States at padding are needed too.
+        first_states: The state of each row's first token is needed, even if it is padding.
         tracing: The call is being traced.
 
     Returns:
@@ -113,7 +115,7 @@ def choose_attention(
     packing = None
     if row_mask and visible and not (needs_weights or incremental or padding_states):
         wanted = config.attn_implementation == "packed"
-        packing = _plan(attention_mask, shape) if attention_mask is not None or wanted else None
+        packing = _plan(attention_mask, shape, first_states) if attention_mask is not None or wanted else None
     request = AttentionRequest(
         needs_weights=needs_weights,
         relative_positions=config.position_embedding_type != "absolute",
@@ -128,8 +130,9 @@ def choose_attention(
     return implementation, packing if implementation == "packed" else None
 
 
-def _plan(attention_mask: ArrayLike | None, shape: tuple[int, int]) -> Packing:
-    return plan_packing(np.ones(shape, np.bool_) if attention_mask is None else np.asarray(attention_mask) != 0)
+def _plan(attention_mask: ArrayLike | None, shape: tuple[int, int], first_states: bool) -> Packing:
+    mask = np.ones(shape, np.bool_) if attention_mask is None else np.asarray(attention_mask) != 0
+    return plan_packing(mask, first_states=first_states)
 
 
 @struct.dataclass
@@ -187,7 +190,7 @@ def make_plan(
     num_keys = length if capacity is None else capacity
     mask: Array | None = None
     if packing is not None:
-        mask = segment_mask(packing.segments)
+        mask = segment_mask(packing.segments, packing.keys)
     elif attention_mask is not None:
         mask = extend_mask(key_mask(attention_mask), num_keys)
     if config.is_decoder:

@@ -20,11 +20,12 @@ from longspan.models.bert.flax_attention import ATTENTION, choose_attention, mak
 from longspan.models.bert.flax_layers import FlaxBertEmbeddings, FlaxBertEncoder, kernel_init
 from longspan.models.bert.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel, as_float_dtype
+from longspan.nn.flax.buckets import is_traced
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_length, check_shape
 from longspan.nn.flax.heads import Pooler
 from longspan.nn.flax.layers import Dtype
-from longspan.nn.flax.masks import check_mask, expand_head_mask
+from longspan.nn.flax.masks import check_mask, drop_unseen_faults, expand_head_mask
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutputWithPooling,
     FlaxBaseModelOutputWithPoolingAndCrossAttentions,
@@ -108,6 +109,8 @@ class FlaxBertModule(nn.Module):
             needs_weights=output_attentions,
             deterministic=deterministic,
         )
+        if encoder_hidden_states is not None:
+            encoder_hidden_states = drop_unseen_faults(encoder_hidden_states, encoder_attention_mask)
         hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, deterministic=deterministic)
         last_hidden_state, hidden, attentions, cross_attentions = self.encoder(
             hidden_states,
@@ -151,8 +154,13 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
     input_axes: ClassVar[tuple[str, ...]] = ("batch", "tokens")
     #: `past_key_values` may be given, and comes back
     keeps_cache: ClassVar[bool] = False
-    #: the loss that users compute from the output reads the positions of padding too
+    #: the loss that users compute from the output always reads the positions of padding too
     needs_padding_states: ClassVar[bool] = False
+    #: the output has scores of each token, so that such a loss may read them at padding
+    scores_tokens: ClassVar[bool] = False
+    #: Compute states at padding as if it were text. None: where scores of tokens or gradients are asked for, unless
+    #: `config.attn_implementation` is "packed". False leaves them unspecified, and a plain call packs its batch.
+    padding_states: bool | None = None
     config: BertConfig
 
     def __init__(
@@ -292,7 +300,8 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
             shape=(batch, length),
             incremental=cache is not None or encoder_hidden_states is not None,
             needs_weights=needs_weights,
-            padding_states=self.needs_padding_states,
+            padding_states=self._needs_padding(params),
+            first_states=self.reads_first_state,
             tracing=isinstance(inputs["input_ids"], jax.core.Tracer),
         )
         settings = {
@@ -305,6 +314,17 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         if cache is not None:
             output["past_key_values"] = cache
         return finish(output, resolve(return_dict, config.return_dict))
+
+    @property
+    def reads_first_state(self) -> bool:
+        """The output has what the pooler makes of each row's first token."""
+        module = self.module
+        return bool(getattr(module, "add_pooling_layer", getattr(module, "has_pooler", False)))
+
+    def _needs_padding(self, params: Any) -> bool:
+        if self.padding_states is not None or self.needs_padding_states:
+            return bool(self.padding_states) or self.needs_padding_states
+        return self.config.attn_implementation == "auto" and (self.scores_tokens or is_traced(params))
 
     def _rows(self, array: Any) -> Any:
         """Ids or a mask with one row for each sequence: axes before the tokens are folded."""

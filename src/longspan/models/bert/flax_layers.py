@@ -53,12 +53,8 @@ class FlaxBertEmbeddings(nn.Module):
         self, input_ids: Array, token_type_ids: Array | None, position_ids: Array, *, deterministic: bool
     ) -> Array:
         """Embed ids (B, S) into (B, S, H)."""
-        segments = (
-            self.token_type_embeddings.embedding[0].astype(self.dtype)
-            if token_type_ids is None
-            else self.token_type_embeddings(token_type_ids)
-        )
-        embeddings = self.word_embeddings(input_ids) + segments
+        token_type_ids = jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids
+        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         # the table exists, and is part of checkpoints, with relative positions as well
         positions = self.position_embeddings(position_ids)
         if self.config.position_embedding_type == "absolute":
@@ -276,7 +272,9 @@ class FlaxBertLayer(nn.Module):
 
     def feed_forward(self, hidden_states: Array, plan: AttentionPlan) -> Array:
         """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
-        size = self.config.chunk_size_feed_forward or hidden_states.shape[1]
+        size = self.config.chunk_size_feed_forward
+        if size == 0:  # the length may be symbolic
+            return self.output(self.intermediate(hidden_states), hidden_states, deterministic=plan.deterministic)
         chunks = [hidden_states[:, start : start + size] for start in range(0, hidden_states.shape[1], size)]
         outputs = [self.output(self.intermediate(chunk), chunk, deterministic=plan.deterministic) for chunk in chunks]
         return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)

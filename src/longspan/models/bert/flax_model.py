@@ -23,7 +23,7 @@ from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel
 from longspan.models.bert.flax_layers import kernel_init
 from longspan.nn.flax.heads import PredictionHeadTransform, fold_choices
-from longspan.nn.flax.layers import Dense, Dtype
+from longspan.nn.flax.layers import Dense, Dtype, Embedding
 from longspan.nn.flax.outputs import (
     Arrays,
     FlaxCausalLMOutputWithCrossAttentions,
@@ -71,16 +71,10 @@ class FlaxBertLMPredictionHead(nn.Module):
             self.decoder = Dense(config.vocab_size, kernel_init=kernel_init(config), use_bias=False, dtype=self.dtype)
         self.bias = parameter(self, "bias", zeros, (config.vocab_size,), jnp.float32)
 
-    def __call__(self, hidden_states: Array, word_embeddings: Array) -> Array:
-        """(B, S, H), (V, H) -> (B, S, V)."""
+    def __call__(self, hidden_states: Array, word_embeddings: Embedding) -> Array:
+        """(B, S, H), the word embeddings -> (B, S, V)."""
         states = self.transform(hidden_states)
-        if self.config.tie_word_embeddings:
-            contract_width = (((states.ndim - 1,), (1,)), ((), ()))
-            scores = lax.dot_general(
-                states, word_embeddings.astype(self.dtype), contract_width, preferred_element_type=jnp.float32
-            )
-        else:
-            scores = self.decoder(states)
+        scores = word_embeddings.attend(states) if self.config.tie_word_embeddings else self.decoder(states)
         return (scores + self.bias).astype(self.dtype)
 
 
@@ -138,8 +132,8 @@ class _FlaxBertTaskModule(nn.Module):
     def _dense(self, features: int) -> Dense:
         return Dense(features, kernel_init=kernel_init(self.config), dtype=self.dtype)
 
-    def _word_embeddings(self) -> Array:
-        return self.bert.embeddings.word_embeddings.embedding
+    def _word_embeddings(self) -> Embedding:
+        return self.bert.embeddings.word_embeddings
 
 
 @model_output
@@ -193,6 +187,7 @@ class FlaxBertForPreTraining(FlaxBertPreTrainedModel):
     """
 
     module_class: ClassVar[type[nn.Module]] = FlaxBertForPreTrainingModule
+    scores_tokens: ClassVar[bool] = True
 
 
 class FlaxBertForCausalLMModule(_FlaxBertTaskModule):
@@ -239,6 +234,7 @@ class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):
     """
 
     module_class: ClassVar[type[nn.Module]] = FlaxBertForCausalLMModule
+    scores_tokens: ClassVar[bool] = True
     architecture: ClassVar[str] = "BertLMHeadModel"
     keeps_cache: ClassVar[bool] = True
 
@@ -338,6 +334,7 @@ class FlaxBertForMaskedLM(FlaxBertPreTrainedModel):
     """
 
     module_class: ClassVar[type[nn.Module]] = FlaxBertForMaskedLMModule
+    scores_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -533,6 +530,7 @@ class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
     """
 
     module_class: ClassVar[type[nn.Module]] = FlaxBertForTokenClassificationModule
+    scores_tokens: ClassVar[bool] = True
 
 
 class FlaxBertForQuestionAnsweringModule(_FlaxBertTaskModule):

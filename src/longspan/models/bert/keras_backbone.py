@@ -14,15 +14,14 @@ from keras import ops
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
-from longspan.models.bert.keras_attention import ATTENTION, AttentionPlan, make_plan
-from longspan.models.bert.keras_layers import BertEmbeddings, BertEncoder
+from longspan.models.bert.keras_layers import ATTENTION, AttentionPlan, BertEmbeddings, BertEncoder, make_plan
 from longspan.models.bert.names import NAMES
 from longspan.nn.keras.base import TFPreTrainedModel, register
 from longspan.nn.keras.checks import Size, check_ids, check_length, check_shape, input_shape
 from longspan.nn.keras.heads import Pooler
 from longspan.nn.keras.inputs import unpack_inputs
-from longspan.nn.keras.layers import linear
-from longspan.nn.keras.masks import expand_head_mask
+from longspan.nn.keras.layers import build_all, linear
+from longspan.nn.keras.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.keras.outputs import KeyValues, TFBaseModelOutputWithPoolingAndCrossAttentions, resolve
 from longspan.nn.keras.resizing import replace_layer
 from longspan.nn.keras.runtime import after
@@ -41,6 +40,11 @@ class TFBertPreTrainedModel(TFPreTrainedModel):
     def check_implementation(cls, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of BERT."""
         ATTENTION.check_name(name)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the weights."""
+        if not self.built:
+            build_all(self, self.config.hidden_size)
 
     def _linear(self, units: int, name: str) -> keras.layers.Dense:
         return linear(units, stddev=self.config.initializer_range, dtype=self.dtype_policy, name=name)
@@ -78,22 +82,9 @@ class TFBertModel(TFBertPreTrainedModel):
         self.encoder = BertEncoder(config, dtype=self.dtype_policy, name="encoder")
         self.pooler = None
         if add_pooling_layer:
-            self.pooler = Pooler(
-                hidden_size=config.hidden_size,
-                stddev=config.initializer_range,
-                dtype=self.dtype_policy,
-                name="pooler",
-            )
+            size, stddev = config.hidden_size, config.initializer_range
+            self.pooler = Pooler(hidden_size=size, stddev=stddev, dtype=self.dtype_policy, name="pooler")
         self.build()
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        if self.built:
-            return
-        self.embeddings.build()
-        self.encoder.build()
-        if self.pooler is not None:
-            self.pooler.build()
 
     def get_config(self) -> dict[str, Any]:
         """Everything that `from_config` needs to make the same model, without weights."""
@@ -132,7 +123,7 @@ class TFBertModel(TFBertPreTrainedModel):
         return_dict: bool | None = None,
         training: bool | None = False,
         *,
-        padding_states: bool = False,
+        padding_states: bool | Tensor = False,
     ) -> Any:
         """Run the model.
 
@@ -156,7 +147,8 @@ class TFBertModel(TFBertPreTrainedModel):
             return_dict: Return a `ModelOutput` rather than a tuple. Default as configured; a TensorFlow graph always
                 returns a `ModelOutput` unless False is passed.
             training: Apply dropout.
-            padding_states: Compute the states at padding as if it were text; otherwise they are unspecified.
+            padding_states: Compute states at padding as if it were text: True for all of them, or a boolean (B, S). The
+                others are unspecified.
 
         Returns:
             `TFBaseModelOutputWithPoolingAndCrossAttentions`.
@@ -166,6 +158,8 @@ class TFBertModel(TFBertPreTrainedModel):
         """
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
+        if not isinstance(padding_states, bool):
+            check_shape(padding_states, shape, name="labels", axes="(batch, tokens)")
         past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
         assertions = [
             *self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values),
@@ -180,7 +174,12 @@ class TFBertModel(TFBertPreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             needs_weights=resolve(output_attentions, config.output_attentions),
             padding_states=padding_states,
+            first_states=self.pooler is not None,
         )
+        if inputs_embeds is not None:
+            inputs_embeds = drop_unseen_faults(inputs_embeds, attention_mask)
+        if encoder_hidden_states is not None:
+            encoder_hidden_states = drop_unseen_faults(encoder_hidden_states, encoder_attention_mask)
         with after(assertions):
             embedded = self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training)
         last_hidden_state, hidden, attentions, cross_attentions, presents = self.encoder(

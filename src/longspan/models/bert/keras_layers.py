@@ -1,7 +1,7 @@
-"""Layers of BERT in Keras 3 (Devlin et al., 2018, https://arxiv.org/abs/1810.04805).
+"""Attention and layers of BERT in Keras 3 (Devlin et al., 2018, https://arxiv.org/abs/1810.04805).
 
-Axes: B batch, S tokens, T keys, N tokens of the batch that are computed, H width, A heads, D head size. Between the
-embeddings and the end of the encoder the tokens of all sequences lie one after the other, (N, H).
+Axes: B batch, S tokens, T keys, N tokens of the batch that are computed, H width, A heads, D head size, V vocabulary.
+Between the embeddings and the end of the encoder the tokens of all sequences lie one after the other, (N, H).
 
 `input` and `output` are properties of every Keras layer, so the sub-layer whose checkpoint name is `output` is the
 attribute `output_` (see `longspan.checkpoints.keras`).
@@ -11,48 +11,257 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from longspan.models.bert.config import BertConfig
-from longspan.models.bert.keras_attention import AttentionPlan
 from longspan.nn.keras.activations import get_activation
+from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.heads import PredictionHeadTransform
-from longspan.nn.keras.layers import embedding, layer_norm, linear
+from longspan.nn.keras.layers import Block, embedding, layer_norm, linear, score_rows
+from longspan.nn.keras.masks import as_boolean, causal_mask, key_mask
 from longspan.nn.keras.outputs import KeyValues, Tensors
 from longspan.nn.keras.resizing import keep_features, remaining_features, replace_layer
+from longspan.nn.keras.runtime import in_graph, runs_on_cpu, shapes_may_depend_on_values, values_visible
+from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
-from longspan.ops.keras.attention import eager_attention, packed_attention
+from longspan.ops.keras.attention import eager_attention, mask_to_bias, packed_attention, rows_that_attend
+
+if TYPE_CHECKING:
+    from longspan.nn.keras.packing import Packing
 
 
-class BertEmbeddings(keras.layers.Layer):
-    """LayerNorm(word + position + segment), with dropout.
+# -- which implementation attends, with which masks ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionRequest:
+    """What one call asks of BERT's attention.
+
+    Attributes:
+        needs_weights: Attention weights are returned.
+        relative_positions: The scores depend on query and key through their distance.
+        causal: A token does not see those after it.
+        row_mask: The mask is one row per sequence, (B, S).
+        dynamic_shapes: Shapes may depend on values.
+        padding_states: The states at all padding are needed too.
+        padded: The mask holds a False; None if that is known only when the graph runs.
+        asked: The implementation was asked for by name.
+        on_cpu: No accelerator takes part.
+    """
+
+    needs_weights: bool
+    relative_positions: bool
+    causal: bool
+    row_mask: bool
+    dynamic_shapes: bool
+    padding_states: bool
+    padded: bool | None
+    asked: bool
+    on_cpu: bool
+
+
+def _packed_why_not(request: AttentionRequest) -> str | None:
+    if request.needs_weights:
+        return "attention weights are returned by 'eager' only"
+    if request.relative_positions:
+        return "relative position scores are computed by 'eager' only"
+    if request.causal:
+        return "packing works in an encoder, without a cache and without cross-attention"
+    if request.padding_states:
+        return "the states at padding are needed, as for the loss of question answering, which scores every position"
+    if not request.row_mask:
+        return "packing needs an attention_mask of the shape (batch, tokens)"
+    if not request.dynamic_shapes:
+        return "the number of real tokens is known only when a batch runs: this needs TensorFlow without XLA"
+    if request.asked:
+        return None
+    if request.padded is False:
+        return "nothing is padded"
+    return None if request.on_cpu else "on an accelerator shapes that depend on values are not chosen unasked"
+
+
+ATTENTION: Dispatcher[AttentionRequest] = Dispatcher(
+    "BERT attention", {"packed": _packed_why_not, "eager": lambda request: None}
+)
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """How all layers of one call attend.
+
+    Attributes:
+        implementation: Name of the implementation.
+        shape: (B, S), as integers where they are known.
+        bias: Added to the scores, broadcastable to (B, A, S, T), or None.
+        attends: 0 for queries that may attend to no key, else 1; None for all 1.
+        encoder_bias: The same as `bias` for cross-attention.
+        encoder_attends: The same as `attends` for cross-attention.
+        packing: Where the tokens are that are computed, if the batch is packed.
+        positions: Positions of the queries among the keys, (S,).
+        needs_weights: Attention weights are returned.
+    """
+
+    implementation: str
+    shape: tuple[Size, Size]
+    bias: Tensor | None
+    attends: Tensor | None
+    encoder_bias: Tensor | None
+    encoder_attends: Tensor | None
+    packing: Packing | None
+    positions: Tensor
+    needs_weights: bool
+
+    def pack(self, hidden_states: Tensor) -> Tensor:
+        """(B, S, H) -> (N, H): the tokens that the layers compute, one after the other."""
+        if self.packing is not None:
+            return self.packing.take(hidden_states)
+        return ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
+
+    def unpack(self, hidden_states: Tensor) -> Tensor:
+        """(N, H) -> (B, S, H)."""
+        if self.packing is not None:
+            return self.packing.unpack(hidden_states)
+        return ops.reshape(hidden_states, (*self.shape, hidden_states.shape[-1]))
+
+
+def make_plan(
+    config: BertConfig,
+    *,
+    shape: tuple[Size, Size],
+    past_length: Size,
+    attention_mask: Tensor | None,
+    encoder_hidden_states: Tensor | None,
+    encoder_attention_mask: Tensor | None,
+    needs_weights: bool,
+    padding_states: bool | Tensor,
+    first_states: bool,
+) -> AttentionPlan:
+    """Choose the implementation of one call and build the masks that all layers share.
 
     Args:
         config: Settings of the model.
-        **kwargs: `name`, `dtype`, `trainable`.
+        shape: (B, S).
+        past_length: Number of cached tokens.
+        attention_mask: (B, T) or (B, S, T), nonzero = attend; None for all.
+        encoder_hidden_states: States that cross-attention reads, (B, S_enc, H).
+        encoder_attention_mask: Their padding mask, (B, S_enc).
+        needs_weights: Attention weights are returned.
+        padding_states: States at padding are needed too: True for all, or a boolean (B, S).
+        first_states: The state of each row's first token is needed, even if it is padding.
+
+    Raises:
+        InputError: a mask has the wrong shape, or the implementation that was asked for cannot serve.
     """
+    request = _make_request(config, attention_mask, needs_weights, padding_states is True)
+    tracing = attention_mask is not None and in_graph(attention_mask)
+    implementation = ATTENTION.choose(config.attn_implementation, request, tracing=tracing)
+    positions = past_length + ops.arange(shape[1], dtype="int32")
+    packing = None
+    if implementation == "packed":
+        packing, bias, attends = _make_packing(attention_mask, shape, padding_states, first_states), None, None
+    else:
+        bias, attends = _self_masks(config, shape, past_length, positions, attention_mask)
+    encoder_bias, encoder_attends = _encoder_masks(encoder_hidden_states, encoder_attention_mask)
+    return AttentionPlan(
+        implementation=implementation,
+        shape=shape,
+        bias=bias,
+        attends=attends,
+        encoder_bias=encoder_bias,
+        encoder_attends=encoder_attends,
+        packing=packing,
+        positions=positions,
+        needs_weights=needs_weights,
+    )
+
+
+def _make_request(
+    config: BertConfig, attention_mask: Tensor | None, needs_weights: bool, padding_states: bool
+) -> AttentionRequest:
+    dynamic = shapes_may_depend_on_values()
+    padded: bool | None = attention_mask is not None
+    if attention_mask is not None and values_visible(attention_mask):
+        padded = not bool(ops.all(as_boolean(attention_mask)))
+    elif attention_mask is not None:
+        padded = None
+    return AttentionRequest(
+        needs_weights=needs_weights,
+        relative_positions=config.position_embedding_type != "absolute",
+        causal=config.is_decoder,
+        row_mask=attention_mask is not None and len(attention_mask.shape) == 2,
+        dynamic_shapes=dynamic,
+        padding_states=padding_states,
+        padded=padded,
+        asked=config.attn_implementation != "auto",
+        on_cpu=dynamic and runs_on_cpu(),
+    )
+
+
+def _make_packing(
+    attention_mask: Tensor, shape: tuple[Size, Size], padding_states: bool | Tensor, first_states: bool
+) -> Packing:
+    from longspan.nn.keras.packing import Packing
+
+    check_shape(attention_mask, shape, name="attention_mask", axes="(batch, tokens)")
+    mask = as_boolean(attention_mask)
+    also = None if isinstance(padding_states, bool) else padding_states
+    if first_states and not (values_visible(mask) and bool(ops.all(mask[:, :1]))):
+        first = ops.broadcast_to(ops.arange(shape[1]) == 0, shape)
+        also = first if also is None else ops.logical_or(also, first)
+    return Packing.from_mask(mask, shape, also)
+
+
+def _self_masks(
+    config: BertConfig,
+    shape: tuple[Size, Size],
+    past_length: Size,
+    positions: Tensor,
+    attention_mask: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Bias and attending rows of self-attention."""
+    num_keys = past_length + shape[1]
+    padding = None if attention_mask is None else key_mask(attention_mask, batch=shape[0], num_keys=num_keys)
+    if not config.is_decoder:
+        return (None, None) if padding is None else (mask_to_bias(padding), rows_that_attend(padding))
+    causal = causal_mask(positions, num_keys)
+    if padding is None:
+        return mask_to_bias(causal), None
+    mask = ops.logical_and(padding, causal)
+    return mask_to_bias(mask), rows_that_attend(mask)
+
+
+def _encoder_masks(
+    encoder_hidden_states: Tensor | None, encoder_attention_mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Bias and attending rows of cross-attention."""
+    if encoder_hidden_states is None or encoder_attention_mask is None:
+        return None, None
+    batch, num_keys, _ = ops.shape(encoder_hidden_states)
+    mask = key_mask(encoder_attention_mask, batch=batch, num_keys=num_keys, name="encoder_attention_mask")
+    return mask_to_bias(mask), rows_that_attend(mask)
+
+
+# -- layers ----------------------------------------------------------------------------------------------------------
+
+
+class BertEmbeddings(Block):
+    """LayerNorm(word + position + segment), with dropout."""
 
     def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        width, policy = config.hidden_size, self.dtype_policy
-        table = partial(embedding, width=width, stddev=config.initializer_range, dtype=policy)
+        super().__init__(config.hidden_size, **kwargs)
+        policy = self.dtype_policy
+        table = partial(embedding, width=config.hidden_size, stddev=config.initializer_range, dtype=policy)
         self.word_embeddings = table(config.vocab_size, name="word_embeddings", padding_index=config.pad_token_id)
         self.position_embeddings = table(config.max_position_embeddings, name="position_embeddings")
         self.token_type_embeddings = table(config.type_vocab_size, name="token_type_embeddings")
         self.LayerNorm = layer_norm(config.layer_norm_eps, dtype=policy, name="LayerNorm")
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=policy)
         self.adds_positions = config.position_embedding_type == "absolute"
-        self.width = width
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
-            table.build((None, None))
-        self.LayerNorm.build((None, self.width))
 
     def call(
         self,
@@ -66,16 +275,14 @@ class BertEmbeddings(keras.layers.Layer):
         """Embed ids (tokens) or embeddings (tokens, H) into (tokens, H); tokens stands for (B, S) or (N,)."""
         embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if token_type_ids is None:
-            segments = ops.cast(self.token_type_embeddings.embeddings[0], self.compute_dtype)
-        else:
-            segments = self.token_type_embeddings(token_type_ids)
-        embeddings = embeddings + segments
+            token_type_ids = ops.zeros((1,) * (len(embeddings.shape) - 1), dtype="int32")
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.adds_positions:
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(embeddings), training=training)
 
 
-class BertSelfAttention(keras.layers.Layer):
+class BertSelfAttention(Block):
     """Multi-head attention without its output projection: softmax(QKᵀ/√D)V.
 
     With `relative_key` positions the scores gain q·e(i−j) (Shaw et al., 2018); `relative_key_query` adds k·e(i−j) as
@@ -89,32 +296,18 @@ class BertSelfAttention(keras.layers.Layer):
     """
 
     def __init__(self, config: BertConfig, *, num_heads: int, position_embedding_type: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config.hidden_size, **kwargs)
         self.num_attention_heads = num_heads
         self.attention_head_size = config.hidden_size // config.num_attention_heads
-        project = partial(
-            linear, num_heads * self.attention_head_size, stddev=config.initializer_range, dtype=self.dtype_policy
-        )
+        shared = {"stddev": config.initializer_range, "dtype": self.dtype_policy}
+        project = partial(linear, num_heads * self.attention_head_size, **shared)
         self.query, self.key, self.value = project(name="query"), project(name="key"), project(name="value")
         self.dropout = keras.layers.Dropout(config.attention_probs_dropout_prob, dtype=self.dtype_policy)
-        self.width = config.hidden_size
         self.position_embedding_type = position_embedding_type
         self.max_position_embeddings = config.max_position_embeddings
         if position_embedding_type != "absolute":
-            self.distance_embedding = embedding(
-                2 * config.max_position_embeddings - 1,
-                self.attention_head_size,
-                stddev=config.initializer_range,
-                dtype=self.dtype_policy,
-                name="distance_embedding",
-            )
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        for projection in (self.query, self.key, self.value):
-            projection.build((None, self.width))
-        if self.position_embedding_type != "absolute":
-            self.distance_embedding.build((None, None))
+            size = 2 * config.max_position_embeddings - 1
+            self.distance_embedding = embedding(size, self.attention_head_size, name="distance_embedding", **shared)
 
     def call(
         self,
@@ -211,27 +404,21 @@ class BertSelfAttention(keras.layers.Layer):
         return ops.cast(scores / math.sqrt(self.attention_head_size), "float32")
 
 
-class BertSelfOutput(keras.layers.Layer):
-    """LayerNorm(x + dropout(W c + b)).
-
-    Args:
-        config: Settings of the model.
-        input_size: Width of c.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
+class BertSelfOutput(Block):
+    """LayerNorm(x + dropout(W c + b)) with c of `input_size` features."""
 
     def __init__(self, config: BertConfig, *, input_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config.hidden_size, **kwargs)
         policy = self.dtype_policy
         self.dense = linear(config.hidden_size, stddev=config.initializer_range, dtype=policy, name="dense")
         self.LayerNorm = layer_norm(config.layer_norm_eps, dtype=policy, name="LayerNorm")
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=policy)
-        self.input_size, self.width = input_size, config.hidden_size
+        self.input_size = input_size
 
     def build(self, input_shape: Any = None) -> None:
         """Make the weights."""
         self.dense.build((None, self.input_size))
-        self.LayerNorm.build((None, self.width))
+        super().build()
 
     def call(self, hidden_states: Tensor, residual: Tensor, *, training: bool | None = None) -> Tensor:
         """(N, input_size), (N, H) -> (N, H)."""
@@ -239,7 +426,7 @@ class BertSelfOutput(keras.layers.Layer):
         return self.LayerNorm(hidden_states + residual)
 
 
-class BertAttention(keras.layers.Layer):
+class BertAttention(Block):
     """Attention with output projection, residual and norm.
 
     Args:
@@ -252,24 +439,16 @@ class BertAttention(keras.layers.Layer):
     def __init__(
         self, config: BertConfig, *, position_embedding_type: str, pruned_heads: Iterable[int] = (), **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config.hidden_size, **kwargs)
+        policy = self.dtype_policy
         self.pruned_heads = frozenset(pruned_heads)
         self.original_num_heads = config.num_attention_heads
         num_heads = config.num_attention_heads - len(self.pruned_heads)
-        head_size = config.hidden_size // config.num_attention_heads
         self.self = BertSelfAttention(
-            config,
-            num_heads=num_heads,
-            position_embedding_type=position_embedding_type,
-            dtype=self.dtype_policy,
-            name="self",
+            config, num_heads=num_heads, position_embedding_type=position_embedding_type, dtype=policy, name="self"
         )
-        self.output_ = BertSelfOutput(config, input_size=num_heads * head_size, dtype=self.dtype_policy, name="output")
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.self.build()
-        self.output_.build()
+        input_size = num_heads * self.self.attention_head_size
+        self.output_ = BertSelfOutput(config, input_size=input_size, dtype=policy, name="output")
 
     def call(
         self,
@@ -307,42 +486,25 @@ class BertAttention(keras.layers.Layer):
         self.self.num_attention_heads = self.original_num_heads - len(self.pruned_heads)
 
 
-class BertIntermediate(keras.layers.Layer):
-    """activation(W x + b).
-
-    Args:
-        config: Settings of the model.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
+class BertIntermediate(Block):
+    """activation(W x + b)."""
 
     def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.dense = linear(
-            config.intermediate_size, stddev=config.initializer_range, dtype=self.dtype_policy, name="dense"
-        )
+        super().__init__(config.hidden_size, **kwargs)
+        size, stddev = config.intermediate_size, config.initializer_range
+        self.dense = linear(size, stddev=stddev, dtype=self.dtype_policy, name="dense")
         self.activation = get_activation(config.hidden_act)
-        self.width = config.hidden_size
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.dense.build((None, self.width))
 
     def call(self, hidden_states: Tensor) -> Tensor:
         """(N, H) -> (N, intermediate_size)."""
         return self.activation(self.dense(hidden_states))
 
 
-class BertLayer(keras.layers.Layer):
-    """One transformer layer: self-attention, cross-attention in a decoder, feed-forward.
-
-    Args:
-        config: Settings of the model.
-        pruned_heads: Heads that are missing in self-attention.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
+class BertLayer(Block):
+    """One transformer layer: self-attention, cross-attention in a decoder, feed-forward."""
 
     def __init__(self, config: BertConfig, *, pruned_heads: Iterable[int] = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config.hidden_size, **kwargs)
         policy = self.dtype_policy
         self.attention = BertAttention(
             config,
@@ -357,15 +519,6 @@ class BertLayer(keras.layers.Layer):
             )
         self.intermediate = BertIntermediate(config, dtype=policy, name="intermediate")
         self.output_ = BertSelfOutput(config, input_size=config.intermediate_size, dtype=policy, name="output")
-        self.has_cross_attention = config.add_cross_attention
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.attention.build()
-        if self.has_cross_attention:
-            self.crossattention.build()
-        self.intermediate.build()
-        self.output_.build()
 
     def call(
         self,
@@ -390,30 +543,16 @@ class BertLayer(keras.layers.Layer):
         return hidden_states, weights, cross_weights, (*(present or ()), *(cross_present or ()))
 
 
-class BertEncoder(keras.layers.Layer):
-    """The stack of layers.
-
-    Args:
-        config: Settings of the model.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
+class BertEncoder(Block):
+    """The stack of layers."""
 
     def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(config.hidden_size, **kwargs)
+        pruned, policy = config.pruned_heads, self.dtype_policy
         self.layer = [
-            BertLayer(
-                config,
-                pruned_heads=config.pruned_heads.get(index, ()),
-                dtype=self.dtype_policy,
-                name=f"layer_{index}",
-            )
+            BertLayer(config, pruned_heads=pruned.get(index, ()), dtype=policy, name=f"layer_{index}")
             for index in range(config.num_hidden_layers)
         ]
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        for layer in self.layer:
-            layer.build()
 
     def call(
         self,
@@ -458,75 +597,52 @@ class BertEncoder(keras.layers.Layer):
             self.layer[layer].attention.prune_heads(heads)
 
 
-class BertLMPredictionHead(keras.layers.Layer):
-    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b))).
+# -- heads of pre-training -------------------------------------------------------------------------------------------
+
+
+class BertLMPredictionHead(Block):
+    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b))) + bias.
 
     The decoder is the word embedding, or a projection of its own if `tie_word_embeddings` is False.
-
-    Args:
-        config: Settings of the model.
-        **kwargs: `name`, `dtype`, `trainable`.
     """
 
     def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        policy = self.dtype_policy
+        super().__init__(config.hidden_size, **kwargs)
+        policy, stddev = self.dtype_policy, config.initializer_range
         self.transform = PredictionHeadTransform(
             hidden_size=config.hidden_size,
             activation=config.hidden_act,
             layer_norm_eps=config.layer_norm_eps,
-            stddev=config.initializer_range,
+            stddev=stddev,
             dtype=policy,
             name="transform",
         )
         self.is_tied = config.tie_word_embeddings
+        self.size = config.vocab_size
         if not self.is_tied:
-            self.decoder = linear(
-                config.vocab_size, stddev=config.initializer_range, dtype=policy, name="decoder", use_bias=False
-            )
-        self.size, self.width = config.vocab_size, config.hidden_size
+            self.decoder = linear(self.size, stddev=stddev, dtype=policy, name="decoder", use_bias=False)
 
     def build(self, input_shape: Any = None) -> None:
         """Make the weights."""
-        self.transform.build()
-        if not self.is_tied:
-            self.decoder.build((None, self.width))
+        super().build()
         self.bias = self.add_weight(shape=(self.size,), initializer="zeros", name="bias")
 
-    def call(self, hidden_states: Tensor, *, word_embeddings: Tensor) -> Tensor:
-        """(N, H), the word embedding (V, H) -> (N, V)."""
-        states = self.transform(hidden_states)
-        if self.is_tied:
-            kernel = ops.cast(ops.transpose(word_embeddings), states.dtype)
-            return ops.matmul(states, kernel) + ops.cast(self.bias, states.dtype)
-        scores = self.decoder(states)
-        return scores + ops.cast(self.bias, scores.dtype)
+    def call(self, hidden_states: Tensor, *, word_embeddings: keras.layers.Layer) -> Tensor:
+        """(B, S, H), the layer of the word embeddings -> (B, S, V)."""
+        shape = ops.shape(hidden_states)
+        states = self.transform(ops.reshape(hidden_states, (-1, shape[-1])))
+        scores = score_rows(states, word_embeddings) if self.is_tied else self.decoder(states)
+        scores = scores + ops.cast(self.bias, scores.dtype)
+        return ops.reshape(scores, (*shape[:2], scores.shape[-1]))
 
 
-class BertHeads(keras.layers.Layer):
-    """The heads of pre-training: masked language modelling, next sentence prediction, or both.
-
-    Args:
-        config: Settings of the model.
-        predictions: Have the language modelling head.
-        seq_relationship: Have the next sentence head.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
+class BertHeads(Block):
+    """The heads of pre-training: masked language modelling, next sentence prediction, or both."""
 
     def __init__(self, config: BertConfig, *, predictions: bool, seq_relationship: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.has_predictions, self.has_seq_relationship = predictions, seq_relationship
+        super().__init__(config.hidden_size, **kwargs)
+        policy = self.dtype_policy
         if predictions:
-            self.predictions = BertLMPredictionHead(config, dtype=self.dtype_policy, name="predictions")
+            self.predictions = BertLMPredictionHead(config, dtype=policy, name="predictions")
         if seq_relationship:
-            self.seq_relationship = linear(
-                2, stddev=config.initializer_range, dtype=self.dtype_policy, name="seq_relationship"
-            )
-        self.width = config.hidden_size
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        if self.has_predictions:
-            self.predictions.build()
-        if self.has_seq_relationship:
-            self.seq_relationship.build((None, self.width))
+            self.seq_relationship = linear(2, stddev=config.initializer_range, dtype=policy, name="seq_relationship")

@@ -1,21 +1,45 @@
-"""BERT in Keras 3 (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): all classes."""
+"""BERT in Keras 3 (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): the classes with heads.
+
+Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary. The backbone is in `keras_backbone.py`.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from keras import ops
+
+from longspan.checkpoints.keras import to_numpy
+from longspan.models.bert.config import BertConfig
 from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel
-from longspan.models.bert.keras_pretraining import (
-    TFBertForMaskedLM,
-    TFBertForNextSentencePrediction,
-    TFBertForPreTraining,
-    TFBertForPreTrainingOutput,
-    TFBertLMHeadModel,
+from longspan.models.bert.keras_layers import BertHeads
+from longspan.nn.keras.base import register
+from longspan.nn.keras.heads import fold_choices
+from longspan.nn.keras.inputs import unpack_inputs
+from longspan.nn.keras.losses import (
+    causal_lm_loss,
+    cross_entropy,
+    question_answering_loss,
+    sequence_classification_loss,
 )
-from longspan.models.bert.keras_tasks import (
-    TFBertForMultipleChoice,
-    TFBertForQuestionAnswering,
-    TFBertForSequenceClassification,
-    TFBertForTokenClassification,
+from longspan.nn.keras.outputs import (
+    KeyValues,
+    Tensors,
+    TFCausalLMOutputWithCrossAttentions,
+    TFMaskedLMOutput,
+    TFModelOutput,
+    TFMultipleChoiceModelOutput,
+    TFNextSentencePredictorOutput,
+    TFQuestionAnsweringModelOutput,
+    TFSequenceClassifierOutput,
+    TFTokenClassifierOutput,
+    model_output,
+    resolve,
 )
+from longspan.nn.keras.resizing import replace_layer, replace_variable, resize_linear, resize_rows
+from longspan.ops.keras import Tensor
 
 __all__ = [
     "TFBertForMaskedLM",
@@ -30,3 +54,491 @@ __all__ = [
     "TFBertModel",
     "TFBertPreTrainedModel",
 ]
+
+
+class TFBertTask(TFBertPreTrainedModel):
+    """A backbone named `bert`, and a head.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+    """
+
+    targets: ClassVar[Mapping[str, str]] = {"labels": "logits"}
+    #: what a call returns
+    output_class: ClassVar[type[TFModelOutput]]
+    #: the head reads the pooled first token
+    has_pooler: ClassVar[bool] = False
+    bert: TFBertModel
+
+    def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, **kwargs)
+        self.bert = TFBertModel(config, add_pooling_layer=self.has_pooler, dtype=self.dtype_policy, name="bert")
+        self.make_head()
+        self.build()
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        raise NotImplementedError
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """The scores, by their names in `output_class`, from the outputs of the backbone."""
+        raise NotImplementedError
+
+    @unpack_inputs
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Tensor | None = None,
+        training: bool | None = False,
+    ) -> Any:
+        """Run the model; inputs as in `TFBertModel.call`, `labels` and what is returned as the class says."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict, training)
+        return self.run(inputs, flags, {"labels": labels})
+
+    def run(
+        self,
+        inputs: tuple[Tensor | None, ...],
+        flags: tuple[bool | None, bool | None, bool | None, bool | None],
+        labels: Mapping[str, Tensor | None],
+        **cache: Any,
+    ) -> Any:
+        """Run backbone, head and loss.
+
+        Args:
+            inputs: The first six arguments of a call.
+            flags: `output_attentions`, `output_hidden_states`, `return_dict` and `training`.
+            labels: The labels by name.
+            **cache: Further arguments of `TFBertModel.call`.
+        """
+        *options, return_dict, training = flags
+        names = ("output_attentions", "output_hidden_states")
+        arguments = {**dict(zip(names, options, strict=True)), "training": training, **cache}
+        output = self.scores(inputs, padding_states=self.states_read(labels, training), **arguments)
+        return self.finish(self.with_loss(output, **labels), return_dict)
+
+    def scores(self, inputs: tuple[Any, ...], *, training: bool | None, **arguments: Any) -> TFModelOutput:
+        """The output without its loss, from arguments of `TFBertModel.call`."""
+        outputs = self.bert(*inputs, return_dict=True, training=training, **arguments)
+        output = self.output_class(**self.head(outputs, training))
+        for name in ("past_key_values", "hidden_states", "attentions", "cross_attentions"):
+            if outputs.get(name) is not None:
+                output[name] = outputs[name]
+        return output
+
+
+class _WithPredictionHead(TFBertTask):
+    """A BERT class whose `cls.predictions` scores the vocabulary."""
+
+    has_next_sentence_head: ClassVar[bool] = False
+    cls: BertHeads
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.cls = BertHeads(
+            self.config,
+            predictions=True,
+            seq_relationship=self.has_next_sentence_head,
+            dtype=self.dtype_policy,
+            name="cls",
+        )
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the vocabulary, (B, S, V)."""
+        return {"logits": self._predict(outputs)}
+
+    def _predict(self, outputs: TFModelOutput) -> Tensor:
+        table = self.get_input_embeddings()
+        return self.cls.predictions(outputs["last_hidden_state"], word_embeddings=table)
+
+    def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
+        """Give the projection onto the vocabulary `size` outputs."""
+        head = self.cls.predictions
+        bias = resize_rows(to_numpy(head.bias), size, initialise=ops.zeros, mean_resizing=mean_resizing)
+        replace_variable(head, "bias", bias)
+        if not head.is_tied:
+            replace_layer(head, "decoder", resize_linear(head.decoder, size, mean_resizing=mean_resizing))
+
+
+@model_output
+class TFBertForPreTrainingOutput(TFModelOutput):
+    """`loss` (1,), `prediction_logits` (B, S, V), `seq_relationship_logits` (B, 2)."""
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@register
+class TFBertForPreTraining(_WithPredictionHead):
+    """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
+
+    `labels` are the ids of the masked tokens, -100 elsewhere, (B, S); `next_sentence_label` is 0 if the second segment
+    continues the first, 1 if it is random, (B,). A call returns `TFBertForPreTrainingOutput`, whose loss is the sum of
+    both and needs both labels.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForPreTraining
+        >>> model = TFBertForPreTraining(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> output = model(np.array([[101, 7592, 102]]))
+        >>> tuple(output.prediction_logits.shape), tuple(output.seq_relationship_logits.shape)
+        ((1, 3, 30522), (1, 2))
+    """
+
+    targets: ClassVar[Mapping[str, str]] = {
+        "labels": "prediction_logits",
+        "next_sentence_label": "seq_relationship_logits",
+    }
+    output_class = TFBertForPreTrainingOutput
+    token_label: ClassVar[str | None] = "labels"
+    has_pooler = has_next_sentence_head = True
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the vocabulary, (B, S, V), and of the two classes of the pair, (B, 2)."""
+        pair = self.cls.seq_relationship(outputs["pooler_output"])
+        return {"prediction_logits": self._predict(outputs), "seq_relationship_logits": pair}
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """The sum of both losses, (1,)."""
+        name, pair = "next_sentence_label", ops.reshape(labels["next_sentence_label"], (-1,))
+        masked = cross_entropy(output["prediction_logits"], labels["labels"], weights=weights)
+        return masked + cross_entropy(output["seq_relationship_logits"], pair, name=name, weights=weights)
+
+    @unpack_inputs
+    def call(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None, training: bool | None = False,
+    ) -> Any:  # fmt: skip
+        """Run the model; inputs as in `TFBertModel.call`, labels as the class says."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict, training)
+        return self.run(inputs, flags, {"labels": labels, "next_sentence_label": next_sentence_label})
+
+
+@register
+class TFBertLMHeadModel(_WithPredictionHead):
+    """BERT as a causal language model; set `config.is_decoder=True`.
+
+    `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
+    `TFCausalLMOutputWithCrossAttentions`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertLMHeadModel
+        >>> config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
+        >>> output = TFBertLMHeadModel(config)(np.array([[101, 7592, 102]]))
+        >>> tuple(output.logits.shape), tuple(output.past_key_values[0][0].shape)
+        ((1, 3, 30522), (1, 2, 3, 16))
+    """
+
+    output_class = TFCausalLMOutputWithCrossAttentions
+    token_label: ClassVar[str | None] = "labels"
+
+    def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, **kwargs)
+        if not config.is_decoder:
+            warnings.warn("TFBertLMHeadModel attends in both directions unless config.is_decoder=True", stacklevel=2)
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Next-token cross-entropy, (1,)."""
+        return causal_lm_loss(output["logits"], labels["labels"], weights=weights)
+
+    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The score at i belongs to the label at i + 1."""
+        return labels[:, 1:], scores[:, :-1]
+
+    @unpack_inputs
+    def call(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None, past_key_values: KeyValues | None = None,
+        use_cache: bool | None = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Tensor | None = None,
+        training: bool | None = False,
+    ) -> Any:  # fmt: skip
+        """Run the model; inputs as in `TFBertModel.call`, `labels` as the class says."""
+        return self.run(
+            (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds),
+            (output_attentions, output_hidden_states, return_dict, training),
+            {"labels": labels},
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
+        )
+
+
+@register
+class TFBertForMaskedLM(_WithPredictionHead):
+    """BERT that predicts masked tokens.
+
+    `labels` are the ids of the masked tokens, -100 elsewhere, (B, S). A call returns `TFMaskedLMOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForMaskedLM
+        >>> model = TFBertForMaskedLM(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> tuple(model(np.array([[101, 103, 102]])).logits.shape)
+        (1, 3, 30522)
+    """
+
+    output_class = TFMaskedLMOutput
+    token_label: ClassVar[str | None] = "labels"
+
+    def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, **kwargs)
+        if config.is_decoder:
+            warnings.warn("TFBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the masked tokens, (1,)."""
+        return cross_entropy(output["logits"], labels["labels"], weights=weights)
+
+
+@register
+class TFBertForNextSentencePrediction(TFBertTask):
+    """BERT that tells whether the second segment continues the first.
+
+    `next_sentence_label` is 0 if it does, 1 if it is random, (B,). A call returns `TFNextSentencePredictorOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForNextSentencePrediction
+        >>> config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> tuple(TFBertForNextSentencePrediction(config)(np.array([[101, 7592, 102]])).logits.shape)
+        (1, 2)
+    """
+
+    targets: ClassVar[Mapping[str, str]] = {"next_sentence_label": "logits"}
+    output_class = TFNextSentencePredictorOutput
+    has_pooler = True
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.cls = BertHeads(self.config, predictions=False, seq_relationship=True, dtype=self.dtype_policy, name="cls")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the two classes, (B, 2)."""
+        return {"logits": self.cls.seq_relationship(outputs["pooler_output"])}
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the two classes, (1,)."""
+        label = ops.reshape(labels["next_sentence_label"], (-1,))
+        return cross_entropy(output["logits"], label, name="next_sentence_label", weights=weights)
+
+    @unpack_inputs
+    def call(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+        next_sentence_label: Tensor | None = None, training: bool | None = False,
+    ) -> Any:  # fmt: skip
+        """Run the model; inputs as in `TFBertModel.call`, `next_sentence_label` as the class says."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict, training)
+        return self.run(inputs, flags, {"next_sentence_label": next_sentence_label})
+
+
+@register
+class TFBertForSequenceClassification(TFBertTask):
+    """BERT with a classification or regression head on the pooled first token.
+
+    `labels` are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
+    `longspan.nn.keras.losses.sequence_classification_loss`. A call returns `TFSequenceClassifierOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForSequenceClassification
+        >>> config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=3)
+        >>> model = TFBertForSequenceClassification(config)
+        >>> output = model(np.array([[101, 7592, 102]]), labels=np.array([2]))
+        >>> tuple(output.logits.shape), tuple(output.loss.shape)
+        ((1, 3), (1,))
+    """
+
+    output_class = TFSequenceClassifierOutput
+    has_pooler = True
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.dropout = self._classifier_dropout()
+        self.classifier = self._linear(self.config.num_labels, "classifier")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the classes, (B, N)."""
+        return {"logits": self.classifier(self.dropout(outputs["pooler_output"], training=training))}
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Mean squared error, cross-entropy or binary cross-entropy, by `problem_type`, (1,)."""
+        return sequence_classification_loss(self.config, output["logits"], labels["labels"], weights=weights)
+
+
+@register
+class TFBertForMultipleChoice(TFBertTask):
+    """BERT that scores each of several choices from its pooled first token.
+
+    Inputs have an axis of choices, (B, C, S); `labels` are the indices of the correct ones, (B,). A call returns
+    `TFMultipleChoiceModelOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForMultipleChoice
+        >>> model = TFBertForMultipleChoice(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> tuple(model(np.array([[[101, 7592, 102], [101, 2088, 102]]])).logits.shape)
+        (1, 2)
+    """
+
+    output_class = TFMultipleChoiceModelOutput
+    has_pooler = True
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.dropout = self._classifier_dropout()
+        self.classifier = self._linear(1, "classifier")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of all choices, (B·C, 1)."""
+        return {"logits": self.classifier(self.dropout(outputs["pooler_output"], training=training))}
+
+    def scores(self, inputs: tuple[Any, ...], **arguments: Any) -> TFModelOutput:
+        """As of every class, with the choices as rows of the batch."""
+        *tokens, head_mask, embeds = inputs
+        num_choices, (*tokens, embeds) = fold_choices(*tokens, embeds)
+        output = super().scores((*tokens, head_mask, embeds), **arguments)
+        output["logits"] = ops.reshape(output["logits"], (-1, num_choices))
+        return output
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy over the choices, (1,)."""
+        return cross_entropy(output["logits"], ops.reshape(labels["labels"], (-1,)), weights=weights)
+
+
+@register
+class TFBertForTokenClassification(TFBertTask):
+    """BERT with a classification head on every token.
+
+    `labels` are the class indices of the tokens, -100 is ignored, (B, S). A call returns `TFTokenClassifierOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForTokenClassification
+        >>> config = BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=5)
+        >>> tuple(TFBertForTokenClassification(config)(np.array([[101, 7592, 102]])).logits.shape)
+        (1, 3, 5)
+    """
+
+    output_class = TFTokenClassifierOutput
+    token_label: ClassVar[str | None] = "labels"
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.dropout = self._classifier_dropout()
+        self.classifier = self._linear(self.config.num_labels, "classifier")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the classes, (B, S, N)."""
+        return {"logits": self.classifier(self.dropout(outputs["last_hidden_state"], training=training))}
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy of the tokens, (1,)."""
+        return cross_entropy(output["logits"], labels["labels"], weights=weights)
+
+
+@register
+class TFBertForQuestionAnswering(TFBertTask):
+    """BERT that scores each token as start and as end of an answer.
+
+    `start_positions` and `end_positions` are the tokens where the answer starts and ends, (B,); outside the sequence
+    they do not count. The loss scores every position, padding included, and labels may come to `compute_loss` after the
+    scores are made; so the batch is never packed. A call returns `TFQuestionAnsweringModelOutput`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import BertConfig, TFBertForQuestionAnswering
+        >>> model = TFBertForQuestionAnswering(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> tuple(model(np.array([[101, 7592, 102]])).start_logits.shape)
+        (1, 3)
+    """
+
+    targets: ClassVar[Mapping[str, str]] = {"start_positions": "start_logits", "end_positions": "end_logits"}
+    output_class = TFQuestionAnsweringModelOutput
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.qa_outputs = self._linear(2, "qa_outputs")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+        """Scores of the tokens, (B, S) each."""
+        start, end = ops.unstack(self.qa_outputs(outputs["last_hidden_state"]), 2, axis=-1)
+        return {"start_logits": start, "end_logits": end}
+
+    def states_read(self, labels: Mapping[str, Tensor | None], training: bool | None) -> bool | Tensor:
+        """All: the softmax runs over every position."""
+        return True
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Mean of the start and the end cross-entropy, (1,)."""
+        scores = output["start_logits"], output["end_logits"]
+        return question_answering_loss(*scores, labels["start_positions"], labels["end_positions"], weights=weights)
+
+    @unpack_inputs
+    def call(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+        start_positions: Tensor | None = None, end_positions: Tensor | None = None, training: bool | None = False,
+    ) -> Any:  # fmt: skip
+        """Run the model; inputs as in `TFBertModel.call`, positions as the class says."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        flags = (output_attentions, output_hidden_states, return_dict, training)
+        return self.run(inputs, flags, {"start_positions": start_positions, "end_positions": end_positions})

@@ -140,7 +140,9 @@ class FlaxLongT5TransientGlobalAttention(FlaxLongT5LocalAttention):
         bias, _ = super().biases(length)
         offsets = summary_offsets(length // self.config.global_block_size)
         embedding = self.global_relative_attention_bias
-        return bias, relative_bias(self.config, offsets, embedding, bidirectional=True) if len(offsets) else None
+        return bias, relative_bias(self.config, offsets, embedding, bidirectional=True) if offsets.shape[
+            0
+        ] > 0 else None
 
     def summarise(self, hidden_states: Array, plan: EncoderPlan) -> ExtraKeys | None:
         """Keys that all tokens see: those of the summaries."""

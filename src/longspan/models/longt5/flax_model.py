@@ -22,7 +22,8 @@ from longspan.models.longt5.flax_base import FlaxLongT5PreTrainedModel
 from longspan.models.longt5.flax_decoder import FlaxLongT5Decoder
 from longspan.models.longt5.flax_encoder import FlaxLongT5Encoder
 from longspan.models.longt5.flax_layers import linear
-from longspan.nn.flax.layers import Dtype, Embedding, matmul
+from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutput,
     FlaxCausalLMOutputWithCrossAttentions,
@@ -158,10 +159,11 @@ class FlaxLongT5Module(FlaxLongT5EncoderModule):
             output_attentions: Return attention weights.
             output_hidden_states: Return hidden states.
         """
+        states = drop_unseen_faults(encoder_hidden_states, encoder_attention_mask)
         return self.decoder(
             self.shared(decoder_input_ids),
             decoder_attention_mask,
-            encoder_hidden_states.astype(self.dtype),
+            states.astype(self.dtype),
             encoder_attention_mask,
             source=source,
             ancestors=ancestors,
@@ -193,8 +195,7 @@ class FlaxLongT5ForConditionalGenerationModule(FlaxLongT5Module):
             return self.lm_head(hidden_states)
         # the embeddings are large, as T5's first layers expect them
         states = hidden_states * self.config.d_model**-0.5
-        logits = matmul(states, self.shared.embedding.astype(self.dtype).T)
-        return logits.astype(self.dtype)
+        return self.shared.attend(states).astype(self.dtype)
 
 
 class FlaxLongT5EncoderModel(FlaxLongT5PreTrainedModel):

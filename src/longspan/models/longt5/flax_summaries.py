@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
@@ -99,6 +98,6 @@ def _permute_back(place: Array, gradient: Array) -> tuple[Array, None, None]:
 _permute.defvjp(_permute_saving, _permute_back)
 
 
-def summary_offsets(number: int) -> np.ndarray:
+def summary_offsets(number: int) -> Array:
     """Relative positions on the axis of the summaries: 1 - G … G - 1."""
-    return np.arange(1 - number, number)
+    return jnp.arange(2 * number - 1) - (number - 1) if number > 0 else jnp.zeros((0,), jnp.int32)

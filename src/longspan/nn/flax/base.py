@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
 from longspan.nn.flax.parameters import Path as ParameterPath
 from longspan.nn.flax.parameters import draw, recipes
+from longspan.nn.flax.sharding import on_auto_axes
 
 #: the modules' own fields, which `from_pretrained` does not pass on from its keywords
 _MODULE_FIELDS = {"config", "dtype", "gradient_checkpointing", "parent", "name"}
@@ -240,13 +241,19 @@ class FlaxPreTrainedModel:
         fingerprint: Any,
     ) -> tuple[Any, Any]:
         del fingerprint
-        arguments = {**inputs, **dict(settings), "rngs": {} if dropout_rng is None else {"dropout": dropout_rng}}
-        if cache is None:
-            return self.module.apply({"params": params}, **arguments, method=method), None
-        output, changed = self.module.apply(
-            {"params": params, "cache": cache}, **arguments, method=method, mutable=["cache"]
-        )
-        return output, thaw(changed["cache"])
+        fixed = dict(settings)
+        rows = next(value for value in inputs.values() if value is not None)
+
+        def apply(params: Any, cache: Any, dropout_rng: Array | None, inputs: dict[str, Any]) -> tuple[Any, Any]:
+            arguments = {**inputs, **fixed, "rngs": {} if dropout_rng is None else {"dropout": dropout_rng}}
+            if cache is None:
+                return self.module.apply({"params": params}, **arguments, method=method), None
+            output, changed = self.module.apply(
+                {"params": params, "cache": cache}, **arguments, method=method, mutable=["cache"]
+            )
+            return output, thaw(changed["cache"])
+
+        return cast("tuple[Any, Any]", on_auto_axes(apply, params, cache, dropout_rng, inputs, rows=rows))
 
     def __getstate__(self) -> dict[str, Any]:
         programs = ("_compiled", "_compiled_generation", "_recipes")

@@ -78,12 +78,12 @@ def check_shape(array: ArrayLike | None, expected: tuple[int, ...], *, name: str
 
 
 def check_length(length: int, limit: int, *, limit_name: str = "max_position_embeddings") -> None:
-    """Check that a sequence fits the positions of a model.
+    """Check that a sequence fits the positions of a model; a symbolic length of `jax.export` passes.
 
     Raises:
         InputError: naming the length, the limit and what to do.
     """
-    if length > limit:
+    if isinstance(length, int) and length > limit:
         raise InputError(
             f"the input must not be longer than {limit_name}={limit} tokens. Received: {length} tokens. "
             f"Truncate it (tokenizer(..., truncation=True, max_length={limit})), split it into windows "

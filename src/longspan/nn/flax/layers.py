@@ -102,6 +102,10 @@ class Embedding(nn.Module):
             rows = jnp.where((indices == self.padding_idx)[..., None], lax.stop_gradient(rows), rows)
         return rows
 
+    def attend(self, states: Array) -> Array:
+        """Products with all rows, in float32, as a projection tied to the table: (..., features) -> (..., rows)."""
+        return matmul(states, self.embedding.astype(self.dtype).T)
+
     def _draw(self, rng: Array, shape: tuple[int, ...], dtype: Dtype) -> Array:
         table = self.embedding_init(rng, shape, dtype)
         return table if self.padding_idx is None else table.at[self.padding_idx].set(0.0)

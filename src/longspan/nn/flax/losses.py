@@ -13,6 +13,7 @@ from jax import Array
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
 from longspan.nn.flax.checks import ArrayLike, check_shape, values_visible
+from longspan.nn.flax.sharding import on_auto_axes
 
 IGNORE_INDEX = -100
 
@@ -118,7 +119,12 @@ def question_answering_loss(
 
 def _mean_cross_entropy(logits: Array, labels: Array, *, ignored: int) -> Array:
     """Over (..., N) and (...); labels equal to `ignored` do not count."""
-    counts = labels != ignored
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    picked = jnp.take_along_axis(log_probabilities, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
-    return -jnp.where(counts, picked, 0.0).sum() / counts.sum()
+
+    def mean(logits: Array, labels: Array) -> Array:
+        counts = labels != ignored
+        log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        picked = jnp.take_along_axis(log_probabilities, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
+        return -jnp.where(counts, picked, 0.0).sum() / counts.sum()
+
+    loss: Array = on_auto_axes(mean, logits, labels, rows=logits)
+    return loss

@@ -54,16 +54,18 @@ def causal_mask(query_positions: Array, num_keys: int) -> Array:
     return (jnp.arange(num_keys)[None, :] <= query_positions[:, None])[None, None]
 
 
-def segment_mask(segments: Array) -> Array:
+def segment_mask(segments: Array, keys: Array | None = None) -> Array:
     """Tokens of one row see the tokens of their own sequence.
 
     Args:
         segments: Number of each token's sequence within its row, 0 where the row is empty, (B, S).
+        keys: The same, and 0 for tokens that none may see; None for `segments`.
 
     Returns:
         Boolean, (B, 1, S, S).
     """
-    return ((segments[:, :, None] == segments[:, None, :]) & (segments[:, None, :] != 0))[:, None]
+    keys = segments if keys is None else keys
+    return ((segments[:, :, None] == keys[:, None, :]) & (keys[:, None, :] != 0))[:, None]
 
 
 def extend_mask(mask: Array, num_keys: int) -> Array:
@@ -91,3 +93,16 @@ def expand_head_mask(head_mask: ArrayLike | None, *, num_layers: int, num_heads:
             f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
         )
     return jnp.broadcast_to(head_mask, (num_layers, num_heads))
+
+
+def drop_unseen_faults(states: Array, mask: Array | None) -> Array:
+    """Set NaN and infinities to 0 where no query may see them: a weight of 0 times NaN would be NaN.
+
+    Args:
+        states: (B, S, H).
+        mask: Nonzero = attend, (B, S), (B, T, S) or (B, 1, T, S); None for all.
+    """
+    if mask is None:
+        return states
+    seen = (mask != 0).any(axis=tuple(range(1, mask.ndim - 1)))
+    return jnp.where(seen[..., None] | jnp.isfinite(states), states, jnp.zeros((), states.dtype))

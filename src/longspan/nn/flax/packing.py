@@ -8,6 +8,8 @@ Programs of XLA have fixed shapes, so packed rows come in few sizes: P is a mult
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from flax import struct
@@ -24,11 +26,13 @@ class Packing:
     Attributes:
         indices: Index of each packed token in the flattened batch, 0 where a row is empty, (R, P).
         segments: Number of its sequence within the row, from 1; 0 where the row is empty, (R, P).
+        keys: The same, and 0 where a token is computed but seen by none, (R, P).
         places: Index of each token in the flattened rows, R·P at padding, (B, S).
     """
 
     indices: Array
     segments: Array
+    keys: Array
     places: Array
 
     def pack(self, values: Array) -> Array:
@@ -41,16 +45,19 @@ class Packing:
         return tokens.at[self.places].get(mode="fill", fill_value=0)
 
 
-def plan_packing(mask: npt.NDArray[np.bool_]) -> Packing:
+def plan_packing(mask: npt.NDArray[np.bool_], *, first_states: bool = False) -> Packing:
     """Put the sequences of a batch into as few rows as their lengths allow (first fit, longest first).
 
     Args:
         mask: True at real tokens, (B, S).
+        first_states: Compute the state of each row's first token even if it is padding.
 
     Returns:
         The packing, of NumPy arrays.
     """
-    lengths = mask.sum(axis=1)
+    computed = mask.copy()
+    computed[:, :1] |= first_states
+    lengths = computed.sum(axis=1)
     capacity = _row_length(int(lengths.max(initial=0)))
     rows = _first_fit(lengths, capacity)
     num_rows = _rounded_rows(len(rows))
@@ -60,13 +67,15 @@ def plan_packing(mask: npt.NDArray[np.bool_]) -> Packing:
     for row, sequences in enumerate(rows):
         start = 0
         for segment, sequence in enumerate(sequences, start=1):
-            tokens = np.flatnonzero(mask[sequence])
+            tokens = np.flatnonzero(computed[sequence])
             stop = start + len(tokens)
             indices[row, start:stop] = sequence * mask.shape[1] + tokens
             segments[row, start:stop] = segment
             places[sequence, tokens] = row * capacity + np.arange(start, stop)
             start = stop
-    return Packing(indices=indices, segments=segments, places=places)  # type: ignore[arg-type]  # NumPy arrays will do
+    keys = np.where(mask.reshape(-1)[indices], segments, 0) if mask.size else segments
+    arrays: Any = {"indices": indices, "segments": segments, "keys": keys, "places": places}  # NumPy arrays will do
+    return Packing(**arrays)
 
 
 def packed_size(packing: Packing) -> int:

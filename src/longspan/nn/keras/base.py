@@ -21,7 +21,7 @@ from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.keras.initializers import skip_initialisation
-from longspan.nn.keras.inputs import input_names, plain
+from longspan.nn.keras.inputs import check_dense, input_names, plain
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_traced_by_tensorflow
@@ -113,6 +113,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         # Keras takes tensors by place and everything else by keyword
         arguments = {name: value for name, value in zip(names, args, strict=False) if value is not None}
         arguments.update(kwargs)
+        for name, value in arguments.items():
+            check_dense(value, name)
         first = arguments.pop(names[0], None)
         return super().__call__(**arguments) if first is None else super().__call__(plain(first), **arguments)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from longspan.errors import InputError
 from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.checks import Size, static_shape
-from longspan.nn.keras.layers import layer_norm, linear
+from longspan.nn.keras.layers import Block, layer_norm, linear
 from longspan.ops.keras import Tensor
 
 
-class Pooler(keras.layers.Layer):
+class Pooler(Block):
     """tanh(W h₀ + b) of the first token's state (BERT, Longformer).
 
     Args:
@@ -24,20 +23,15 @@ class Pooler(keras.layers.Layer):
     """
 
     def __init__(self, *, hidden_size: int, stddev: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.hidden_size = hidden_size
+        super().__init__(hidden_size, **kwargs)
         self.dense = linear(hidden_size, stddev=stddev, dtype=self.dtype_policy, name="dense")
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.dense.build((None, self.hidden_size))
 
     def call(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, H)."""
         return ops.tanh(self.dense(hidden_states[:, 0]))
 
 
-class PredictionHeadTransform(keras.layers.Layer):
+class PredictionHeadTransform(Block):
     """dense → activation → layer norm, before the vocabulary projection of BERT.
 
     Args:
@@ -51,16 +45,10 @@ class PredictionHeadTransform(keras.layers.Layer):
     def __init__(
         self, *, hidden_size: int, activation: str, layer_norm_eps: float, stddev: float, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.hidden_size = hidden_size
+        super().__init__(hidden_size, **kwargs)
         self.dense = linear(hidden_size, stddev=stddev, dtype=self.dtype_policy, name="dense")
         self.activation = get_activation(activation)
         self.LayerNorm = layer_norm(layer_norm_eps, dtype=self.dtype_policy, name="LayerNorm")
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.dense.build((None, self.hidden_size))
-        self.LayerNorm.build((None, self.hidden_size))
 
     def call(self, hidden_states: Tensor) -> Tensor:
         """(tokens, H) -> (tokens, H)."""

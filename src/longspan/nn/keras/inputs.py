@@ -86,6 +86,7 @@ def plain(data: Any) -> Any:
     Raises:
         InputError: a column's rows differ in length.
     """
+    check_dense(data)
     if isinstance(data, Mapping):
         return {name: _array(name, value) for name, value in data.items() if name not in BOOKKEEPING}
     if isinstance(data, tuple):
@@ -93,7 +94,17 @@ def plain(data: Any) -> Any:
     return data
 
 
+def check_dense(value: Any, name: str = "input_ids") -> None:
+    """Raise `InputError` for a `tf.RaggedTensor`."""
+    if hasattr(value, "row_lengths") and hasattr(value, "to_tensor"):
+        raise InputError(
+            f"{name} must have rows of one length: {name}.to_tensor(0) pads them, and "
+            f"attention_mask=tf.sequence_mask({name}.row_lengths()) tells text from padding. Received: a RaggedTensor"
+        )
+
+
 def _array(name: str, value: Any) -> Any:
+    check_dense(value, name)
     if not isinstance(value, list):
         return value
     try:

@@ -5,8 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
 from longspan.nn.keras.initializers import Normal, NormalWithPadding
+from longspan.ops.keras import Tensor
+
+
+class Block(keras.layers.Layer):
+    """A layer made of layers that read states of one width; its weights are made with theirs.
+
+    Args:
+        width: Size of the last axis of what the sub-layers read.
+        **kwargs: `name`, `dtype`, `trainable`.
+    """
+
+    def __init__(self, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, input_shape: Any = None) -> None:
+        """Make the weights of the sub-layers that have none yet."""
+        build_all(self, self.width)
+
+
+def build_all(parent: keras.layers.Layer, width: int) -> None:
+    """Build the sub-layers of `parent` that are not built; they read (..., width)."""
+    for layer in parent._flatten_layers(include_self=False, recursive=False):
+        if not layer.built:
+            layer.build((None, width))
 
 
 def linear(units: int, *, stddev: float, dtype: Any, name: str, use_bias: bool = True) -> keras.layers.Dense:
@@ -39,3 +65,21 @@ def embedding(
 def layer_norm(epsilon: float, *, dtype: Any, name: str) -> keras.layers.LayerNormalization:
     """Layer normalisation over the last axis."""
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def score_rows(states: Tensor, layer: keras.layers.Layer) -> Tensor:
+    """Products of states with the rows of an embedding, as a projection onto the vocabulary that is tied to it.
+
+    The table is shared, so this is the one place that reads a weight out of its layer. A layer that computes its rows
+    (quantised, or one that a tool put in the place of the embedding) is asked for all of them.
+
+    Args:
+        states: (N, H).
+        layer: The embedding of V rows.
+
+    Returns:
+        (N, V).
+    """
+    is_plain = isinstance(layer, keras.layers.Embedding) and layer.quantization_mode is None
+    table = ops.convert_to_tensor(layer.embeddings) if is_plain else layer(ops.arange(layer.input_dim, dtype="int32"))
+    return ops.matmul(states, ops.cast(ops.transpose(table), states.dtype))

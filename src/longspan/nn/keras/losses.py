@@ -14,7 +14,14 @@ from longspan.ops.keras import Tensor
 IGNORE_INDEX = -100
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels", ignore_index: int = IGNORE_INDEX) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    name: str = "labels",
+    ignore_index: int = IGNORE_INDEX,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy over the labels that are not `ignore_index`; 0 if there is none.
 
     Args:
@@ -22,6 +29,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels", ignor
         labels: Class indices in [0, N) or `ignore_index`, (...).
         name: Name of the labels in errors.
         ignore_index: Label that does not count.
+        weights: Factor of each label's loss (not of their number), (...) or (B,).
 
     Raises:
         InputError: a label is out of range, or the shapes disagree.
@@ -32,7 +40,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, name: str = "labels", ignor
     counts = ops.cast(labels != ignore_index, "float32")
     safe = ops.where(labels == ignore_index, 0, labels)
     losses = ops.sparse_categorical_crossentropy(safe, ops.cast(logits, "float32"), from_logits=True)
+    losses = _weighted(losses, weights)
     return ops.reshape(ops.sum(losses * counts) / ops.maximum(ops.sum(counts), 1.0), (1,))
+
+
+def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses (B, ...) times weights of as many or fewer axes."""
+    if weights is None:
+        return losses
+    missing = len(losses.shape) - len(weights.shape)
+    if missing < 0:
+        raise InputError(f"sample_weight must have at most the axes of the labels. Received: {static_shape(weights)}")
+    return losses * ops.cast(ops.reshape(weights, (*ops.shape(weights), *(1,) * missing)), losses.dtype)
 
 
 def _check_labels(labels: Tensor, num_classes: int, *, name: str, ignore_index: int) -> None:
@@ -48,15 +67,18 @@ def _check_labels(labels: Tensor, num_classes: int, *, name: str, ignore_index: 
         )
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def causal_lm_loss(logits: Tensor, labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Next-token cross-entropy: the score at i is compared with the label at i + 1.
 
     Args:
         logits: (B, S, V).
         labels: (B, S), aligned with the input ids; -100 is ignored.
+        weights: Factor of each label's loss, (B, S) or (B,).
     """
     check_shape(labels, static_shape(logits)[:-1], name="labels", axes="(batch, tokens)")
-    return cross_entropy(logits[:, :-1], labels[:, 1:])
+    if weights is not None and len(weights.shape) > 1:
+        weights = weights[:, 1:]
+    return cross_entropy(logits[:, :-1], labels[:, 1:], weights=weights)
 
 
 def problem_type(config: PretrainedConfig, labels: Tensor) -> str:
@@ -73,33 +95,41 @@ def _is_float(tensor: Tensor) -> bool:
     return "float" in name
 
 
-def sequence_classification_loss(config: PretrainedConfig, logits: Tensor, labels: Tensor) -> Tensor:
+def sequence_classification_loss(
+    config: PretrainedConfig, logits: Tensor, labels: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
     """Mean squared error, cross-entropy, or binary cross-entropy with logits, by `problem_type`.
 
     Args:
         config: Gives `problem_type` and `num_labels`.
         logits: (B, N).
         labels: (B,) or (B, 1) class indices, (B,) or (B, N) targets of a regression, or (B, N) multi-hot floats.
+        weights: Factor of each row's loss, (B,).
 
     Raises:
         InputError: labels out of range or of the wrong shape.
     """
     kind = problem_type(config, labels)
     if kind == "single_label_classification":
-        return cross_entropy(logits, ops.reshape(labels, (-1,)))
+        return cross_entropy(logits, ops.reshape(labels, (-1,)), weights=weights)
     logits, targets = ops.cast(logits, "float32"), ops.cast(labels, "float32")
     if kind == "regression" and config.num_labels == 1:
         logits, targets = ops.reshape(logits, (-1,)), ops.reshape(targets, (-1,))
     check_shape(targets, static_shape(logits), name="labels", axes="(batch, num_labels)")
     if kind == "regression":
-        return ops.reshape(ops.mean(ops.square(logits - targets)), (1,))
+        return ops.reshape(ops.mean(_weighted(ops.square(logits - targets), weights)), (1,))
     # log(1 + exp(x)) - x·y, without overflow
     losses = ops.maximum(logits, 0.0) - logits * targets + ops.log1p(ops.exp(-ops.abs(logits)))
-    return ops.reshape(ops.mean(losses), (1,))
+    return ops.reshape(ops.mean(_weighted(losses, weights)), (1,))
 
 
 def question_answering_loss(
-    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+    start_logits: Tensor,
+    end_logits: Tensor,
+    start_positions: Tensor,
+    end_positions: Tensor,
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean of the start and the end cross-entropy; positions outside the sequence do not count.
 
@@ -108,6 +138,7 @@ def question_answering_loss(
         end_logits: (B, S).
         start_positions: (B,) or (B, 1); clamped to [0, S], where S is ignored.
         end_positions: (B,) or (B, 1); likewise.
+        weights: Factor of each row's loss, (B,).
     """
 
     def one_side(logits: Tensor, positions: Tensor) -> Tensor:
@@ -116,6 +147,6 @@ def question_answering_loss(
             positions = ops.squeeze(positions, -1)
         check_shape(positions, static_shape(logits)[:1], name="start_positions and end_positions", axes="(batch,)")
         positions = ops.maximum(ops.cast(positions, "int32"), 0)
-        return cross_entropy(logits, ops.where(positions >= length, IGNORE_INDEX, positions))
+        return cross_entropy(logits, ops.where(positions >= length, IGNORE_INDEX, positions), weights=weights)
 
     return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2

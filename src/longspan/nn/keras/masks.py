@@ -81,3 +81,18 @@ def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: in
             f"({num_layers}, {num_heads}). Received: {static_shape(head_mask)}"
         )
     return ops.broadcast_to(head_mask, (num_layers, num_heads))[:, None, :, None, None]
+
+
+def drop_unseen_faults(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Set NaN and infinities to 0 where no query may see them: a weight of 0 times NaN would be NaN.
+
+    Args:
+        states: (B, S, H), the last S tokens of the mask.
+        mask: Nonzero = attend, (B, past + S), (B, T, past + S) or (B, 1, T, past + S); None for all.
+    """
+    if mask is None:
+        return states
+    seen = as_boolean(mask)
+    seen = seen if len(mask.shape) == 2 else ops.any(seen, axis=tuple(range(1, len(mask.shape) - 1)))
+    seen = seen[:, ops.shape(seen)[1] - ops.shape(states)[1] :]
+    return ops.where(ops.logical_or(seen[..., None], ops.isfinite(states)), states, ops.zeros((), states.dtype))

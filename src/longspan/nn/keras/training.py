@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import keras
@@ -15,29 +17,36 @@ from longspan.nn.keras.losses import IGNORE_INDEX
 from longspan.nn.keras.outputs import TFModelOutput
 from longspan.ops.keras import Tensor
 
+#: labels of each token that come as `y` with the batch that a step of Keras runs; True if all may count
+_coming: ContextVar[Any] = ContextVar("longspan_keras_coming_labels", default=None)
+
 
 class TaskTraining:
     """Mix-in of Keras models: training with a standard Keras loss, or with the model's own.
 
     - `compile(loss=...)`, labels as `y`: the loss meets the scores that belong to the labels. `y` is one tensor, a
       tuple, or a dict by label name; with several labels (`start_positions`, `end_positions`) so is the loss.
-    - `compile()` without a loss: the model's own loss, with the labels as `y` or among the inputs.
+    - `compile()` without a loss: the model's own loss, with the labels as `y` or among the inputs. `sample_weight` and
+      `class_weight` need them as `y`, and multiply the loss of each label.
 
     Metrics see the same pairs. A label of -100 has the sample weight 0 in `weighted_metrics`.
     """
 
     #: name of a label -> field of the output that it is compared with
     targets: ClassVar[Mapping[str, str]] = {}
+    #: the label that has a value for each token, if there is one
+    token_label: ClassVar[str | None] = None
     #: of `keras.Model`
     loss: Any
     losses: list[Tensor]
 
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor]) -> Tensor:
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """The model's own loss, (1,).
 
         Args:
             output: Output of the model.
             labels: Every label of `targets`, by name.
+            weights: Factor of each label's loss.
         """
         raise InputError(f"{type(self).__name__} has no loss of its own: pass one to compile()")
 
@@ -51,7 +60,50 @@ class TaskTraining:
             output["loss"] = self.task_loss(output, labels)
         return output
 
+    def states_read(self, labels: Mapping[str, Tensor | None], training: bool | None) -> bool | Tensor:
+        """Which states at padding a loss of this call reads: all, none, or those where a boolean (B, S) is True.
+
+        A label at padding counts unless it is -100. Where labels come later, and are not known, all states are needed.
+        """
+        if self.token_label is None:
+            return False
+        label = labels.get(self.token_label)
+        if label is None:
+            label = _coming.get() if _coming.get() is not None else training
+        if label is None or isinstance(label, bool):
+            return bool(label)
+        counts = ops.not_equal(label, ops.cast(IGNORE_INDEX, label.dtype))
+        # the score that a label is compared with may stand at another token
+        aligned, _ = self.align(counts, counts)
+        behind = ops.shape(counts)[1] - ops.shape(aligned)[1]
+        return aligned if isinstance(behind, int) and behind == 0 else ops.pad(aligned, ((0, 0), (0, behind)))
+
     # -- hooks of keras.Model --------------------------------------------------------------------------------------
+
+    def train_step(self, *arguments: Any) -> Any:
+        """As of `keras.Model`; the forward pass knows the labels that come as `y`."""
+        parent: Any = super()
+        with self._labels_of(arguments[-1]):
+            return parent.train_step(*arguments)
+
+    def test_step(self, *arguments: Any) -> Any:
+        """As of `keras.Model`; the forward pass knows the labels that come as `y`."""
+        parent: Any = super()
+        with self._labels_of(arguments[-1]):
+            return parent.test_step(*arguments)
+
+    @contextmanager
+    def _labels_of(self, data: Any) -> Iterator[None]:
+        """In the block `states_read` knows of the labels of this batch."""
+        _, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        labels = None
+        if y is not None:  # a loss of `compile` may count any label
+            labels = True if self.loss is not None else self._label_dict(y).get(self.token_label or "", True)
+        token = _coming.set(labels)
+        try:
+            yield
+        finally:
+            _coming.reset(token)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -62,10 +114,10 @@ class TaskTraining:
         if self.loss is not None:
             y, y_pred = self._pair(y, y_pred)
             return parent.compute_loss(x, y, y_pred, sample_weight, training=training)
-        if sample_weight is not None:
-            raise InputError("sample_weight and class_weight need a loss in compile(); the model's own takes none")
         if y is not None:
-            own = self.task_loss(y_pred, self._label_dict(y))
+            own = self.task_loss(y_pred, self._label_dict(y), _one_weight(sample_weight))
+        elif sample_weight is not None:
+            raise InputError("sample_weight and class_weight need the labels as y. Received: labels among the inputs")
         elif y_pred.get("loss") is not None:
             own = y_pred["loss"]
         else:
@@ -159,6 +211,15 @@ class TaskTraining:
 def _label_of(name: str, targets: Mapping[str, str]) -> str:
     """The label that a key of `y` means: its own name, or the field that it is compared with."""
     return next((label for label, field in targets.items() if field == name), name)
+
+
+def _one_weight(sample_weight: Any) -> Tensor | None:
+    if isinstance(sample_weight, Mapping | list | tuple):
+        raise InputError(
+            "the model's own loss takes one sample_weight for all labels; a loss in compile() takes one for each. "
+            f"Received: {type(sample_weight).__name__}"
+        )
+    return None if sample_weight is None else ops.convert_to_tensor(sample_weight)
 
 
 def _check_named(y_pred: Any) -> None:

@@ -21,3 +21,8 @@ def check_shape(array: Array | None, expected: tuple[int, ...], *, name: str, ax
     """
     if array is not None and tuple(array.shape) != expected:
         raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(array.shape)}")
+
+
+def num_blocks(length: int, rows: int) -> int:
+    """Blocks of R tokens that hold S tokens, at least one; S may be a symbolic length of `jax.export`, R not."""
+    return max(-(-length // rows), 1) if isinstance(length, int) else -(-length // rows)

@@ -57,8 +57,9 @@ def key_bias(mask: Array | None, *, batch: int, length: int, padding: tuple[int,
 
 
 def num_positions(rows: int, step: int, num_extra: int) -> int:
-    """U: positions rise by at most 1 in `step` tokens, and lie below G."""
-    return min(-(-(rows - 1) // step) + 1, num_extra)
+    """U: positions rise by at most 1 in `step` tokens, and lie below G (which is of no use if it is symbolic)."""
+    most = -(-(rows - 1) // step) + 1
+    return min(most, num_extra) if isinstance(num_extra, int) else most
 
 
 def pad_table(table: Array, positions: int) -> Array:

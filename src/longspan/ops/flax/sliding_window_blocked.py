@@ -14,6 +14,7 @@ from jax import Array
 
 from longspan.ops.flax import sliding_window_bias as biases
 from longspan.ops.flax.attention import drop_weights
+from longspan.ops.flax.shapes import num_blocks
 
 if TYPE_CHECKING:
     from longspan.ops.flax.sliding_window import ExtraKeys
@@ -39,7 +40,7 @@ def blocked_attention(
 ) -> tuple[Array, Array]:
     """Output (B, S, H, E) and weights (B, H, N, R, G + C)."""
     batch, length, _, _ = query.shape
-    blocks = max(-(-length // rows), 1)
+    blocks = num_blocks(length, rows)
     missing = blocks * rows - length
     queries = _pad_tokens(query, (0, missing)).reshape(batch, blocks, rows, *query.shape[2:])  # (B, N, R, H, D)
     span = rows + left + right

@@ -18,6 +18,7 @@ from flax import struct
 from jax import Array, lax
 
 from longspan.ops.flax import sliding_window_bias as biases
+from longspan.ops.flax.shapes import num_blocks
 
 if TYPE_CHECKING:
     from longspan.ops.flax.sliding_window import ExtraKeys
@@ -91,8 +92,8 @@ def chunked_attention(
 ) -> tuple[Array, None]:
     """Output (B, S, H, E), and None for the weights; see `sliding_window_attention`."""
     batch, length, heads, _ = query.shape
-    rows = max(min(CHUNK_ROWS, length), 1)
-    blocks = max(-(-length // rows), 1)
+    rows = max(min(CHUNK_ROWS, length), 1) if isinstance(length, int) else CHUNK_ROWS
+    blocks = num_blocks(length, rows)
     missing = blocks * rows - length
     around = (left, right + missing)
     positions = 0 if extra is None else biases.num_positions(rows, extra.step, extra.key.shape[1])

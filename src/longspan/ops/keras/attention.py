@@ -86,7 +86,11 @@ class RowGroup(Protocol):
 
     @property
     def bias(self) -> Tensor:
-        """0 at the tokens of each row and `MASKED` behind them, (rows, 1, 1, width)."""
+        """0 at the tokens of each row that may be seen and `MASKED` elsewhere, (rows, 1, 1, width)."""
+
+    @property
+    def attends(self) -> Tensor | None:
+        """0 for rows in which no token may be seen, else 1, (rows, 1, 1, 1); None for all 1."""
 
     def to_rows(self, packed: Tensor) -> Tensor:
         """(N, ...) -> (rows, width, ...)."""
@@ -115,6 +119,6 @@ def packed_attention(
     contexts = []
     for group in groups:
         q, k, v = (ops.transpose(group.to_rows(packed), (0, 2, 1, 3)) for packed in (query, key, value))
-        context, _ = eager_attention(q, k, v, bias=group.bias, dropout=dropout)
+        context, _ = eager_attention(q, k, v, bias=group.bias, attends=group.attends, dropout=dropout)
         contexts.append(group.from_rows(ops.transpose(context, (0, 2, 1, 3))))
     return ops.concatenate(contexts, axis=0)

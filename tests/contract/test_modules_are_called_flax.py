@@ -1,0 +1,136 @@
+"""Every dense layer, embedding and norm of every Flax class is applied by calling it.
+
+`flax.linen.intercept_methods`, by which quantisers and adapters work, adds a known term to what each module gives, so
+the output, and the gradient, must be those of a model whose bias or table has grown by that term.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from tests.tolerances import assert_close
+
+import longspan
+from longspan.checkpoints.flax import flatten, unflatten
+from longspan.models.longt5.flax_layers import FlaxLongT5LayerNorm
+from longspan.nn.flax.layers import Dense, Embedding, LayerNorm
+
+BERT = {
+    "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 10,
+    "max_position_embeddings": 16, "attn_implementation": "eager", "tie_word_embeddings": False,
+}  # fmt: skip
+LONGT5 = {
+    "vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 10, "num_heads": 2, "num_layers": 1, "local_radius": 2,
+    "global_block_size": 3, "tie_word_embeddings": False,
+}  # fmt: skip
+DECODER = {"is_decoder": True, "add_cross_attention": True}
+CASES = {
+    **{
+        name: (name, {})
+        for name in longspan.__all__
+        if name.startswith(("FlaxBert", "FlaxLongT5")) and not name.endswith(("PreTrainedModel", "CausalLM"))
+    },
+    "decoder": ("FlaxBertForCausalLM", DECODER),
+    "relative": ("FlaxBertModel", {"position_embedding_type": "relative_key_query"}),
+    "transient-global": ("FlaxLongT5EncoderModel", {"encoder_attention_type": "transient-global"}),
+    "gated": ("FlaxLongT5EncoderModel", {"feed_forward_proj": "gated-gelu"}),
+}
+#: module type -> the parameter that a term in its output can be added to
+KINDS = {Dense: "bias", Embedding: "embedding", LayerNorm: "bias", FlaxLongT5LayerNorm: ""}
+
+
+def build(case):
+    name, settings = CASES[case]
+    config = longspan.BertConfig if "Bert" in name else longspan.LongT5Config
+    model = getattr(longspan, name)(config(**{**(BERT if "Bert" in name else LONGT5), **settings}))
+    rng = np.random.default_rng(0)
+    leaves = flatten(model.params).items()
+    params = unflatten({path: leaf + rng.normal(scale=0.2, size=leaf.shape).astype("f") for path, leaf in leaves})
+    shape = (2, 2, 9) if "Choice" in name else (2, 9)
+    inputs = {"input_ids": rng.integers(0, 40, shape)}
+    if "LongT5" in name and "Encoder" not in name:
+        inputs["decoder_input_ids"] = rng.integers(0, 40, (2, 5))
+    if settings.get("add_cross_attention"):
+        inputs["encoder_hidden_states"] = rng.normal(size=(2, 6, 12)).astype("f")
+    return model, params, inputs
+
+
+def loss_of(output):
+    leaves = jax.tree_util.tree_leaves(output)
+    return sum((leaf * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape))).sum() for leaf in leaves), output
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_terms_that_an_interceptor_adds_take_effect_and_learn(case):
+    model, params, inputs = build(case)
+    widths = {}
+
+    def note(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if type(context.module) in KINDS and context.method_name == "__call__":
+            widths[context.module.path] = (type(context.module), output.shape[-1])
+        return output
+
+    def forward(params, terms, offsets=()):
+        def add(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            is_ours = context.method_name == "__call__" and context.module.path in terms
+            if not is_ours:
+                return output
+            # different at each place: what is the same for all keys changes no softmax
+            places = jnp.cos(jnp.arange(output[..., 0].size)).reshape(output.shape[:-1])[..., None]
+            return output + terms[context.module.path] * (1.0 if context.module.path in offsets else places)
+
+        with nn.intercept_methods(add):
+            return loss_of(model.module.apply({"params": params}, **inputs))
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(lambda: model.module.apply({"params": params}, **inputs))
+    with_weights = {path[:-1] for path in flatten(params)}
+    assert {".".join(path) for path in with_weights - set(widths)} <= {"cls.predictions"}  # a bias of its own
+
+    rng = np.random.default_rng(1)
+    terms, shifted, places = {}, dict(flatten(params)), {}
+    for path, (kind, width) in widths.items():
+        terms[path], leaf = np.zeros(width, "f"), (*path, KINDS[kind])
+        if leaf in shifted and not (case == "relative" and path[-1] == "position_embeddings"):
+            terms[path] = rng.normal(scale=0.2, size=width).astype("f")
+            shifted[leaf] = shifted[leaf] + terms[path]
+            places[path] = leaf
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    function = partial(forward, offsets=frozenset(places))
+    gradient = jax.jit(jax.grad(function, argnums=(0, 1), has_aux=True), compiler_options=options)
+    (by_params, _), expected = gradient(
+        unflatten(shifted), {path: jnp.zeros_like(term) for path, term in terms.items()}
+    )
+    (_, by_terms), output = gradient(params, terms)
+    for one, two in zip(*map(jax.tree_util.tree_leaves, (output, expected)), strict=True):
+        assert_close(one, two)
+    by_params = flatten(by_params)
+    largest = max(float(np.abs(np.asarray(learned)).max()) for learned in by_terms.values())
+    for path, learned in by_terms.items():
+        if path in places:
+            full = np.asarray(by_params[places[path]]).reshape(-1, learned.size).sum(0)
+            if path[-1] != "word_embeddings":  # its row of padding learns from no lookup
+                assert np.abs(np.asarray(learned) - full).max() <= 1e-5 * largest, path
+        elif not (case == "relative" and path[-1] == "position_embeddings"):
+            assert np.abs(np.asarray(learned)).max() > 1e-4, path
+
+
+@pytest.mark.parametrize("name", ["FlaxBertForMaskedLM", "FlaxLongT5ForConditionalGeneration"])
+def test_a_tied_head_is_a_method_of_the_table(name):
+    CASES["tied"] = (name, {"tie_word_embeddings": True})
+    model, params, inputs = build("tied")
+    plain = model.module.apply({"params": params}, **inputs).logits
+
+    def add(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        return output + 3.0 if context.method_name == "attend" else output
+
+    with nn.intercept_methods(add):
+        assert_close(model.module.apply({"params": params}, **inputs).logits, plain + 3.0)

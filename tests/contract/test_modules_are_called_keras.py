@@ -1,0 +1,147 @@
+"""Every dense layer, embedding and norm of every Keras class is applied by calling it.
+
+A tool puts a layer of its own in the place of ours. Here that layer adds a known term, so the output, and the gradient,
+must be those of a model whose bias or table has grown by that term.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.keras.setting import CLASSES, config_for, import_keras, inputs_of, make
+from tests.tolerances import assert_close
+
+keras = import_keras()
+
+#: settings under which every part takes part
+CASES = {
+    **{name: (name, {}) for name in CLASSES},
+    "decoder": ("TFBertLMHeadModel", {"add_cross_attention": True}),
+    "untied": ("TFBertForMaskedLM", {"tie_word_embeddings": False}),
+    "relative": ("TFBertModel", {"position_embedding_type": "relative_key_query"}),
+}
+KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
+
+
+class Wrapped(keras.layers.Layer):
+    """What a layer gives, and a learned term."""
+
+    def __init__(self, inner, term):
+        super().__init__(name=inner.name)
+        self.inner = inner
+        self.input_dim = getattr(inner, "input_dim", None)
+        self.term = self.add_weight(shape=term.shape, initializer="zeros", name="term")
+        self.term.assign(term)
+        self.built = True
+
+    def call(self, inputs):
+        return self.inner(inputs) + self.term
+
+
+def parts(layer):
+    """All places of a dense layer, embedding or norm: (layer that has it, attribute, the part)."""
+    for attribute, value in {**vars(layer), **vars(layer).get("_modules", {})}.items():
+        if attribute.startswith("_"):
+            continue
+        if isinstance(value, KINDS):
+            yield layer, attribute, value
+        elif isinstance(value, keras.layers.Layer):
+            yield from parts(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                if isinstance(item, keras.layers.Layer):
+                    yield from parts(item)
+
+
+def run(model, name, **more):
+    import tensorflow as tf
+
+    inputs = inputs_of(name) | more
+    with tf.GradientTape(persistent=True) as tape:
+        output = model(**inputs)
+        numbers = [value for value in output.values() if not isinstance(value, tuple)]
+        loss = sum(tf.reduce_sum(tf.cast(value, tf.float32) * (1 + index)) for index, value in enumerate(numbers))
+    return numbers, loss, tape
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_in_the_place_of_ours_take_effect_and_learn(case):
+    from longspan.nn.keras.resizing import replace_layer
+
+    name, settings = CASES[case]
+    settings = {"num_hidden_layers": 1, "attn_implementation": "eager", **settings}
+    model = make(name, **settings)
+    more = {}
+    if settings.get("add_cross_attention"):
+        more["encoder_hidden_states"] = np.random.default_rng(3).standard_normal((4, 7, 36)).astype(np.float32)
+    generator = np.random.default_rng(0)
+    # relative positions do not read the table of absolute ones
+    found = [item for item in parts(model) if case != "relative" or item[1] != "position_embeddings"]
+    assert len(found) >= 10
+    terms = [generator.standard_normal(width(part)).astype(np.float32) / 8 for _, _, part in found]
+    shifted = [shift(part, term) for (_, _, part), term in zip(found, terms, strict=True)]
+    expected, loss, tape = run(model, name, **more)
+    gradients = [None if offset is None else tape.gradient(loss, offset.value) for offset in shifted]
+    wrappers = []
+    for (parent, attribute, part), offset, term in zip(found, shifted, terms, strict=True):
+        if offset is None:
+            term = np.zeros_like(term)  # no weight of the model can stand for it: its gradient tells whether it acts
+        else:
+            offset.assign_sub(np.broadcast_to(term, offset.shape))
+        wrappers.append(Wrapped(part, term))
+        replace_layer(parent, attribute, wrappers[-1])
+    outputs, loss, tape = run(model, name, **more)
+    for one, two in zip(outputs, expected, strict=True):
+        assert_close(one, two)
+    learned = tape.gradient(loss, [wrapper.term.value for wrapper in wrappers])
+    largest = max(float(np.abs(np.asarray(mine)).max()) for mine in learned if mine is not None)
+    for (parent, attribute, part), mine, theirs in zip(found, learned, gradients, strict=True):
+        assert mine is not None, f"{type(parent).__name__}.{attribute}"
+        if theirs is None:
+            assert np.abs(np.asarray(mine)).max() > 1e-3
+        else:
+            full = np.asarray(theirs.values if hasattr(theirs, "values") else theirs)
+            mine, theirs = np.asarray(mine), full.reshape(-1, width(part)).sum(0)
+            # the gradient of key biases, which shift all scores of a query alike, is 0 but for rounding
+            scale = max(np.abs(theirs).max(), 0.01 * largest)
+            assert_close(mine / scale, theirs / scale, what=f"{type(parent).__name__}.{attribute}")
+
+
+def width(part):
+    return part.units if isinstance(part, keras.layers.Dense) else part.weights[-1].shape[-1]
+
+
+def shift(part, term):
+    """Add the term to the bias, offset or table of a part; the variable, or None if it has none."""
+    if isinstance(part, keras.layers.Embedding):
+        variable = part._embeddings
+    else:
+        variable = part.bias if isinstance(part, keras.layers.Dense) else part.beta
+    if variable is not None:
+        variable.assign_add(np.broadcast_to(term, variable.shape))
+    return variable
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("name", CLASSES)
+def test_int8_costs_little_and_adapters_act_everywhere(name):
+    import longspan
+
+    model = getattr(longspan, name)(config_for(name, num_hidden_layers=1, hidden_size=96, intermediate_size=64))
+    inputs = {key: value for key, value in inputs_of(name).items() if key in ("input_ids", "attention_mask")}
+    inputs["attention_mask"][:] = 1
+
+    def scores():
+        output = model(inputs)
+        fields = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
+        return np.asarray(next(output[field] for field in fields if field in output))
+
+    expected = scores()
+    model.quantize("int8")
+    assert np.linalg.norm(scores() - expected) < 0.02 * np.linalg.norm(expected)
+    embedding = model.get_input_embeddings()
+    embedding.enable_lora(2)
+    change = np.random.default_rng(0).standard_normal(embedding.lora_embeddings_b.shape)
+    embedding.lora_embeddings_b.assign(change.astype(np.float32))
+    assert np.linalg.norm(scores() - expected) > 0.05 * np.linalg.norm(expected)

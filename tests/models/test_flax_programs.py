@@ -1,0 +1,99 @@
+"""Flax models as programs of their own: exported at any length; faults and labels at padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from tests.tolerances import assert_close
+
+import longspan
+from longspan.nn.flax.losses import cross_entropy
+
+BERT = longspan.BertConfig(
+    vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10,
+    max_position_embeddings=32,
+)  # fmt: skip
+LONGT5 = longspan.LongT5Config(
+    vocab_size=40, d_model=12, d_kv=4, d_ff=10, num_heads=2, num_layers=1, local_radius=2, global_block_size=4,
+    encoder_attention_type="transient-global",
+)  # fmt: skip
+
+
+def batch(length, rows=3):
+    ids = np.random.default_rng(length).integers(1, 40, (rows, length)).astype(np.int32)
+    mask = np.ones((rows, length), np.int32)
+    mask[0, 4:] = mask[1, :2] = 0
+    return ids, mask
+
+
+@pytest.mark.parametrize("name", ["FlaxBertForQuestionAnswering", "FlaxLongT5ForConditionalGeneration"])
+def test_an_export_serves_every_length(name):
+    is_bert = "Bert" in name
+    model = getattr(longspan, name)(BERT if is_bert else LONGT5)
+
+    def run(params, ids, mask):
+        targets = {} if is_bert else {"decoder_input_ids": ids[:, :3]}
+        return model(ids, mask, params=params, return_dict=False, **targets)[0]
+
+    shapes = jax.tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    ids = jax.ShapeDtypeStruct(export.symbolic_shape("rows, tokens", constraints=["tokens >= 4"]), jnp.int32)
+    exported = export.export(jax.jit(run))(shapes, ids, ids)
+    for length, rows in ((9, 3), (17, 2)):
+        inputs = batch(length, rows)
+        assert_close(exported.call(model.params, *inputs), run(model.params, *inputs))
+
+
+@pytest.mark.parametrize("name", ["FlaxBertForTokenClassification", "FlaxBertForMaskedLM", "FlaxBertModel"])
+def test_what_a_loss_may_read_at_padding_is_computed(name):
+    config = longspan.BertConfig(**{**BERT.to_dict(), "attn_implementation": "auto"})
+    model = getattr(longspan, name)(config)
+    ids, mask = batch(30, rows=6)
+    mask[2:, 3:] = 0
+    labels = ids % 2
+
+    def loss(params):
+        output = model(ids, mask, params=params)
+        return cross_entropy(output[0], labels)
+
+    value, gradients = jax.value_and_grad(loss)(model.params)
+    outside = cross_entropy(model(ids, mask)[0], labels)
+    config.attn_implementation = "eager"
+    expected, expected_gradients = jax.value_and_grad(loss)(model.params)
+    assert_close(value, expected)
+    for mine, theirs in zip(*map(jax.tree_util.tree_leaves, (gradients, expected_gradients)), strict=True):
+        assert_close(mine, theirs)
+    if name != "FlaxBertModel":  # scores of tokens; the states of the backbone are packed outside of gradients
+        assert_close(outside, expected)
+        config.attn_implementation, model.padding_states = "auto", False
+        assert abs(float(cross_entropy(model(ids, mask)[0], labels)) - float(expected)) > 1e-4
+
+
+def test_the_pooler_reads_a_first_token_that_is_padding():
+    model = longspan.FlaxBertModel(BERT)
+    ids, mask = batch(30, rows=6)
+    mask[2:, 3:] = 0
+    mask[3, 0] = 0
+    packed = model(ids, mask).pooler_output
+    model.config.attn_implementation = "eager"
+    try:
+        assert_close(packed, model(ids, mask).pooler_output)
+    finally:
+        model.config.attn_implementation = "auto"
+
+
+def test_faults_at_masked_states_reach_no_token():
+    ids, mask = batch(9)
+    states = np.random.default_rng(0).normal(size=(3, 9, 12)).astype("f")
+    broken = np.where(mask[..., None] == 1, states, np.nan)
+    config = longspan.BertConfig(**{**BERT.to_dict(), "is_decoder": True, "add_cross_attention": True})
+    decoder = longspan.FlaxBertModel(config)
+    first, second = (
+        decoder(ids, encoder_hidden_states=x, encoder_attention_mask=mask).last_hidden_state for x in (broken, states)
+    )
+    assert_close(first, second)
+    longt5 = longspan.FlaxLongT5ForConditionalGeneration(LONGT5)
+    first, second = (longt5.decode(ids[:, :2], (x,), encoder_attention_mask=mask).logits for x in (broken, states))
+    assert_close(first, second)
