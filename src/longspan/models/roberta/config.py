@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from longspan.configuration import require
 from longspan.models.bert.config import BertConfig
+from longspan.ranges import Count, TokenId
 
 
 class RobertaConfig(BertConfig):
@@ -27,10 +28,10 @@ class RobertaConfig(BertConfig):
 
     model_type: ClassVar[str] = "roberta"
 
-    vocab_size: int = 50265
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
+    vocab_size: Count = 50265
+    pad_token_id: TokenId | None = 1
+    bos_token_id: TokenId | None = 0
+    eos_token_id: TokenId | list[TokenId] | None = 2
 
     @property
     def max_length(self) -> int:
@@ -69,4 +70,4 @@ class XLMRobertaConfig(RobertaConfig):
 
     model_type: ClassVar[str] = "xlm-roberta"
 
-    vocab_size: int = 30522
+    vocab_size: Count = 30522
