@@ -263,8 +263,10 @@ def test_training_errors_name_what_is_missing(keras):
     model.compile("sgd", run_eagerly=True)
     with pytest.raises(InputError, match=r"needs labels, as y or among the inputs \(labels\). Received: neither"):
         model.fit(inputs, verbose=0)
-    with pytest.raises(InputError, match="sample_weight and class_weight need a loss in compile"):
-        model.fit(inputs, single(labels), sample_weight=np.ones(ROWS), verbose=0)
+    with pytest.raises(InputError, match="sample_weight and class_weight need the labels as y. Received: labels among"):
+        model.compute_loss(inputs, None, model(inputs | labels), np.ones(ROWS))
+    with pytest.raises(InputError, match="the model's own loss takes one sample_weight for all labels"):
+        model.compute_loss(inputs, single(labels), model(inputs), {"labels": np.ones(ROWS)})
     with pytest.raises(InputError, match="y must hold the labels labels. Received: tags"):
         model.fit(inputs, {"tags": single(labels)}, verbose=0)
     eager = make("TFBertForTokenClassification", return_dict=False)

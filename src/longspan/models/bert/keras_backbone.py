@@ -159,7 +159,7 @@ class TFBertModel(TFBertPreTrainedModel):
         config = self.config
         shape = input_shape(input_ids, inputs_embeds)
         if not isinstance(padding_states, bool):
-            check_shape(padding_states, shape, name="labels", axes="(batch, tokens)")
+            check_shape(padding_states, shape, name="labels", axes="of the scores without their last axis")
         past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
         assertions = [
             *self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values),

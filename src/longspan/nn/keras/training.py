@@ -36,6 +36,7 @@ class TaskTraining:
     targets: ClassVar[Mapping[str, str]] = {}
     #: the label that has a value for each token, if there is one
     token_label: ClassVar[str | None] = None
+    config: Any
     #: of `keras.Model`
     loss: Any
     losses: list[Tensor]
@@ -63,7 +64,8 @@ class TaskTraining:
     def states_read(self, labels: Mapping[str, Tensor | None], training: bool | None) -> bool | Tensor:
         """Which states at padding a loss of this call reads: all, none, or those where a boolean (B, S) is True.
 
-        A label at padding counts unless it is -100. Where labels come later, and are not known, all states are needed.
+        A label at padding counts unless it is -100. Where labels come later, and are not known, all states are needed,
+        unless the configuration insists on packing.
         """
         if self.token_label is None:
             return False
@@ -71,7 +73,7 @@ class TaskTraining:
         if label is None:
             label = _coming.get() if _coming.get() is not None else training
         if label is None or isinstance(label, bool):
-            return bool(label)
+            return bool(label) and self.config.attn_implementation != "packed"  # who asks for packing gets it
         counts = ops.not_equal(label, ops.cast(IGNORE_INDEX, label.dtype))
         # the score that a label is compared with may stand at another token
         aligned, _ = self.align(counts, counts)
