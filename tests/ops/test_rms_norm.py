@@ -16,7 +16,7 @@ EPS = 1e-3
 @pytest.fixture
 def many_entries(monkeypatch):
     """Short inputs take the path for many entries, in blocks of three rows and a shorter last one."""
-    monkeypatch.setattr(ops, "BLOCK_ENTRIES", 3 * 16)
+    monkeypatch.setattr(fast, "BLOCK_ENTRIES", 3 * 16)
     monkeypatch.setattr(ops, "_FEW_ENTRIES", 0)
 
 

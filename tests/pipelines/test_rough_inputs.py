@@ -74,8 +74,12 @@ def test_explaining_nothing(tmp_path: Path, minilm_dir: Path, name: str) -> None
     run = pipeline(
         "summarization" if name == "longt5" else "feature-extraction", make_model(tmp_path, name, minilm_dir)
     )
+    rules = {
+        "bert": "A document to explain must hold text. Received: ",
+        "longt5": "A text must have at least one token",
+    }
     for text in ("", " \n "):
-        with pytest.raises(InputError, match="A text must have at least one token. Received: a text without any"):
+        with pytest.raises(InputError, match=rules[name]):
             explain(run, text)
 
 
