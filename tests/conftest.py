@@ -12,8 +12,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
+import random
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -29,7 +32,12 @@ def minilm_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test draws the same random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # the generator that libraries draw from unasked
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         torch.manual_seed(0)
+    # a test that builds Keras layers has imported Keras by now, since its file does so
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)

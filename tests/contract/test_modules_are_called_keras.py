@@ -20,6 +20,8 @@ CASES = {
     "untied": ("TFBertForMaskedLM", {"tie_word_embeddings": False}),
     "relative": ("TFBertModel", {"position_embedding_type": "relative_key_query"}),
 }
+#: their scores are one or two numbers of a row's first token
+ONE_SCORE_A_ROW = ("TFBertForNextSentencePrediction", "TFBertForSequenceClassification", "TFBertForMultipleChoice")
 KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
 
 
@@ -128,7 +130,6 @@ def shift(part, term):
 def test_int8_costs_little_and_adapters_act_everywhere(name):
     import longspan
 
-    model = getattr(longspan, name)(config_for(name, num_hidden_layers=1, hidden_size=96, intermediate_size=64))
     inputs = {key: value for key, value in inputs_of(name).items() if key in ("input_ids", "attention_mask")}
     inputs["attention_mask"][:] = 1
 
@@ -137,9 +138,17 @@ def test_int8_costs_little_and_adapters_act_everywhere(name):
         fields = ("logits", "prediction_logits", "start_logits", "last_hidden_state")
         return np.asarray(next(output[field] for field in fields if field in output))
 
-    expected = scores()
-    model.quantize("int8")
-    assert np.linalg.norm(scores() - expected) < 0.02 * np.linalg.norm(expected)
+    # one score a row may by chance be near 0, where any error is large: several models are judged together
+    seeds = 4 if name in ONE_SCORE_A_ROW else 1
+    errors, sizes = [], []
+    for seed in range(seeds):
+        keras.utils.set_random_seed(seed)
+        model = getattr(longspan, name)(config_for(name, num_hidden_layers=1, hidden_size=96, intermediate_size=64))
+        expected = scores()
+        model.quantize("int8")
+        errors.append(np.linalg.norm(scores() - expected))
+        sizes.append(np.linalg.norm(expected))
+    assert np.linalg.norm(errors) < 0.02 * np.linalg.norm(sizes)
     embedding = model.get_input_embeddings()
     embedding.enable_lora(2)
     change = np.random.default_rng(0).standard_normal(embedding.lora_embeddings_b.shape)
