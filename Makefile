@@ -10,7 +10,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-kept-memory lint format docs clean
+.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory lint format docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
@@ -42,13 +42,13 @@ hardening: $(VENV)/test.stamp
 	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening $(ARGS)
 	$(BIN)/python scripts/reliability.py
 
+# ISA=avx2: with these instructions only, on both sides
 bench: $(VENV)/test.stamp
-	$(BIN)/python -m benchmarks.harness $(ARGS)
+	$(BIN)/python -m benchmarks.harness $(if $(ISA),--isa $(ISA)) $(ARGS)
 
-# with a C library that keeps freed memory: the reference is held up by fresh memory more than longspan is
-bench-kept-memory: $(VENV)/test.stamp
-	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 $(BIN)/python -m benchmarks.harness --no-memory \
-	  --file cpu_kept_memory --only 'diffllama/forward/*' 'longformer/4096/*' 'longt5/local/4096/*' 'mega/4096/*'
+# the appendix: with the C library's defaults, which hold the reference up more than longspan
+bench-fresh-memory: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.harness --no-memory --fresh-memory $(if $(ISA),--isa $(ISA)) $(ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .

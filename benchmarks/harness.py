@@ -5,14 +5,19 @@ A case builds a peer and longspan on the same weights and inputs. For each case 
 1. compares the outputs, and refuses to time what disagrees;
 2. runs both in turn for several rounds and takes the median of the ratios of neighbouring runs, because machines are
    noisy and drift;
-3. measures the rate of a large matrix product in the same process, which gives the *floor*: the time that the
-   floating-point operations of the case must take at that rate;
+3. measures the rate of a large matrix product in the same process, by the fastest kernel that there is, which gives
+   the *floor*: the time that the floating-point operations of the case must take at that rate;
 4. measures the peak memory of one run of each in a fresh process.
 
-Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it. A run of some cases keeps the
-other rows.
+Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it: one file for each instruction
+set and allocator (`cpu-avx2`, `cpu-avx512-bf16-fresh`, …). A run of some cases keeps the other rows, but only those of
+the same machine.
 
-    python -m benchmarks.harness [--only PATTERN] [--rounds N] [--file NAME] [--list] [--no-memory]
+Both sides run with a C library that keeps freed memory: otherwise much of the peer's time is the system's, handing out
+fresh pages. `--fresh-memory` leaves the C library as it is.
+
+    python -m benchmarks.harness [--only PATTERN] [--rounds N] [--isa avx2] [--fresh-memory] [--file NAME] [--list]
+                                 [--no-memory]
 """
 
 from __future__ import annotations
@@ -20,12 +25,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fnmatch
+import functools
 import gc
 import importlib
 import json
-import os
 import pkgutil
-import platform
 import resource
 import statistics
 import subprocess
@@ -33,17 +37,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, check_comparable, describe, machine
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "sentence-transformers", "jax", "flax", "tensorflow", "keras", "numpy")
-#: variables of the environment that change speed
-SETTINGS = (
-    "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS", "THP_MEM_ALLOC_ENABLE",
-)  # fmt: skip
 
 
 @dataclass
@@ -119,19 +118,61 @@ def load_cases() -> None:
 # -- one case, in a process of its own ----------------------------------------------------------------------------
 
 
-def matmul_rate(dtype: str, rounds: int = 7) -> float:
-    """Floating-point operations per second of a (4096, 768) x (768, 3072) linear layer in PyTorch."""
+def product_kernels(x: Any, weight: Any) -> dict[str, Callable[[], Any]]:
+    """All ways that PyTorch and NumPy have to multiply (M, K) by a weight (N, K)."""
+    import torch
+    from torch.nn import functional as F
+
+    onednn = torch.ops.mkldnn
+    kernels = {"linear": lambda: F.linear(x, weight)}
+    if x.dtype == torch.float32:
+        left, right = x.numpy(), weight.numpy()
+        kernels["numpy"] = lambda: left @ right.T
+    else:
+        kernels["float32, converted"] = lambda: F.linear(x.float(), weight.float()).to(x.dtype)
+    is_supported = {
+        torch.float32: lambda: True,
+        torch.bfloat16: onednn._is_mkldnn_bf16_supported,
+        torch.float16: onednn._is_mkldnn_fp16_supported,
+    }
+    if torch.backends.mkldnn.is_available() and is_supported[x.dtype]():
+        packed = onednn._reorder_linear_weight(weight, x.shape[0])
+        kernels["oneDNN"] = lambda: onednn._linear_pointwise(x, weight, None, "none", [], "")
+        kernels["oneDNN, packed"] = lambda: onednn._linear_pointwise(x, packed, None, "none", [], "")
+    return kernels
+
+
+@functools.cache
+def fastest_kernel(dtype: str) -> tuple[str, Callable[[], Any], float]:
+    """The fastest way to a (4096, 768) x (768, 3072) product on this machine: name, one run, its operations."""
     import torch
 
     kind = getattr(torch, dtype)
-    x, w = torch.randn(4096, 768, dtype=kind), torch.randn(3072, 768, dtype=kind)
-    seconds = []
+    rows, inner, columns = 4096, 768, 3072
+    kernels = product_kernels(torch.randn(rows, inner, dtype=kind), torch.randn(columns, inner, dtype=kind))
+    seconds: dict[str, list[float]] = {name: [] for name in kernels}
     with torch.no_grad():
-        for _ in range(rounds + 1):
-            start = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            seconds.append(time.perf_counter() - start)
-    return 2 * 4096 * 768 * 3072 / statistics.median(seconds[1:])
+        for _ in range(4):
+            for name, run in kernels.items():
+                seconds[name].append(timed(run))
+    best = min(kernels, key=lambda name: statistics.median(seconds[name][1:]))
+    return best, kernels[best], 2.0 * rows * inner * columns
+
+
+def matmul_rate(dtype: str, rounds: int = 7) -> float:
+    """Floating-point operations per second of a large matrix product by the fastest kernel."""
+    import torch
+
+    _, run, flops = fastest_kernel(dtype)
+    with torch.no_grad():
+        return flops / statistics.median([timed(run) for _ in range(rounds + 1)][1:])
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
@@ -146,9 +187,7 @@ def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
     for _ in range(rounds or chosen.rounds):
         for run, seconds in ((work.peer, peer), (work.ours, ours)):
             gc.collect()
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(timed(run))
         if work.flops is not None:
             rates.append(matmul_rate(work.floor_dtype, rounds=3))
     result: dict[str, Any] = {
@@ -164,6 +203,7 @@ def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
     }
     if work.flops is not None:
         floors = [work.flops / rate for rate in rates]
+        result["floor_kernel"] = fastest_kernel(work.floor_dtype)[0]
         result["floor_seconds"] = statistics.median(floors)
         result["ours_to_floor"] = statistics.median(o / f for o, f in zip(ours, floors, strict=True))
         result["peer_to_floor"] = statistics.median(p / f for p, f in zip(peer, floors, strict=True))
@@ -203,48 +243,33 @@ def memory_case(chosen: Case, side: str) -> dict[str, Any]:
 # -- all cases ------------------------------------------------------------------------------------------------------
 
 
-def run_in_process(name: str, *arguments: str) -> dict[str, Any]:
+def run_in_process(setting: Setting, name: str, *arguments: str) -> dict[str, Any]:
     """Run one step of one case in a fresh process; returns its figures."""
     command = [sys.executable, "-m", "benchmarks.harness", "--case", name, *arguments]
-    environment = {"USE_TF": "0", "USE_FLAX": "0", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+    environment = {
+        "USE_TF": "0",
+        "USE_FLAX": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **setting.environment(),
+    }
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}{done.stdout[-1000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory),
-        "python": platform.python_version(),
-        "packages": versions,
-        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
-    }
+def save(file: str, found: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
+    """Merge results into the JSON file and write the table anew.
 
-
-def save(file: str, results: dict[str, dict[str, Any]]) -> None:
-    """Merge results into the JSON file and write the table anew."""
+    Raises:
+        MachineError: the file's other rows are of another machine or setting.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{file}.json"
-    stored = json.loads(path.read_text()) if path.exists() else {"cases": {}}
-    stored["machine"] = machine()
+    stored = json.loads(path.read_text()) if path.exists() else {"cases": {}, "machine": found}
+    check_comparable(stored["machine"], found)
+    stored["machine"] = found
     stored["cases"] = dict(sorted({**stored["cases"], **results}.items()))
     path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
     path.with_suffix(".md").write_text(render(stored))
@@ -252,16 +277,13 @@ def save(file: str, results: dict[str, dict[str, Any]]) -> None:
 
 def render(stored: dict[str, Any]) -> str:
     """The Markdown table of a result file."""
-    spec = stored["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in spec["packages"].items())
-    settings = ", ".join(f"`{name}={value}`" for name, value in spec.get("settings", {}).items())
-    set_to = f" Set: {settings}." if settings else ""
     lines = [
-        f"{spec['cpu']}, {spec['cores']} cores, {spec['memory_gib']} GiB; Python {spec['python']}, {versions}.{set_to}",
+        describe(stored["machine"]),
         "",
         "Ratio: time of the peer ÷ time of longspan, median over interleaved rounds. Floor: time ÷ time that the "
-        "case's floating-point operations take at the rate of a large matrix product. Memory: peak rise of one run. "
-        "Times are of this machine and this run; read the ratios. Remade by `make bench`.",
+        "case's floating-point operations take at the rate of a large matrix product by the fastest kernel of PyTorch "
+        "and NumPy. Memory: peak rise of one run. Times are of this machine and this run; read the ratios. Remade by "
+        "`make bench`.",
         "",
         "| case | what | peer s | longspan s | ratio | wanted | ÷ floor (peer) | wanted | peak MiB (peer) | differs |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -297,7 +319,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
     parser.add_argument("--only", nargs="+", default=["*"], help="run the cases whose name matches a pattern")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: as the case says)")
-    parser.add_argument("--file", default="cpu", help="name of the result file")
+    parser.add_argument("--file", help="name of the result file (default: by instructions and allocator)")
+    parser.add_argument("--isa", choices=tuple(INSTRUCTIONS), help="use these instructions only, on both sides")
+    parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--list", action="store_true", help="list the cases")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -313,14 +337,22 @@ def main() -> int:
     if options.list or not names:
         print("\n".join(f"{name:45} {CASES[name].about}" for name in (names or sorted(CASES))))
         return 0 if names else 1
+    setting = Setting(options.isa, keeps_memory=not options.fresh_memory)
     missed = 0
+    try:
+        found = machine(setting)
+        file = options.file or setting.file(found)
+        save(file, found, {})
+    except MachineError as error:
+        parser.error(str(error))
+    print(describe(found), flush=True)
     for name in names:
         rounds = ["--rounds", str(options.rounds)] if options.rounds else []
-        result = run_in_process(name, *rounds)
+        result = run_in_process(setting, name, *rounds)
         if CASES[name].memory and not options.no_memory:
             for side in ("peer", "ours"):
-                result |= run_in_process(name, "--side", side)
-        save(options.file, {name: result})
+                result |= run_in_process(setting, name, "--side", side)
+        save(file, found, {name: result})
         missed += report(name, result)
     print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB; missed: {missed}")
     return 0

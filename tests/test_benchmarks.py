@@ -1,0 +1,79 @@
+"""The benchmark harness: what a run was made on, and that figures of different machines stay apart."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from benchmarks import compare, harness
+from benchmarks.machine import INSTRUCTIONS, KEPT, MachineError, Setting, allocator, describe, label, machine, probe
+
+
+def test_fewer_instructions_are_asked_for_and_obeyed():
+    environment = {**os.environ, **INSTRUCTIONS["avx2"]}
+    found = probe(environment)
+    assert found["aten"] == "AVX2"
+    assert found["onednn"] == "Intel AVX2"
+    assert not found["bf16"]
+    assert label(found) == "avx2"
+
+
+def test_a_run_that_got_other_instructions_than_asked_for_is_refused(monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    with pytest.raises(MachineError, match="asked for avx2, but the libraries use default"):
+        machine(Setting("avx2"))
+
+
+@pytest.mark.parametrize(
+    ("libraries", "name"),
+    [
+        ({"aten": "AVX2", "bf16": False, "onednn": "Intel AVX2"}, "avx2"),
+        ({"aten": "AVX2", "bf16": False, "onednn": "Intel AVX2 with Intel DL Boost"}, "avx2-vnni"),
+        ({"aten": "AVX512", "bf16": True, "onednn": "Intel AVX-512 with bfloat16 support"}, "avx512-bf16"),
+        ({"aten": "AVX512", "bf16": True, "onednn": "Intel AVX-512 with Intel AMX"}, "avx512-bf16-amx"),
+    ],
+)
+def test_instruction_sets_have_short_names(libraries, name):
+    assert label(libraries) == name
+
+
+def test_both_sides_keep_freed_memory_unless_asked_otherwise(monkeypatch):
+    for name in (*KEPT, "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert allocator(Setting().environment()) == "glibc, memory kept"
+    assert allocator(Setting(keeps_memory=False).environment()) == "glibc"
+    assert allocator({"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}) == "libjemalloc.so.2"
+    found = {"instructions": "avx2", "allocator": "glibc, memory kept"}
+    assert Setting().file(found) == "cpu-avx2"
+    assert Setting().file(found | {"allocator": "glibc"}) == "cpu-avx2-fresh"
+
+
+def test_figures_of_two_machines_are_neither_stored_together_nor_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    found = machine(Setting())
+    assert describe(found).count("\n") >= 3
+    row = {"about": "a", "peer_seconds": 2.0, "ours_seconds": 1.0, "ratio": 2.0, "difference": 0.0}
+    harness.save("cpu", found, {"one": row})
+    harness.save("cpu", found, {"two": row | {"ratio": 3.0}})
+    stored = json.loads((tmp_path / "cpu.json").read_text())
+    assert list(stored["cases"]) == ["one", "two"]
+    other = found | {"instructions": "another"}
+    with pytest.raises(MachineError, match="instructions"):
+        harness.save("cpu", other, {"two": row})
+    with pytest.raises(MachineError, match="instructions"):
+        compare.compare(stored, {"machine": other, "cases": {}})
+    after = {"machine": found, "cases": {"one": row | {"ratio": 1.0}, "two": row | {"ratio": 3.0}}}
+    assert compare.compare(stored, after) == [("one", 2.0, 1.0), ("two", 3.0, 3.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_kernels_of_the_floor_compute_the_product(dtype):
+    x, weight = torch.randn(8, 16, dtype=dtype), torch.randn(12, 16, dtype=dtype)
+    exact = x.double() @ weight.double().T
+    kernels = harness.product_kernels(x, weight)
+    assert len(kernels) >= 2
+    for run in kernels.values():
+        result = torch.as_tensor(run()).double()
+        assert float((result - exact).abs().max()) < 8 * torch.finfo(dtype).eps * float(exact.abs().max())
