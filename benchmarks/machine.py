@@ -124,7 +124,7 @@ def probe(environment: dict[str, str]) -> dict[str, Any]:
         env={**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
     )
     lines = done.stdout.splitlines()
-    found = json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(lines[-1])
     for line in lines:
         if "info,cpu,isa:" in line:
             found["onednn"] = line.rsplit("isa:", 1)[1]
