@@ -203,6 +203,17 @@ class TestStrictness:
         assert (model.config.num_labels, config.num_labels) == (4, 2)
 
 
+def test_both_of_a_tied_pair_get_the_value(tmp_path):
+    """LongT5's last norms are two parameters in Flax; `tie_encoder_decoder` makes a file hold one of them."""
+    sizes = {"vocab_size": 53, "d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 20, "num_layers": 1}
+    first = randomise(longspan.LongT5Model(longspan.LongT5Config(tie_encoder_decoder=True, **sizes)))
+    first.save_pretrained(tmp_path)
+    params = longspan.FlaxLongT5Model.from_pretrained(tmp_path).params
+    for stack in ("encoder", "decoder"):
+        norm = params[stack]["final_layer_norm"]["weight"]
+        np.testing.assert_array_equal(norm, first.decoder.final_layer_norm.weight.detach())
+
+
 def test_auto_classes_choose_by_task(tmp_path):
     torch_model("BertForPreTraining", is_decoder=True).save_pretrained(tmp_path)
     for suffix in CLASSES:

@@ -11,6 +11,7 @@ import longspan
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [12, 3, 4, 9, 21, 6, 5, 8]])
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20},
+    "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20},
     "longformer": {
         "hidden_size": 16,
         "num_hidden_layers": 2,
@@ -69,7 +70,7 @@ def make(name: str, library: Any = longspan, **settings: Any) -> Any:
     family = family_of(name)
     known = longspan.AutoConfig.for_model(family)
     off = {setting: 0.0 for setting in known if "dropout" in setting and isinstance(getattr(known, setting), float)}
-    if name in ("BertLMHeadModel", "MegaForCausalLM"):
+    if name in ("BertLMHeadModel", "RobertaForCausalLM", "MegaForCausalLM"):
         settings = {"is_decoder": True, **settings}
     if name == "MegaForCausalLM":
         settings = {"bidirectional": False, **settings}

@@ -24,4 +24,4 @@ def test_runs(path):
     worker = [sys.executable, str(HERE / "trainer_worker.py")]
     done = subprocess.run(worker, capture_output=True, text=True, env=environment, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count(" ok") == 5
+    assert done.stdout.count(" ok") == 6

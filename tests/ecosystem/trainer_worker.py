@@ -31,19 +31,19 @@ def collate(examples):
 
 
 def arguments(directory, kind=TrainingArguments, **settings):
-    return kind(
-        output_dir=directory,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=2,
-        max_steps=3,
-        learning_rate=0.01,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_steps=1,
-        remove_unused_columns=False,
-        **settings,
-    )
+    usual = {
+        "output_dir": directory,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "max_steps": 3,
+        "learning_rate": 0.01,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "remove_unused_columns": False,
+    }
+    return kind(**{**usual, **settings})
 
 
 def run(name, directory, *, adapted=True, more=None, kind=Trainer, **settings):
@@ -98,6 +98,25 @@ def plain(directory):
     spans = {"label_names": ["start_positions", "end_positions"]}
     _, output = run("BertForQuestionAnswering", directory, adapted=False, save_strategy="no", **spans)
     assert len(output.predictions) == 2
+
+
+def accumulated(directory):
+    """A step over two parts of a batch, one of which has few labels, is a step over the batch: `num_items_in_batch`."""
+    settings = {"optim": "sgd", "max_steps": 1, "learning_rate": 1.0, "max_grad_norm": 1e3, "save_strategy": "no"}
+    for name in ("BertLMHeadModel", "RobertaForCausalLM", "DiffLlamaForCausalLM", "MegaForCausalLM"):
+        labels = IDS.clone()
+        labels[1, :6] = -100
+        data = rows(name, labels=labels)[:2]
+        results = []
+        for parts in (1, 2):
+            sizes = {"per_device_train_batch_size": 2 // parts, "gradient_accumulation_steps": parts}
+            args = arguments(directory, **{**settings, **sizes})
+            trainer = Trainer(model=make(name), args=args, train_dataset=data, data_collator=collate)
+            loss = trainer.train().training_loss
+            results.append((loss, trainer.model.state_dict()))
+        assert abs(results[0][0] - results[1][0]) < 1e-5, (name, results[0][0], results[1][0])
+        for key, value in results[0][1].items():
+            assert torch.allclose(results[1][1][key], value, atol=1e-5), (name, key)
 
 
 def sequences(directory):
@@ -158,7 +177,7 @@ def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as directory:
-        for step in (sequences, checkpoints, plain):
+        for step in (sequences, checkpoints, plain, accumulated):
             step(Path(directory, step.__name__))
             print(step.__name__, "ok", flush=True)
     for check in (pipelines, pickles):

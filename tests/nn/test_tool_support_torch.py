@@ -127,6 +127,64 @@ def test_gradient_checkpointing_changes_no_gradient(family, reentrant):
         assert_close(got[name], gradient)
 
 
+@pytest.mark.parametrize("attention", ["local", "transient-global"])
+def test_gradients_of_what_longt5_returns(attention):
+    """Hidden states and attentions are part of the graph, whose gradients are the reference's."""
+    settings = {"encoder_attention_type": attention, "global_block_size": 3, "dropout_rate": 0.0}
+    model = tiny("longt5", decoder_start_token_id=0, **settings)
+    theirs = transformers.LongT5ForConditionalGeneration(transformers.LongT5Config(**model.config.to_dict()))
+    theirs.load_state_dict(model.state_dict())
+    inputs = {"input_ids": IDS, "labels": IDS, "head_mask": torch.tensor([[0.5, 1.0]] * 2)}
+    gradients = []
+    for each in (model, theirs):
+        output = each.eval()(
+            **inputs, decoder_head_mask=torch.ones(2, 2), output_attentions=True, output_hidden_states=True
+        )
+        kept = [tensor for name, value in output.items() if isinstance(value, tuple) for tensor in value]
+        kept = [tensor for tensor in kept if isinstance(tensor, torch.Tensor)]
+        for tensor in kept:
+            tensor.retain_grad()
+        output.loss.backward()
+        gradients.append([tensor.grad for tensor in kept])
+    assert len(gradients[0]) == 3 + 3 + 2 + 2 + 2
+    for got, expected in zip(*gradients, strict=True):
+        assert_close(got, expected)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_gradients_reach_the_attentions_that_mega_returns(chunks):
+    model = tiny("mega")
+    model.config.use_chunking, model.config.chunk_size = chunks, 4
+    output = model.eval()(IDS, labels=IDS, output_attentions=True)
+    assert output.attentions[0].shape == ((2, 2, 4, 4) if chunks else (2, 1, 8, 8))
+    for weights in output.attentions:
+        weights.retain_grad()
+    output.loss.backward()
+    assert all(weights.grad.abs().sum() > 0 for weights in output.attentions)
+
+
+def test_tie_encoder_decoder(tmp_path):
+    """The reference shares the modules that have the same place in both stacks: embeddings and the last norm."""
+    model = tiny("longt5", tie_encoder_decoder=True, decoder_start_token_id=0)
+    theirs = transformers.LongT5ForConditionalGeneration(transformers.LongT5Config(**model.config.to_dict()))
+    for each in (model, theirs):
+        state = each.state_dict()
+        places = [value.data_ptr() for value in state.values()]
+        tied = {name for name, value in state.items() if places.count(value.data_ptr()) > 1}
+        norms = {f"{stack}.final_layer_norm.weight" for stack in ("encoder", "decoder")}
+        words = {"shared.weight", "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+        assert tied == norms | words
+    with torch.no_grad():
+        model.decoder.final_layer_norm.weight.copy_(torch.linspace(0.5, 1.5, 16))
+    expected = loss_of(model.eval())
+    model.save_pretrained(tmp_path)
+    for kind in (longspan.LongT5ForConditionalGeneration, transformers.LongT5ForConditionalGeneration):
+        assert_close(loss_of(kind.from_pretrained(tmp_path).eval()), expected)
+    encoder = longspan.LongT5EncoderModel.from_pretrained(tmp_path)
+    assert torch.equal(encoder.encoder.final_layer_norm.weight, model.decoder.final_layer_norm.weight)
+    assert torch.equal(encoder._shift_right(IDS), theirs._shift_right(IDS))
+
+
 def test_every_n_layers_recomputes_one_of_n():
     model = tiny("bert", gradient_checkpointing=True).train()
     assert model.is_gradient_checkpointing

@@ -121,7 +121,9 @@ def fill(
     )
     drawn = initialise([leaves[key].path for key in leaves if key in plan.fresh])
     flat: dict[Path, Any] = {path: value if dtype is None else value.astype(dtype) for path, value in drawn.items()}
-    for key, stored in plan.sources.items():
+    # where the tree holds both of a tied pair, both get the value
+    tied = {key: plan.sources[owner] for key, owner in plan.report.tied.items() if owner in plan.sources}
+    for key, stored in {**plan.sources, **tied}.items():
         leaf = leaves[key]
         flat[leaf.path] = _from_stored(reader.read(stored), leaf, dtype)
     return unflatten(flat), plan.report

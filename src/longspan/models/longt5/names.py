@@ -9,6 +9,7 @@ NAMES = ParameterNames(
         Tied("encoder.embed_tokens.weight", "shared.weight"),
         Tied("decoder.embed_tokens.weight", "shared.weight"),
         Tied("lm_head.weight", "shared.weight", switch="tie_word_embeddings"),
+        Tied("encoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", switch="tie_encoder_decoder"),
     ),
     ignorable=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
     heads=("lm_head",),

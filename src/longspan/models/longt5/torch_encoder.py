@@ -137,16 +137,14 @@ class LongT5LocalAttention(LongT5Projections):
             "dropout": self.dropout,
             "implementation": plan.implementation,
         }
-        states = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
-        if plan.needs_weights:
-            context, weights = sliding_window_attention_weights(*states, rows=self.radius + 1, **arguments)
-            weights = self._in_three_blocks(weights, hidden_states.shape[1] // self.global_block_size)
-        else:
-            context, weights = sliding_window_attention(*states, **arguments), None
-        if head_mask is not None:
-            context = context * head_mask
-            weights = None if weights is None else weights * head_mask
-        return self.merge(context), weights
+        query, key, value = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
+        if not plan.needs_weights:
+            context = sliding_window_attention(query, key, value, **arguments)
+            return self.merge(context if head_mask is None else context * head_mask), None
+        _, weights = sliding_window_attention_weights(query, key, value, rows=self.radius + 1, **arguments)
+        weights = self._in_three_blocks(weights, hidden_states.shape[1] // self.global_block_size)
+        weights = weights if head_mask is None else weights * head_mask
+        return self.merge(self._weigh(weights, value, arguments["extra"])), weights
 
     def add_biases(self, plan: EncoderPlan) -> EncoderPlan:
         """Add the biases, which the first layer holds for all."""
@@ -168,6 +166,20 @@ class LongT5LocalAttention(LongT5Projections):
         extra, window = weights.split((weights.shape[-1] - span, span), dim=-1)
         extra = extra[..., :num_summaries]
         return torch.cat((nn.functional.pad(window, (1, 1)), extra), dim=-1).transpose(1, 2)
+
+    def _weigh(self, weights: Tensor, value: Tensor, summaries: ExtraKeys | None) -> Tensor:
+        """Σⱼ wᵢⱼ vⱼ, (B, A, S, D), from the weights that are returned, so that they are part of the graph."""
+        rows, length = self.radius + 1, value.shape[2]
+        padding = weights.shape[1] * rows - length
+        blocks = nn.functional.pad(value, (0, 0, rows, rows + padding)).unfold(
+            2, 3 * rows, rows
+        )  # (B, A, N, D, 3R + 3)
+        if summaries is not None:
+            several = summaries.value[:, :, None, : weights.shape[-1] - 3 * rows].mT.expand(
+                -1, -1, blocks.shape[2], -1, -1
+            )
+            blocks = torch.cat((blocks, several), dim=-1)
+        return (weights.transpose(1, 2) @ blocks.mT).flatten(2, 3)[:, :, :length]
 
 
 class LongT5TransientGlobalAttention(LongT5LocalAttention):

@@ -68,6 +68,23 @@ class LongT5PreTrainedModel(PreTrainedModel):
         """The decoder, or None in a model without one."""
         return getattr(self, "decoder", None)
 
+    def _shift_right(self, labels: Tensor) -> Tensor:
+        """Shift labels (B, T) to the right, behind the start token; -100 becomes padding.
+
+        Raises:
+            ConfigError: the configuration has neither a start token nor a padding token.
+        """
+        padding = self.config.pad_token_id
+        start = padding if self.config.decoder_start_token_id is None else self.config.decoder_start_token_id
+        if start is None or padding is None:
+            raise ConfigError(
+                "shifting labels needs pad_token_id (and decoder_start_token_id, if it differs). "
+                f"Received: pad_token_id={padding}, decoder_start_token_id={self.config.decoder_start_token_id}"
+            )
+        first = torch.full_like(labels[:, :1], start)
+        shifted = torch.cat((first, labels[:, :-1]), dim=1)
+        return shifted.masked_fill(shifted == IGNORE_INDEX, padding)
+
 
 class LongT5EncoderModel(LongT5PreTrainedModel):
     """The encoder of LongT5, whose attention is local or transient-global.
@@ -346,23 +363,6 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5EncoderDecoder):
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The decoder's inputs (B, T) while it learns to write the labels (B, T)."""
         return self._shift_right(labels)
-
-    def _shift_right(self, labels: Tensor) -> Tensor:
-        """Shift labels (B, T) to the right, behind the start token; -100 becomes padding.
-
-        Raises:
-            ConfigError: the configuration has neither a start token nor a padding token.
-        """
-        padding = self.config.pad_token_id
-        start = padding if self.config.decoder_start_token_id is None else self.config.decoder_start_token_id
-        if start is None or padding is None:
-            raise ConfigError(
-                "shifting labels needs pad_token_id (and decoder_start_token_id, if it differs). "
-                f"Received: pad_token_id={padding}, decoder_start_token_id={self.config.decoder_start_token_id}"
-            )
-        first = torch.full_like(labels[:, :1], start)
-        shifted = torch.cat((first, labels[:, :-1]), dim=1)
-        return shifted.masked_fill(shifted == IGNORE_INDEX, padding)
 
 
 def _shared_head_mask(

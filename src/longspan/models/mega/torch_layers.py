@@ -515,14 +515,13 @@ class MegaMovingAverageGatedAttention(nn.Module):
         mask = append_mask(plan.held_mask, plan.mask, key.shape[1] - 1)
         attended, weights = self._weighted_sum(query, key, value, mask, plan, offset=key.shape[1] - 1)
         held = held_keys(key, value, plan) if plan.use_cache else None
-        return attended, None if weights is None else weights.unsqueeze(1), held
+        return attended, weights, held
 
     def _attend_in_chunks(
         self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan
     ) -> tuple[Tensor, Tensor | None]:
         if plan.chunk_size is None:
-            attended, weights = self._weighted_sum(query, key, value, plan.mask, plan, causal=plan.causal)
-            return attended, None if weights is None else weights.unsqueeze(1)
+            return self._weighted_sum(query, key, value, plan.mask, plan, causal=plan.causal)
         batch, length, _ = query.shape
         size = plan.chunk_size
         if not torch.compiler.is_exporting():
@@ -537,11 +536,11 @@ class MegaMovingAverageGatedAttention(nn.Module):
             mask = None if mask is None else rotate_rows(mask, plan.starts)
         query, key, value = (to_blocks(tensor, size).flatten(0, 1) for tensor in (query, key, value))
         mask = None if mask is None else to_blocks(mask, size).flatten(0, 1)
-        attended, weights = self._weighted_sum(query, key, value, mask, plan, causal=plan.causal)
+        attended, weights = self._weighted_sum(query, key, value, mask, plan, causal=plan.causal, chunks=chunks)
         attended = from_blocks(attended.unflatten(0, (batch, chunks)), length)
         if plan.starts is not None:
             attended = rotate_rows(attended, plan.starts, back=True)
-        return attended, None if weights is None else weights.unflatten(0, (batch, chunks))
+        return attended, weights
 
     def _weighted_sum(
         self,
@@ -553,7 +552,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         *,
         offset: int = 0,
         causal: bool = False,
+        chunks: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
+        """Output (R, T, V), and weights (B, chunks, T, S) or None."""
         return gated_attention(
             query,
             key,
@@ -566,6 +567,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             implementation=plan.implementation,
             return_weights=plan.needs_weights,
+            chunks=chunks,
         )
 
 

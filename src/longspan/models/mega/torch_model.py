@@ -148,6 +148,7 @@ class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        **loss_arguments: Any,
     ) -> Any:
         """Run the model; inputs as in `MegaModel.forward`.
 
@@ -155,6 +156,7 @@ class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
             labels: Ids, -100 is ignored, (B, S); the shift by one token happens here.
             logits_to_keep: Compute scores for the last that many tokens only, or for the token indices of a 1-D
                 tensor; 0 means all.
+            **loss_arguments: `num_items_in_batch` and `shift_labels`, see `causal_lm_loss`.
         """
         row = (input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask)
         return self.run(
@@ -166,6 +168,7 @@ class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
             past_key_values=past_key_values,
             use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
             logits_to_keep=logits_to_keep,
+            loss_arguments=loss_arguments,
         )
 
     def head(self, outputs: Any) -> Tensor:

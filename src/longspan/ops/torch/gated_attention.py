@@ -194,6 +194,7 @@ def gated_attention(
     dropout: float = 0.0,
     implementation: str = "auto",
     return_weights: bool = False,
+    chunks: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention within each row.
 
@@ -209,10 +210,12 @@ def gated_attention(
         dropout: Probability with which a weight is dropped.
         implementation: `"eager"` holds all scores at once and can return the weights; `"tiled"` holds those of a
             few hundred queries, in the backward pass too; `"auto"` takes the second where it saves something.
-        return_weights: Return the weights, before dropout.
+        return_weights: Return the weights, before dropout; gradients reach what is returned.
+        chunks: Rows that each sequence was cut into; it shapes the weights that are returned.
 
     Returns:
-        Output (R, T, V), and the weights (R, T, S) or None. Under autocast in its dtype, else in that of the query.
+        Output (R, T, V), and the weights (R, T, S), with `chunks` (R / chunks, chunks, T, S), or None. Under autocast
+        in its dtype, else in that of the query.
 
     Raises:
         InputError: the activation or implementation is unknown, or the implementation cannot serve.
@@ -248,9 +251,13 @@ def gated_attention(
         key = key.transpose(1, 2)
         scores = torch.bmm(query, key) if matrix is None else torch.baddbmm(matrix, query, key)
         weights = attention_weights(scores, mask, settings)
+        returned = None
+        if return_weights:
+            returned = (weights if chunks is None else weights.unflatten(0, (-1, chunks))).to(dtype)
+            weights = (returned if chunks is None else returned.flatten(0, 1)).to(working)
         product = (None if is_traced(weights) else fast_path("matmul.batched_matmul")) or torch.bmm
         output = product(F.dropout(weights, dropout, training=dropout > 0.0), value)
-        return output.to(dtype), weights.to(dtype) if return_weights else None
+        return output.to(dtype), returned
 
 
 def _choose(implementation: str, query: Tensor, key: Tensor, return_weights: bool) -> str:
