@@ -62,7 +62,7 @@ def eager_attention(
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = ops.matmul(query * factor, ops.transpose(key, (0, 1, 3, 2)))
     scores = ops.cast(scores, "float32")
-    weights = ops.cast(_softmax(scores if bias is None else scores + bias), value.dtype)
+    weights = ops.cast(softmax(scores if bias is None else scores + bias), value.dtype)
     if dropout is not None:
         weights = dropout(weights)
     if head_mask is not None:
@@ -75,7 +75,8 @@ def eager_attention(
     return context, weights if needs_weights else None
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis."""
     if scores.shape[-1] == 1:  # Keras warns of a softmax over one score, which a text of one token needs
         return ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
     return ops.softmax(scores, axis=-1)

@@ -23,7 +23,7 @@ from longspan.errors import InputError
 from longspan.ops import patterns
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
-from longspan.ops.keras.attention import MASKED, Dropout
+from longspan.ops.keras.attention import MASKED, Dropout, softmax
 
 #: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
 BLOCK_ROWS = 64
@@ -115,7 +115,7 @@ def sliding_window_attention(
         scores = ops.concatenate([_extra_scores(queries, extra, length), scores], axis=-1)
         any_extra = True if extra.mask is None else ops.any(extra.mask, axis=-1)[:, None, None, None, None]
         attends = None if attends is None else ops.logical_or(attends, any_extra)
-    weights = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+    weights = ops.cast(softmax(scores), value.dtype)
     weights = weights if dropout is None else dropout(weights)
     batch, heads, size = ops.shape(query)[0], value.shape[1], value.shape[3]
     output = ops.matmul(weights[..., ops.shape(weights)[-1] - span :], values)
