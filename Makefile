@@ -10,7 +10,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory lint format docs clean
+.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory gpu lint format docs clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
@@ -49,6 +49,10 @@ bench: $(VENV)/test.stamp
 # the appendix: with the C library's defaults, which hold the reference up more than longspan
 bench-fresh-memory: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.harness --no-memory --fresh-memory $(if $(ISA),--isa $(ISA)) $(ARGS)
+
+# checks and times on one GPU, at most eight minutes; needs PyTorch for it in place of the CPU build
+gpu: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
