@@ -43,5 +43,6 @@ def test_models_are_explicit_documented_classes(name):
     source = inspect.getsource(cls)
     assert source.lstrip("@").split("class ", 1)[1].startswith(name + "(")
     assert ">>>" in (cls.__doc__ or ""), f"{name} has no example"
-    assert "Args:" in cls.__doc__
+    # `help` shows a constructor with its docstring, wherever it is inherited from
+    assert any("Args:" in (text or "") for text in (cls.__doc__, cls.__init__.__doc__)), f"{name}: no constructor"
     assert cls.__module__.startswith("longspan.models.")

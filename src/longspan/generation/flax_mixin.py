@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from flax import linen as nn
+from jax import Array, lax
 
 from longspan.errors import InputError
 from longspan.generation.config import GenerationConfig
-from longspan.generation.flax_loop import Search
+from longspan.generation.flax_loop import CausalStepper, Search
 from longspan.generation.flax_rules import Text
 from longspan.generation.lengths import combine, filling, greatest_length, least_length, start_tokens
 from longspan.generation.rules import Rules
@@ -302,6 +303,50 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         least = least_length(config, prompt=prompt, greatest=greatest)
         new = greatest - prompt
         return Lengths(prompt, least, greatest, first=width - prompt, room=width + (new if exact else bucket(new)))
+
+
+class FlaxCausalGenerationMixin(FlaxGenerationMixin):
+    """Gives `generate` to a Flax model that continues its prompts.
+
+    Its module takes `attention_mask`, `position_ids` and a cache; the annotations name what it needs besides.
+    """
+
+    module: nn.Module
+    init_cache: Callable[..., Any]
+    _cache_shapes: Callable[[int, int], Any]
+
+    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
+        """What runs the model during `generate`."""
+        shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
+        return CausalStepper(self.module, params, inputs, shapes, rows, room)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Array, max_length: int, attention_mask: Array | None = None
+    ) -> dict[str, Any]:
+        """The arguments, besides the ids, of the first call of a generation by hand.
+
+        Args:
+            input_ids: The prompts, (B, S).
+            max_length: Number of tokens, prompts included, that will be generated at most.
+            attention_mask: 1 for real tokens, 0 for padding on the left, (B, S).
+
+        Returns:
+            `past_key_values`, `attention_mask` (B, max_length) and `position_ids` (B, S).
+        """
+        batch, length = input_ids.shape
+        mask = jnp.ones((batch, max_length), jnp.int32)
+        position_ids = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        if attention_mask is not None:
+            # what lies behind the prompt is masked by causality, so one mask serves all steps
+            mask = lax.dynamic_update_slice(mask, jnp.asarray(attention_mask, jnp.int32), (0, 0))
+            position_ids = jnp.maximum(jnp.cumsum(mask[:, :length], axis=-1) - 1, 0)
+        cache = self.init_cache(batch, max_length)
+        return {"past_key_values": cache, "attention_mask": mask, "position_ids": position_ids}
+
+    def update_inputs_for_generation(self, model_outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the next call: the cache that the last one returned, and the next positions (B, 1)."""
+        next_positions = model_kwargs["position_ids"][:, -1:] + 1
+        return {**model_kwargs, "past_key_values": model_outputs.past_key_values, "position_ids": next_positions}
 
 
 def _mask(config: GenerationConfig, ids: Any, given: Any) -> Any:

@@ -19,7 +19,7 @@ from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_attention import ATTENTION, choose_attention, make_plan
 from longspan.models.bert.flax_layers import FlaxBertEmbeddings, FlaxBertEncoder, kernel_init
 from longspan.models.bert.names import NAMES
-from longspan.nn.flax.base import FlaxPreTrainedModel, as_float_dtype
+from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import is_traced
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_length, check_shape
@@ -135,23 +135,11 @@ class FlaxBertModule(nn.Module):
 
 
 class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
-    """What all Flax BERT classes share.
-
-    Args:
-        config: Settings of the model; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation: float32, float16 or bfloat16. The parameters stay float32; see `to_bf16`.
-        _do_init: Draw weights and keep them in `params`. False keeps none: every call needs `params`.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-        **kwargs: Further fields of the module.
-    """
+    """What all Flax BERT classes share."""
 
     config_class: ClassVar[type[BertConfig]] = BertConfig
     base_model_prefix: ClassVar[str] = "bert"
     names: ClassVar[ParameterNames] = NAMES
-    #: axes of `input_ids`
-    input_axes: ClassVar[tuple[str, ...]] = ("batch", "tokens")
     #: `past_key_values` may be given, and comes back
     keeps_cache: ClassVar[bool] = False
     #: the loss that users compute from the output always reads the positions of padding too
@@ -162,22 +150,6 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
     #: `config.attn_implementation` is "packed". False leaves them unspecified, and a plain call packs its batch.
     padding_states: bool | None = None
     config: BertConfig
-
-    def __init__(
-        self,
-        config: BertConfig,
-        input_shape: tuple[int, ...] = (1, 1),
-        seed: int = 0,
-        dtype: Any = jnp.float32,
-        _do_init: bool = True,
-        gradient_checkpointing: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        module = self.module_class(
-            config=config, dtype=as_float_dtype(dtype), gradient_checkpointing=gradient_checkpointing, **kwargs
-        )
-        super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
-        self._known_caches: dict[Any, Any] = {}
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of BERT."""
@@ -218,18 +190,6 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         self._check_decoder("init_cache")
         check_length(max_length, self.config.max_position_embeddings)
         return empty_cache(self._cache_shapes(batch_size, max_length))
-
-    def _cache_shapes(self, batch_size: int, max_length: int) -> Any:
-        """Tree of the shapes of a cache; found out once for each size."""
-
-        def shape_cache() -> Any:
-            inputs = self.dummy_inputs((batch_size, max_length))
-            return self.module.init(self.key, **inputs, init_cache=True)["cache"]
-
-        size = (batch_size, max_length, self._fingerprint())
-        if size not in self._known_caches:
-            self._known_caches[size] = jax.eval_shape(shape_cache)
-        return self._known_caches[size]
 
     def __call__(
         self,
@@ -399,16 +359,7 @@ class FlaxBertModel(FlaxBertPreTrainedModel):
 
     As a decoder it attends causally and may keep a cache; with `config.add_cross_attention` it also attends to
     `encoder_hidden_states`. Calls return `FlaxBaseModelOutputWithPooling`, a decoder's with `past_key_values` and
-    `cross_attentions` besides.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-        **kwargs: `add_pooling_layer=False` leaves out the pooler, which gives `pooler_output`.
+    `cross_attentions` besides. `add_pooling_layer=False` leaves out the pooler, which gives `pooler_output`.
 
     Example:
         >>> import jax.numpy as jnp

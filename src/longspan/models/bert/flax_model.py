@@ -2,8 +2,7 @@
 
 Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
 
-All classes are called alike; see `FlaxBertPreTrainedModel.__call__`. They take no labels: `longspan.nn.flax.losses` has
-the loss of each task.
+All classes are called alike; see `FlaxBertPreTrainedModel.__call__`.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 from jax.nn.initializers import zeros
 
 from longspan.generation.flax_loop import CausalStepper
-from longspan.generation.flax_mixin import FlaxGenerationMixin
+from longspan.generation.flax_mixin import FlaxCausalGenerationMixin
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel
 from longspan.models.bert.flax_layers import kernel_init
-from longspan.nn.flax.heads import PredictionHeadTransform, fold_choices
+from longspan.nn.flax.heads import PredictionHeadTransform
 from longspan.nn.flax.layers import Dense, Dtype, Embedding
 from longspan.nn.flax.outputs import (
     Arrays,
@@ -36,6 +35,7 @@ from longspan.nn.flax.outputs import (
     model_output,
 )
 from longspan.nn.flax.parameters import parameter
+from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
 
 __all__ = [
     "FlaxBertForCausalLM",
@@ -100,40 +100,32 @@ class FlaxBertHeads(nn.Module):
             self.seq_relationship = Dense(2, kernel_init=kernel_init(self.config), dtype=self.dtype)
 
 
-class _FlaxBertTaskModule(nn.Module):
-    """A backbone named `bert`, and a head.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxBertTaskModule(TaskModule):
+    """A BERT, with a pooler or not, and a head."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
+    backbone_name = "bert"
     has_pooler: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Make the parts."""
-        self.bert = FlaxBertModule(
-            self.config,
-            dtype=self.dtype,
-            add_pooling_layer=self.has_pooler,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
+        self.bert = FlaxBertModule(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
         self.dropout = nn.Dropout(_classifier_dropout(self.config))
-        self.make_head()
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        raise NotImplementedError
 
-    def _dense(self, features: int) -> Dense:
-        return Dense(features, kernel_init=kernel_init(self.config), dtype=self.dtype)
+class FlaxBertLMModule(FlaxBertTaskModule):
+    """A BERT that scores the vocabulary at each token."""
 
-    def _word_embeddings(self) -> Embedding:
-        return self.bert.embeddings.word_embeddings
+    has_pooler = False
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.cls = FlaxBertHeads(self.config, has_predictions=True, has_seq_relationship=False, dtype=self.dtype)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.cls.predictions(outputs.last_hidden_state, self.bert.embeddings.word_embeddings)
 
 
 @model_output
@@ -146,36 +138,26 @@ class FlaxBertForPreTrainingOutput(ModelOutput):
     attentions: Arrays | None = None
 
 
-class FlaxBertForPreTrainingModule(_FlaxBertTaskModule):
+class FlaxBertForPreTrainingModule(FlaxBertTaskModule):
     """`FlaxBertForPreTraining` as a `linen.Module`."""
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
+    output_class = FlaxBertForPreTrainingOutput
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
         self.cls = FlaxBertHeads(self.config, has_predictions=True, has_seq_relationship=True, dtype=self.dtype)
 
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxBertForPreTrainingOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxBertForPreTrainingOutput(
-            prediction_logits=self.cls.predictions(outputs.last_hidden_state, self._word_embeddings()),
-            seq_relationship_logits=self.cls.seq_relationship(outputs.pooler_output),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def head(self, outputs: Any, *, deterministic: bool) -> tuple[Array, Array]:
+        """Scores of the vocabulary (B, S, V) and of the two kinds of pairs (B, 2)."""
+        tokens = self.cls.predictions(outputs.last_hidden_state, self.bert.embeddings.word_embeddings)
+        return tokens, self.cls.seq_relationship(outputs.pooler_output)
 
 
 class FlaxBertForPreTraining(FlaxBertPreTrainedModel):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
     Calls return `FlaxBertForPreTrainingOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -186,44 +168,20 @@ class FlaxBertForPreTraining(FlaxBertPreTrainedModel):
         ((1, 3, 30522), (1, 2))
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForPreTrainingModule
-    scores_tokens: ClassVar[bool] = True
+    module_class = FlaxBertForPreTrainingModule
+    scores_tokens = True
 
 
-class FlaxBertForCausalLMModule(_FlaxBertTaskModule):
+class FlaxBertForCausalLMModule(FlaxBertLMModule):
     """`FlaxBertForCausalLM` as a `linen.Module`."""
 
-    has_pooler: ClassVar[bool] = False
-
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.cls = FlaxBertHeads(self.config, has_predictions=True, has_seq_relationship=False, dtype=self.dtype)
-
-    def __call__(
-        self, *inputs: Any, deterministic: bool = True, **arguments: Any
-    ) -> FlaxCausalLMOutputWithCrossAttentions:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxCausalLMOutputWithCrossAttentions(
-            logits=self.cls.predictions(outputs.last_hidden_state, self._word_embeddings()),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            cross_attentions=getattr(outputs, "cross_attentions", None),
-        )
+    output_class = FlaxCausalLMOutputWithCrossAttentions
 
 
-class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):
+class FlaxBertForCausalLM(FlaxCausalGenerationMixin, FlaxBertPreTrainedModel):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     Calls return `FlaxCausalLMOutputWithCrossAttentions`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -233,24 +191,14 @@ class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):
         (1, 3, 30522)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForCausalLMModule
-    scores_tokens: ClassVar[bool] = True
-    architecture: ClassVar[str] = "BertLMHeadModel"
-    keeps_cache: ClassVar[bool] = True
+    module_class = FlaxBertForCausalLMModule
+    scores_tokens = True
+    architecture = "BertLMHeadModel"
+    keeps_cache = True
 
-    def __init__(
-        self,
-        config: BertConfig,
-        input_shape: tuple[int, ...] = (1, 1),
-        seed: int = 0,
-        dtype: Any = jnp.float32,
-        _do_init: bool = True,
-        gradient_checkpointing: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if not config.is_decoder:
-            warnings.warn("FlaxBertForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=2)
-        super().__init__(config, input_shape, seed, dtype, _do_init, gradient_checkpointing, **kwargs)
+    def _check_use(self) -> None:
+        if not self.config.is_decoder:
+            warnings.warn("FlaxBertForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=3)
 
     def max_positions(self) -> int:
         """Tokens that have a position embedding."""
@@ -259,71 +207,19 @@ class FlaxBertForCausalLM(FlaxGenerationMixin, FlaxBertPreTrainedModel):
     def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
         self._check_decoder("generate")
-        shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
-        return CausalStepper(self.module, params, inputs, shapes, rows, room)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Array, max_length: int, attention_mask: Array | None = None
-    ) -> dict[str, Any]:
-        """The arguments, besides the ids, of the first call of a generation.
-
-        Args:
-            input_ids: The prompts, (B, S).
-            max_length: Number of tokens, prompts included, that will be generated at most.
-            attention_mask: 1 for real tokens, 0 for padding on the left, (B, S).
-
-        Returns:
-            `past_key_values`, `attention_mask` (B, max_length) and `position_ids` (B, S).
-        """
-        batch, length = input_ids.shape
-        mask = jnp.ones((batch, max_length), jnp.int32)
-        position_ids = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-        if attention_mask is not None:
-            # what lies behind the prompt is masked by causality, so one mask serves all steps
-            mask = lax.dynamic_update_slice(mask, jnp.asarray(attention_mask, jnp.int32), (0, 0))
-            position_ids = jnp.maximum(jnp.cumsum(mask[:, :length], axis=-1) - 1, 0)
-        cache = self.init_cache(batch, max_length)
-        return {"past_key_values": cache, "attention_mask": mask, "position_ids": position_ids}
-
-    def update_inputs_for_generation(
-        self, model_outputs: FlaxCausalLMOutputWithCrossAttentions, model_kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The arguments of the next call: the cache it returned, and the next positions (B, 1)."""
-        next_positions = model_kwargs["position_ids"][:, -1:] + 1
-        return {**model_kwargs, "past_key_values": model_outputs.past_key_values, "position_ids": next_positions}
+        return super().make_stepper(params, inputs, rows=rows, room=room)
 
 
-class FlaxBertForMaskedLMModule(_FlaxBertTaskModule):
+class FlaxBertForMaskedLMModule(FlaxBertLMModule):
     """`FlaxBertForMaskedLM` as a `linen.Module`."""
 
-    has_pooler: ClassVar[bool] = False
-
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.cls = FlaxBertHeads(self.config, has_predictions=True, has_seq_relationship=False, dtype=self.dtype)
-
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxMaskedLMOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxMaskedLMOutput(
-            logits=self.cls.predictions(outputs.last_hidden_state, self._word_embeddings()),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    output_class = FlaxMaskedLMOutput
 
 
 class FlaxBertForMaskedLM(FlaxBertPreTrainedModel):
     """BERT that predicts masked tokens.
 
     Calls return `FlaxMaskedLMOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -333,53 +229,33 @@ class FlaxBertForMaskedLM(FlaxBertPreTrainedModel):
         (1, 3, 30522)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForMaskedLMModule
-    scores_tokens: ClassVar[bool] = True
+    module_class = FlaxBertForMaskedLMModule
+    scores_tokens = True
 
-    def __init__(
-        self,
-        config: BertConfig,
-        input_shape: tuple[int, ...] = (1, 1),
-        seed: int = 0,
-        dtype: Any = jnp.float32,
-        _do_init: bool = True,
-        gradient_checkpointing: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if config.is_decoder:
-            warnings.warn("FlaxBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
-        super().__init__(config, input_shape, seed, dtype, _do_init, gradient_checkpointing, **kwargs)
+    def _check_use(self) -> None:
+        if self.config.is_decoder:
+            warnings.warn("FlaxBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=3)
 
 
-class FlaxBertForNextSentencePredictionModule(_FlaxBertTaskModule):
+class FlaxBertForNextSentencePredictionModule(FlaxBertTaskModule):
     """`FlaxBertForNextSentencePrediction` as a `linen.Module`."""
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
+    output_class = FlaxNextSentencePredictorOutput
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
         self.cls = FlaxBertHeads(self.config, has_predictions=False, has_seq_relationship=True, dtype=self.dtype)
 
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxNextSentencePredictorOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxNextSentencePredictorOutput(
-            logits=self.cls.seq_relationship(outputs.pooler_output),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of "continues" and of "is random", (B, 2)."""
+        return self.cls.seq_relationship(outputs.pooler_output)
 
 
 class FlaxBertForNextSentencePrediction(FlaxBertPreTrainedModel):
     """BERT that tells whether the second segment continues the first.
 
     Calls return `FlaxNextSentencePredictorOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -390,38 +266,28 @@ class FlaxBertForNextSentencePrediction(FlaxBertPreTrainedModel):
         (1, 2)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForNextSentencePredictionModule
+    module_class = FlaxBertForNextSentencePredictionModule
 
 
-class FlaxBertForSequenceClassificationModule(_FlaxBertTaskModule):
+class FlaxBertForSequenceClassificationModule(FlaxBertTaskModule):
     """`FlaxBertForSequenceClassification` as a `linen.Module`."""
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.classifier = self._dense(self.config.num_labels)
+    output_class = FlaxSequenceClassifierOutput
 
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxSequenceClassifierOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxSequenceClassifierOutput(
-            logits=self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.classifier = self.dense(self.config.num_labels)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
 
 
 class FlaxBertForSequenceClassification(FlaxBertPreTrainedModel):
     """BERT with a classification or regression head on the pooled first token.
 
     Calls return `FlaxSequenceClassifierOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -431,50 +297,28 @@ class FlaxBertForSequenceClassification(FlaxBertPreTrainedModel):
         (1, 3)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForSequenceClassificationModule
+    module_class = FlaxBertForSequenceClassificationModule
 
 
-class FlaxBertForMultipleChoiceModule(_FlaxBertTaskModule):
+class FlaxBertForMultipleChoiceModule(MultipleChoiceModule, FlaxBertTaskModule):
     """`FlaxBertForMultipleChoice` as a `linen.Module`."""
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.classifier = self._dense(1)
+    output_class = FlaxMultipleChoiceModelOutput
 
-    def __call__(
-        self,
-        input_ids: Array,
-        attention_mask: Array | None = None,
-        token_type_ids: Array | None = None,
-        position_ids: Array | None = None,
-        *inputs: Any,
-        deterministic: bool = True,
-        **arguments: Any,
-    ) -> FlaxMultipleChoiceModelOutput:
-        """Run the model; arguments of `FlaxBertModule`, the first four with an axis of choices, (B, C, S)."""
-        folded: Any
-        num_choices, folded = fold_choices(input_ids, attention_mask, token_type_ids, position_ids)
-        outputs = self.bert(*folded, *inputs, deterministic=deterministic, **arguments)
-        logits = self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
-        return FlaxMultipleChoiceModelOutput(
-            logits=logits.reshape(-1, num_choices),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.classifier = self.dense(1)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
 
 
 class FlaxBertForMultipleChoice(FlaxBertPreTrainedModel):
     """BERT that scores each of several choices from its pooled first token.
 
     Ids and masks have an axis of choices, (B, C, S). Calls return `FlaxMultipleChoiceModelOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -485,41 +329,30 @@ class FlaxBertForMultipleChoice(FlaxBertPreTrainedModel):
         (1, 2)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForMultipleChoiceModule
-    input_axes: ClassVar[tuple[str, ...]] = ("batch", "choices", "tokens")
+    module_class = FlaxBertForMultipleChoiceModule
+    input_axes = ("batch", "choices", "tokens")
 
 
-class FlaxBertForTokenClassificationModule(_FlaxBertTaskModule):
+class FlaxBertForTokenClassificationModule(FlaxBertTaskModule):
     """`FlaxBertForTokenClassification` as a `linen.Module`."""
 
-    has_pooler: ClassVar[bool] = False
+    output_class = FlaxTokenClassifierOutput
+    has_pooler = False
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.classifier = self._dense(self.config.num_labels)
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.classifier = self.dense(self.config.num_labels)
 
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxTokenClassifierOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        return FlaxTokenClassifierOutput(
-            logits=self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic))
 
 
 class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
     """BERT with a classification head on every token.
 
     Calls return `FlaxTokenClassifierOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -529,43 +362,26 @@ class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
         (1, 3, 5)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForTokenClassificationModule
-    scores_tokens: ClassVar[bool] = True
+    module_class = FlaxBertForTokenClassificationModule
+    scores_tokens = True
 
 
-class FlaxBertForQuestionAnsweringModule(_FlaxBertTaskModule):
+class FlaxBertForQuestionAnsweringModule(QuestionAnsweringModule, FlaxBertTaskModule):
     """`FlaxBertForQuestionAnswering` as a `linen.Module`."""
 
-    has_pooler: ClassVar[bool] = False
+    output_class = FlaxQuestionAnsweringModelOutput
+    has_pooler = False
 
-    def make_head(self) -> None:
-        """Make the modules of the head."""
-        self.qa_outputs = self._dense(2)
-
-    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> FlaxQuestionAnsweringModelOutput:
-        """Run the model; arguments of `FlaxBertModule`."""
-        outputs = self.bert(*inputs, deterministic=deterministic, **arguments)
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        return FlaxQuestionAnsweringModelOutput(
-            start_logits=logits[..., 0],
-            end_logits=logits[..., 1],
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.qa_outputs = self.dense(2)
 
 
 class FlaxBertForQuestionAnswering(FlaxBertPreTrainedModel):
     """BERT that scores each token as start and as end of an answer.
 
     Calls return `FlaxQuestionAnsweringModelOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -575,8 +391,8 @@ class FlaxBertForQuestionAnswering(FlaxBertPreTrainedModel):
         (1, 3)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxBertForQuestionAnsweringModule
-    needs_padding_states: ClassVar[bool] = True
+    module_class = FlaxBertForQuestionAnsweringModule
+    needs_padding_states = True
 
 
 def _classifier_dropout(config: BertConfig) -> float:

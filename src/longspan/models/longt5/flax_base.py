@@ -21,7 +21,7 @@ from longspan.checkpoints.names import ParameterNames
 from longspan.errors import ConfigError, InputError
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.names import NAMES
-from longspan.nn.flax.base import FlaxPreTrainedModel, as_float_dtype
+from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
@@ -31,36 +31,13 @@ from longspan.ops.flax.sliding_window import DISPATCHER
 
 
 class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
-    """What all Flax LongT5 classes share.
-
-    Args:
-        config: Settings of the model; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation: float32, float16 or bfloat16. The parameters stay float32; see `to_bf16`.
-        _do_init: Draw weights and keep them in `params`. False keeps none: every call needs `params`.
-        **kwargs: Fields of the module: `gradient_checkpointing=True` recomputes the layers' activations in the
-            backward pass.
-    """
+    """What all Flax LongT5 classes share."""
 
     config_class: ClassVar[type[LongT5Config]] = LongT5Config
     names: ClassVar[ParameterNames] = NAMES
     #: the class has a decoder
     has_decoder: ClassVar[bool] = True
     config: LongT5Config
-
-    def __init__(
-        self,
-        config: LongT5Config,
-        input_shape: tuple[int, ...] = (1, 1),
-        seed: int = 0,
-        dtype: Any = jnp.float32,
-        _do_init: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        module = self.module_class(config=config, dtype=as_float_dtype(dtype), **kwargs)
-        super().__init__(config, module, input_shape=input_shape, seed=seed, dtype=dtype, _do_init=_do_init)
-        self._known_caches: dict[Any, Any] = {}
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an implementation of sliding-window attention."""
@@ -359,18 +336,14 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         is_filled = not isinstance(past, int) and values_visible(past) and int(past) > 0
         return "read" if is_filled else "write"
 
-    def _cache_shapes(self, batch: int, length: int, source: int) -> Any:
-        """Tree of the shapes of a cache; found out once for each size."""
+    def _cache_shapes(self, batch: int, length: int, source: int = 1) -> Any:
+        """Tree of the shapes of a cache for so many target and source tokens of each row."""
 
-        def shape_cache() -> Any:
+        def make_inputs() -> dict[str, Any]:
             ids, states = jnp.zeros((batch, length), jnp.int32), jnp.zeros((batch, source, self.config.d_model))
-            variables = self.module.init(self.key, ids, states, init_cache=True, method="decode")
-            return variables["cache"]
+            return {"decoder_input_ids": ids, "encoder_hidden_states": states}
 
-        size = (batch, length, source, self._fingerprint())
-        if size not in self._known_caches:
-            self._known_caches[size] = jax.eval_shape(shape_cache)
-        return self._known_caches[size]
+        return self._shapes_of_cache((batch, length, source), make_inputs, method="decode")
 
 
 def _source_room(cache: Any) -> int | None:

@@ -8,7 +8,7 @@ Models take no labels: `prepare_decoder_input_ids_from_labels` makes the target'
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -203,14 +203,6 @@ class FlaxLongT5EncoderModel(FlaxLongT5PreTrainedModel):
 
     Positions are relative: inputs may be padded on either side. Calls are those of `encode`.
 
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        **kwargs: `gradient_checkpointing=True` recomputes the layers' activations in the backward pass.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from longspan import FlaxLongT5EncoderModel, LongT5Config
@@ -219,8 +211,8 @@ class FlaxLongT5EncoderModel(FlaxLongT5PreTrainedModel):
         (1, 4, 32)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxLongT5EncoderModule
-    has_decoder: ClassVar[bool] = False
+    module_class = FlaxLongT5EncoderModule
+    has_decoder = False
 
     def __call__(  # type: ignore[override]  # without a decoder, none of its inputs
         self,
@@ -244,14 +236,6 @@ class FlaxLongT5Model(FlaxLongT5PreTrainedModel):
 
     Calls return `FlaxSeq2SeqModelOutput`, and `decode` `FlaxBaseModelOutputWithPastAndCrossAttentions`.
 
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        **kwargs: `gradient_checkpointing=True` recomputes the layers' activations in the backward pass.
-
     Example:
         >>> import jax.numpy as jnp
         >>> from longspan import FlaxLongT5Model, LongT5Config
@@ -261,21 +245,13 @@ class FlaxLongT5Model(FlaxLongT5PreTrainedModel):
         ((1, 2, 32), (1, 4, 32))
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxLongT5Module
+    module_class = FlaxLongT5Module
 
 
 class FlaxLongT5ForConditionalGeneration(FlaxGenerationMixin, FlaxLongT5PreTrainedModel):
     """LongT5 with a projection of the decoder's states onto the vocabulary.
 
     Calls return `FlaxSeq2SeqLMOutput`, and `decode` `FlaxCausalLMOutputWithCrossAttentions`.
-
-    Args:
-        config: Settings; the weights are random.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation; parameters stay float32.
-        _do_init: Draw weights and keep them; False keeps none.
-        **kwargs: `gradient_checkpointing=True` recomputes the layers' activations in the backward pass.
 
     Example:
         >>> import jax.numpy as jnp
@@ -287,7 +263,7 @@ class FlaxLongT5ForConditionalGeneration(FlaxGenerationMixin, FlaxLongT5PreTrain
         (1, 1, 32128)
     """
 
-    module_class: ClassVar[type[nn.Module]] = FlaxLongT5ForConditionalGenerationModule
+    module_class = FlaxLongT5ForConditionalGenerationModule
 
     def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> SourceStepper:
         """What runs the model during `generate`."""

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -40,19 +40,6 @@ class FlaxPreTrainedModel:
     `vmap`, `pmap` and sharding apply. A call outside of them is compiled once for each set of shapes.
 
     Subclasses set `config_class`, `base_model_prefix`, `names` and `module_class`.
-
-    Args:
-        config: Configuration; the model gets random weights.
-        module: The module to wrap.
-        input_shape: (batch, tokens) of the input that shapes the parameters.
-        seed: Seed of the random weights.
-        dtype: Dtype of the computation: float32, float16 or bfloat16. Parameters are float32 whatever it is; see
-            `to_bf16`.
-        _do_init: Draw weights and keep them. False keeps none: every call needs `params`.
-
-    Raises:
-        ConfigError: the configuration is of another class or breaks a rule.
-        InputError: `dtype` is another one.
     """
 
     config_class: ClassVar[type[PretrainedConfig]]
@@ -62,6 +49,8 @@ class FlaxPreTrainedModel:
     raw_parameters: ClassVar[frozenset[str]] = frozenset()
     main_input_name: ClassVar[str] = "input_ids"
     module_class: ClassVar[type[nn.Module]]
+    #: axes of `input_ids`
+    input_axes: ClassVar[tuple[str, ...]] = ("batch", "tokens")
     #: name of the PyTorch class, written to `config.json`; default: this class without "Flax"
     architecture: ClassVar[str] = ""
     #: what became of every key of the checkpoint, after `from_pretrained`
@@ -70,12 +59,28 @@ class FlaxPreTrainedModel:
     def __init__(
         self,
         config: PretrainedConfig,
-        module: nn.Module,
         input_shape: tuple[int, ...] = (1, 1),
         seed: int = 0,
         dtype: Any = jnp.float32,
         _do_init: bool = True,
+        gradient_checkpointing: bool = False,
+        **kwargs: Any,
     ) -> None:
+        """Make the module, and draw its parameters.
+
+        Args:
+            config: Settings of the model; the weights are random.
+            input_shape: (batch, tokens) of the input that shapes the parameters.
+            seed: Seed of the random weights.
+            dtype: Dtype of the computation: float32, float16 or bfloat16. The parameters stay float32; see `to_bf16`.
+            _do_init: Draw weights and keep them in `params`. False keeps none: every call needs `params`.
+            gradient_checkpointing: Recompute the layers' activations in the backward pass.
+            **kwargs: Further fields of the module, as the class says.
+
+        Raises:
+            ConfigError: the configuration is of another class or breaks a rule.
+            InputError: `dtype` is another one.
+        """
         if not isinstance(config, self.config_class):
             raise ConfigError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}"
@@ -83,12 +88,16 @@ class FlaxPreTrainedModel:
         config.validate()
         self.check_implementation(config.attn_implementation)
         self._config = config
-        self._module = module
+        self._check_use()
+        self.dtype = as_float_dtype(dtype)
+        self._module = self.module_class(
+            config=config, dtype=self.dtype, gradient_checkpointing=gradient_checkpointing, **kwargs
+        )
         self.input_shape = input_shape
         self.key = jax.random.PRNGKey(seed)
-        self.dtype = as_float_dtype(dtype)
         self._is_initialized = _do_init
         self._params: Params | None = None
+        self._known_caches: dict[Any, Any] = {}
         self._make_programs()
         if _do_init:
             self._params = self.init_weights(self.key, input_shape)
@@ -101,6 +110,9 @@ class FlaxPreTrainedModel:
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
+
+    def _check_use(self) -> None:
+        """Warn if the configuration is hardly meant for this class; the constructor's caller is three frames up."""
 
     def _load_extra(self, source: Source) -> None:
         """Load what a class keeps beside weights and configuration."""
@@ -267,6 +279,27 @@ class FlaxPreTrainedModel:
         """What follows from the module and cannot be pickled: the compiled call, and how parameters are drawn."""
         self._compiled = jax.jit(self._apply, static_argnames=("settings", "method", "fingerprint"))
         self._recipes = recipes(self._init_module)
+
+    # -- the cache --------------------------------------------------------------------------------------------------
+
+    def _cache_shapes(self, batch_size: int, max_length: int) -> Any:
+        """Tree of the shapes of a cache for so many tokens of each row."""
+        return self._shapes_of_cache((batch_size, max_length), lambda: self.dummy_inputs((batch_size, max_length)))
+
+    def _shapes_of_cache(self, size: tuple[int, ...], make_inputs: Callable[[], dict[str, Any]], **options: Any) -> Any:
+        """Tree of the shapes of the cache that the module makes; found out once for each size.
+
+        Args:
+            size: Tells caches apart.
+            make_inputs: Arguments of the module that shape it.
+            **options: Other arguments of `module.init`.
+        """
+        known = (size, self._fingerprint())
+        if known not in self._known_caches:
+            self._known_caches[known] = jax.eval_shape(
+                lambda: self.module.init(self.key, **make_inputs(), **options, init_cache=True)["cache"]
+            )
+        return self._known_caches[known]
 
     # -- dtypes -----------------------------------------------------------------------------------------------------
 

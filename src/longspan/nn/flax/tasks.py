@@ -1,0 +1,102 @@
+"""What every Flax task class does with its backbone: run it, score, hand on what it returned.
+
+    outputs = backbone(inputs);   scores = head(outputs)
+
+A task class is a `linen.Module` that says what is its own, a head and an output class, and the class that wraps it. The
+arguments of a call are written once for each family, in the `__call__` of its `…PreTrainedModel`; the wrapper hands
+them on by name. Models take no labels: `longspan.nn.flax.losses` has the loss of each task.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.nn.initializers import normal
+
+from longspan.inputs import INPUTS
+from longspan.model_output import ModelOutput
+from longspan.nn.flax.heads import fold_choices
+from longspan.nn.flax.layers import Dense, Dtype
+from longspan.nn.flax.outputs import Arrays
+
+
+class TaskModule(nn.Module):
+    """A backbone with a head; `setup` makes both.
+
+    Attributes:
+        config: Settings of the model.
+        dtype: Dtype of the computation.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+        backbone_name: Attribute that holds the backbone.
+        output_class: What a call returns; its first fields are the scores in the head's order.
+    """
+
+    config: Any
+    dtype: Dtype = jnp.float32
+    gradient_checkpointing: bool = False
+
+    backbone_name: ClassVar[str]
+    output_class: ClassVar[type[ModelOutput]]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone, whatever its name in checkpoints."""
+        return getattr(self, self.backbone_name)
+
+    def dense(self, features: int) -> Dense:
+        """A layer of the head, drawn as the configuration says."""
+        return Dense(features, kernel_init=normal(self.config.initializer_range), dtype=self.dtype)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array | Arrays:
+        """The scores, from the outputs of the backbone."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it scores")
+
+    def encode_and_score(self, *inputs: Any, deterministic: bool, **arguments: Any) -> tuple[Any, Array | Arrays]:
+        """The outputs of the backbone and the scores."""
+        outputs = self.backbone(*inputs, deterministic=deterministic, **arguments)
+        return outputs, self.head(outputs, deterministic=deterministic)
+
+    def __call__(self, *inputs: Any, deterministic: bool = True, **arguments: Any) -> Any:
+        """Run backbone and head.
+
+        Args:
+            *inputs: Arguments of the backbone by place.
+            deterministic: Drop nothing.
+            **arguments: Arguments of the backbone by name.
+
+        Returns:
+            The `output_class` of the class.
+        """
+        outputs, scores = self.encode_and_score(*inputs, deterministic=deterministic, **arguments)
+        scores = scores if isinstance(scores, tuple) else (scores,)
+        names = self.output_class._names()
+        return self.output_class(*scores, **{name: value for name, value in outputs.items() if name in names})
+
+
+class MultipleChoiceModule(TaskModule):
+    """A task class that scores each of several choices, (B, C, S), from the row it makes of each."""
+
+    def encode_and_score(self, *inputs: Any, deterministic: bool, **arguments: Any) -> tuple[Any, Array | Arrays]:
+        """Outputs of B·C rows, and of their scores (B·C, 1) the scores of the choices, (B, C)."""
+        call = inspect.signature(type(self.backbone).__call__)
+        given = call.bind(self.backbone, *inputs, **arguments).arguments
+        del given[next(iter(call.parameters))]
+        names = [name for name in given if name in INPUTS and INPUTS[name].folds]
+        num_choices, folded = fold_choices(*(given[name] for name in names))
+        given |= dict(zip(names, folded, strict=True))
+        outputs, logits = super().encode_and_score(deterministic=deterministic, **given)
+        assert not isinstance(logits, tuple)
+        return outputs, logits.reshape(-1, num_choices)
+
+
+class QuestionAnsweringModule(TaskModule):
+    """A task class whose `qa_outputs` scores each token as start and as end of an answer."""
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Arrays:
+        """Scores of being the start and of being the end, (B, S) each."""
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        return logits[..., 0], logits[..., 1]
