@@ -39,6 +39,27 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
     has_decoder: ClassVar[bool] = True
     config: LongT5Config
 
+    def __init__(
+        self,
+        config: LongT5Config,
+        input_shape: tuple[int, ...] = (1, 1),
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Make the module, and draw its parameters.
+
+        Args:
+            config: Settings of the model; the weights are random.
+            input_shape: (batch, tokens) of the input that shapes the parameters.
+            seed: Seed of the random weights.
+            dtype: Dtype of the computation: float32, float16 or bfloat16. The parameters stay float32; see `to_bf16`.
+            _do_init: Draw weights and keep them in `params`. False keeps none: every call needs `params`.
+            **kwargs: `gradient_checkpointing=True` recomputes the layers' activations in the backward pass.
+        """
+        super().__init__(config, input_shape, seed, dtype, _do_init, **kwargs)
+
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an implementation of sliding-window attention."""
         DISPATCHER.check_name(name)
