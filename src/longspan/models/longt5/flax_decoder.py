@@ -15,13 +15,15 @@ from jax import Array
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.flax_layers import (
+    FlaxLongT5Block,
+    FlaxLongT5Blocks,
     FlaxLongT5LayerFF,
     FlaxLongT5Projections,
+    FlaxLongT5Stack,
     FlaxLongT5Sublayer,
     relative_bias,
     relative_embedding,
 )
-from longspan.models.longt5.flax_stack import FlaxLongT5Block, FlaxLongT5Blocks, FlaxLongT5Stack
 from longspan.nn.flax.cache import (
     extend_cache,
     extend_rows,

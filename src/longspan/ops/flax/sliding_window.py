@@ -15,40 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-from flax import struct
 from jax import Array
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.flax.shapes import check_shape
+from longspan.ops.flax.sliding_window_bias import ExtraKeys as ExtraKeys
 from longspan.ops.flax.sliding_window_blocked import BLOCK_ROWS, blocked_attention
 from longspan.ops.flax.sliding_window_chunked import chunked_attention
 
 #: scores that "auto" keeps in memory at once on an accelerator, 2 GiB of float32
 _MAX_SCORES = 1 << 29
-
-
-@struct.dataclass
-class ExtraKeys:
-    """Keys and values that every query sees besides its window.
-
-    Attributes:
-        key: (B, G, H, D).
-        value: (B, G, H, E).
-        mask: Which of them exist, boolean (B, G), True = attend; None for all.
-        bias: Bias by relative position on the axis of the extra keys, (H, 2G - 1); its middle is "the same place".
-        position: Where each query stands on that axis, integers (B, S) below G; needed with `bias`. Negative counts
-            as 0.
-        step: Positions never fall, and rise by at most 1 within any `step` consecutive tokens. The larger, the less
-            work the bias is.
-    """
-
-    key: Array
-    value: Array
-    mask: Array | None = None
-    bias: Array | None = None
-    position: Array | None = None
-    step: int = struct.field(pytree_node=False, default=1)
 
 
 @dataclass(frozen=True)

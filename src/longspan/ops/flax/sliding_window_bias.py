@@ -1,13 +1,15 @@
-"""The biases of sliding-window attention, spread over a block of queries by slices and reshapes.
+"""Extra keys of sliding-window attention, and its biases, spread over a block of queries by slices and reshapes.
 
-Their transposes are slices and sums as well; a lookup by index would have a scatter as its gradient, which is slow on
-every platform. Axes: H heads, R rows of a block, C = R + left + right columns of its span, G extra keys, U different
-positions on the axis of the extra keys that the queries of a block can have.
+The transposes of the latter are slices and sums as well; a lookup by index would have a scatter as its gradient, which
+is slow on every platform.
+Axes: B batch, S tokens, H heads, D head size, E value size, R rows of a block, C = R + left + right columns of its
+span, G extra keys, U different positions on the axis of the extra keys that the queries of a block can have.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+from flax import struct
 from jax import Array, lax
 
 from longspan.ops import patterns
@@ -16,6 +18,29 @@ from longspan.ops import patterns
 MASKED = -1e30
 #: a row whose largest score lies below this sees no key
 NO_KEY = MASKED / 2
+
+
+@struct.dataclass
+class ExtraKeys:
+    """Keys and values that every query sees besides its window.
+
+    Attributes:
+        key: (B, G, H, D).
+        value: (B, G, H, E).
+        mask: Which of them exist, boolean (B, G), True = attend; None for all.
+        bias: Bias by relative position on the axis of the extra keys, (H, 2G - 1); its middle is "the same place".
+        position: Where each query stands on that axis, integers (B, S) below G; needed with `bias`. Negative counts
+            as 0.
+        step: Positions never fall, and rise by at most 1 within any `step` consecutive tokens. The larger, the less
+            work the bias is.
+    """
+
+    key: Array
+    value: Array
+    mask: Array | None = None
+    bias: Array | None = None
+    position: Array | None = None
+    step: int = struct.field(pytree_node=False, default=1)
 
 
 def band_bias(bias: Array | None, *, rows: int, left: int, right: int) -> Array:

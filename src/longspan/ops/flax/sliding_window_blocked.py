@@ -6,8 +6,6 @@ C = R + left + right, U positions as in `sliding_window_bias`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,9 +13,7 @@ from jax import Array
 from longspan.ops.flax import sliding_window_bias as biases
 from longspan.ops.flax.attention import drop_weights
 from longspan.ops.flax.shapes import num_blocks
-
-if TYPE_CHECKING:
-    from longspan.ops.flax.sliding_window import ExtraKeys
+from longspan.ops.flax.sliding_window_bias import ExtraKeys
 
 #: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
 BLOCK_ROWS = 64

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,7 @@ from jax import Array, lax
 
 from longspan.ops.flax import sliding_window_bias as biases
 from longspan.ops.flax.shapes import num_blocks
-
-if TYPE_CHECKING:
-    from longspan.ops.flax.sliding_window import ExtraKeys
+from longspan.ops.flax.sliding_window_bias import ExtraKeys
 
 CHUNK_ROWS = 128
 
