@@ -1,4 +1,4 @@
-"""ONNX: a model exported once gives onnxruntime the results of PyTorch at five lengths."""
+"""torch.export, ONNX: a model exported once gives the results of PyTorch at five lengths, there and in onnxruntime."""
 
 from __future__ import annotations
 
@@ -8,23 +8,41 @@ import torch
 from tests.ecosystem.models import make
 from tests.tolerances import assert_close
 
-pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("ignore")]  # the exporter deprecates itself
+pytestmark = [pytest.mark.ecosystem, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns
+LENGTHS = (5, 11, 16, 23, 40)
 
 
-@pytest.mark.parametrize("name", ["BertForSequenceClassification"])
+def inputs_of(model, tokens):
+    """A batch of `tokens` tokens, padded in one row."""
+    ids = torch.randint(3, 40, (2, tokens), generator=torch.Generator().manual_seed(tokens))
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return {**inputs, "decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else inputs
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForSequenceClassification",
+        "LongformerForSequenceClassification",
+        "LongT5ForConditionalGeneration",
+        "DiffLlamaForSequenceClassification",
+        "MegaForSequenceClassification",
+    ],
+)
 def test_five_lengths(name, tmp_path):
-    model = make(name).eval()
-    model.config.return_dict = False
-    ids = torch.randint(3, 40, (2, 16))
+    layers = {"num_layers": 1} if name.startswith("LongT5") else {"num_hidden_layers": 1}
+    model = make(name, use_cache=False, return_dict=False, **layers).eval()
+    example = inputs_of(model, 16)
     length = torch.export.Dim("length", min=4, max=40)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    shapes = {key: {1: length} for key in inputs}
-    settings = {"dynamo": True, "dynamic_shapes": shapes, "verbose": False}
-    torch.onnx.export(model, (), str(tmp_path / "m.onnx"), kwargs=inputs, **settings)
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    for tokens in (5, 11, 16, 23, 40):
-        ids = torch.randint(3, 40, (2, tokens))
-        mask = torch.ones_like(ids)
-        got = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+    shapes = {key: {1: length} if value.shape[1] == 16 else {} for key, value in example.items()}
+    exported = torch.export.export(model, (), kwargs=example, dynamic_shapes=shapes)
+    torch.onnx.export(exported, (), str(tmp_path / "m.onnx"), dynamo=True, verbose=False, optimize=False)
+    program, session = exported.module(), onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for tokens in LENGTHS:
+        inputs = inputs_of(model, tokens)
         with torch.no_grad():
-            assert_close(got, model(ids, attention_mask=mask)[0])
+            expected = model(**inputs)[0]
+            assert_close(program(**inputs)[0], expected)
+        assert_close(session.run(None, {key: value.numpy() for key, value in inputs.items()})[0], expected)
