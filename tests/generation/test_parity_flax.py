@@ -73,14 +73,6 @@ SETTINGS = {
 CASES = [("longt5", name) for name in SETTINGS] + [("bert", name) for name in ("greedy", "words", "beams")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """Most of the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make_pair(kind, directory):
     """(Flax model, PyTorch model) on equal random weights."""
     torch.manual_seed(3)

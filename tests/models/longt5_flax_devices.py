@@ -6,7 +6,7 @@ No other framework may be loaded.
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import warnings
@@ -21,7 +21,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import longspan
 from longspan.nn.flax.losses import cross_entropy
 
-jax.config.update("jax_disable_most_optimizations", True)
 config = longspan.LongT5Config(
     vocab_size=40, d_model=16, d_kv=4, d_ff=20, num_heads=4, num_layers=1, local_radius=3, global_block_size=4,
     encoder_attention_type="transient-global", decoder_start_token_id=0,

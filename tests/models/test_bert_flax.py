@@ -33,14 +33,6 @@ TASKS += ["ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering"]
 CLASSES = ["FlaxBertModel", *(f"FlaxBert{task}" for task in TASKS)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """These tests compare programs with each other: compiling them in a hurry halves the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(name="FlaxBertModel", *, arguments=(), **settings):
     """A model whose parameters are all random, norms and biases included."""
     if name == "FlaxBertForCausalLM":

@@ -1,4 +1,4 @@
-"""Flax models as programs of their own: exported at any length; faults and labels at padding."""
+"""Flax models as programs of their own: optimised, exported at any length; faults and labels at padding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, gradient_error
 
 import longspan
 from longspan.nn.flax.losses import cross_entropy
@@ -27,6 +27,36 @@ def batch(length, rows=3):
     mask = np.ones((rows, length), np.int32)
     mask[0, 4:] = mask[1, :2] = 0
     return ids, mask
+
+
+#: what users get, and tests/conftest.py turns off
+OPTIMISED = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("FlaxBertForQuestionAnswering", "eager"), ("FlaxLongT5ForConditionalGeneration", "blocked")],
+)
+def test_optimised_programs_compute_the_same(name, implementation):
+    small = BERT if "Bert" in name else LONGT5
+    model = getattr(longspan, name)(type(small)(**{**small.to_dict(), "attn_implementation": implementation}))
+    ids, mask = batch(13)
+    targets = {} if small is BERT else {"decoder_input_ids": ids[:, :3]}
+
+    def loss(params):
+        output = model(ids, mask, params=params, return_dict=False, **targets)[0]
+        return jnp.square(output).sum(), output
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(model.params)
+    (_, output), gradients = program.compile()(model.params)
+    (_, expected), wanted = program.compile(compiler_options=OPTIMISED)(model.params)
+    assert_close(output, expected)
+    for mine, theirs in zip(*map(jax.tree_util.tree_leaves, (gradients, wanted)), strict=True):
+        assert gradient_error(mine, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["FlaxBertForQuestionAnswering", "FlaxLongT5ForConditionalGeneration"])

@@ -37,14 +37,6 @@ TARGETS = np.array([[0, 5, 6, 7, 8], [0, 9, 3, 2, 1]])
 CLASSES = ["FlaxLongT5EncoderModel", "FlaxLongT5Model", "FlaxLongT5ForConditionalGeneration"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """These tests compare programs with each other: compiling them in a hurry halves the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(name="FlaxLongT5ForConditionalGeneration", *, arguments=(), **settings):
     """A model whose parameters are all random, norms and biases included."""
     config = longspan.LongT5Config(**{**SETTINGS, **settings})

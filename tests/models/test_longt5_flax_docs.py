@@ -5,18 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import jax
-import pytest
-
 PAGE = (Path(__file__).parents[2] / "docs" / "flax.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _quick_programs():
-    """Most of the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_blocks_run():

@@ -20,7 +20,6 @@ SCRIPT = """
 import importlib.util, json, sys
 import jax
 assert len(jax.devices()) == 8
-jax.config.update("jax_disable_most_optimizations", True)
 spec = importlib.util.spec_from_file_location("example", sys.argv[1])
 example = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(example)
@@ -36,7 +35,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     command = [sys.executable, "-W", "error", "-c", SCRIPT, str(EXAMPLE), str(root), *ARGUMENTS]

@@ -27,14 +27,6 @@ IMPLEMENTATIONS = ["chunked", "blocked"]
 SHAPES = [(1, 2, 2, 0, 1), (7, 3, 3, 5, 1), (129, 0, 9, 3, 40), (140, 300, 2, 1, 7), (267, 10, 6, 17, 16)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """Most of the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _all_heads(request, monkeypatch):
     """`chunked` takes one head at a time on a CPU; with this parameter all of them, as on accelerators."""

@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import transformers
 
-jax.config.update("jax_disable_most_optimizations", True)  # most of the time goes into compiling
-
 # today's JAX has renamed the bounds of `clip`, by which the reference's LongT5 calls it
 _clip = jnp.clip
 jnp.clip = lambda array, min=None, max=None, a_min=None, a_max=None: _clip(

@@ -44,14 +44,6 @@ TARGETS = 6
 FLAGS = {"output_attentions": True, "output_hidden_states": True}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """Most of the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """A function that gives (Flax model, PyTorch model, directory) of a class on equal weights, made once each."""
