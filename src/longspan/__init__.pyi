@@ -111,6 +111,14 @@ from .models.bert.torch_model import BertLMHeadModel as BertLMHeadModel
 from .models.bert.torch_model import BertModel as BertModel
 from .models.bert.torch_model import BertPreTrainedModel as BertPreTrainedModel
 from .models.diffllama.config import DiffLlamaConfig as DiffLlamaConfig
+from .models.diffllama.flax_model import FlaxDiffLlamaForCausalLM as FlaxDiffLlamaForCausalLM
+from .models.diffllama.flax_model import FlaxDiffLlamaForQuestionAnswering as FlaxDiffLlamaForQuestionAnswering
+from .models.diffllama.flax_model import (
+    FlaxDiffLlamaForSequenceClassification as FlaxDiffLlamaForSequenceClassification,
+)
+from .models.diffllama.flax_model import FlaxDiffLlamaForTokenClassification as FlaxDiffLlamaForTokenClassification
+from .models.diffllama.flax_model import FlaxDiffLlamaModel as FlaxDiffLlamaModel
+from .models.diffllama.flax_model import FlaxDiffLlamaPreTrainedModel as FlaxDiffLlamaPreTrainedModel
 from .models.diffllama.torch_backbone import DiffLlamaModel as DiffLlamaModel
 from .models.diffllama.torch_backbone import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
 from .models.diffllama.torch_model import DiffLlamaForCausalLM as DiffLlamaForCausalLM

@@ -17,6 +17,7 @@ from tests.tolerances import assert_close
 
 import longspan
 from longspan.checkpoints.flax import flatten, unflatten
+from longspan.models.diffllama.flax_layers import FlaxDiffLlamaRMSNorm
 from longspan.models.longt5.flax_layers import FlaxLongT5LayerNorm
 from longspan.nn.flax.layers import Dense, Embedding, LayerNorm
 
@@ -28,12 +29,22 @@ LONGT5 = {
     "vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 10, "num_heads": 2, "num_layers": 1, "local_radius": 2,
     "global_block_size": 3, "tie_word_embeddings": False,
 }  # fmt: skip
+DIFFLLAMA = {
+    "vocab_size": 40, "hidden_size": 12, "intermediate_size": 10, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 4, "num_hidden_layers": 1, "attention_bias": True, "pad_token_id": 0,
+}  # fmt: skip
+#: beginning of the classes' names -> configuration class, settings
+FAMILIES = {
+    "FlaxBert": (longspan.BertConfig, BERT),
+    "FlaxDiffLlama": (longspan.DiffLlamaConfig, DIFFLLAMA),
+    "FlaxLongT5": (longspan.LongT5Config, LONGT5),
+}
 DECODER = {"is_decoder": True, "add_cross_attention": True}
 CASES = {
     **{
         name: (name, {})
         for name in longspan.__all__
-        if name.startswith(("FlaxBert", "FlaxLongT5")) and not name.endswith(("PreTrainedModel", "CausalLM"))
+        if name.startswith(tuple(FAMILIES)) and not name.endswith("PreTrainedModel") and name != "FlaxBertForCausalLM"
     },
     "decoder": ("FlaxBertForCausalLM", DECODER),
     "relative": ("FlaxBertModel", {"position_embedding_type": "relative_key_query"}),
@@ -41,13 +52,15 @@ CASES = {
     "gated": ("FlaxLongT5EncoderModel", {"feed_forward_proj": "gated-gelu"}),
 }
 #: module type -> the parameter that a term in its output can be added to
-KINDS = {Dense: "bias", Embedding: "embedding", LayerNorm: "bias", FlaxLongT5LayerNorm: ""}
+KINDS = {Dense: "bias", Embedding: "embedding", LayerNorm: "bias", FlaxLongT5LayerNorm: "", FlaxDiffLlamaRMSNorm: ""}
+#: parameters of dense layers, embeddings and norms; others are their module's own
+LEAVES = {"kernel", "embedding", "scale", "weight"}
 
 
 def build(case):
     name, settings = CASES[case]
-    config = longspan.BertConfig if "Bert" in name else longspan.LongT5Config
-    model = getattr(longspan, name)(config(**{**(BERT if "Bert" in name else LONGT5), **settings}))
+    config, common = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
+    model = getattr(longspan, name)(config(**{**common, **settings}))
     rng = np.random.default_rng(0)
     leaves = flatten(model.params).items()
     params = unflatten({path: leaf + rng.normal(scale=0.2, size=leaf.shape).astype("f") for path, leaf in leaves})
@@ -91,8 +104,7 @@ def test_terms_that_an_interceptor_adds_take_effect_and_learn(case):
 
     with nn.intercept_methods(note):
         jax.eval_shape(lambda: model.module.apply({"params": params}, **inputs))
-    with_weights = {path[:-1] for path in flatten(params)}
-    assert {".".join(path) for path in with_weights - set(widths)} <= {"cls.predictions"}  # a bias of its own
+    assert {path[:-1] for path in flatten(params) if path[-1] in LEAVES} <= set(widths)
 
     rng = np.random.default_rng(1)
     terms, shifted, places = {}, dict(flatten(params)), {}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tests.generation.conftest import TRAINED
 from tests.parity.torch_parity import randomise
 
 import longspan
@@ -122,6 +123,15 @@ def test_tokens_equal_pytorch(pairs, kind, name):
         np.testing.assert_allclose(output.scores, expected.sequences_scores, rtol=1e-5, atol=1e-5)
     else:
         assert "scores" not in output
+
+
+@pytest.mark.parametrize("name", ["greedy", "repetition", "beams"])
+def test_a_trained_diffllama_writes_what_pytorchs_writes(trained, name):
+    theirs, _ = trained["diffllama"]
+    ours = longspan.FlaxDiffLlamaForCausalLM.from_pretrained(TRAINED / "diffllama")
+    ids, mask = prompts()
+    expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), **SETTINGS[name])
+    np.testing.assert_array_equal(ours.generate(ids, attention_mask=mask, **SETTINGS[name]).sequences, expected)
 
 
 @pytest.mark.parametrize(("kind", "num_beams"), [("longt5", 1), ("longt5", 3), ("bert", 1)])

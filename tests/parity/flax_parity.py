@@ -40,9 +40,16 @@ def compare_outputs(ours, expected, *, keep=None, dtype="float32", skip=("loss",
             assert_close(mine, theirs, dtype, f"{name}[{index}]")
 
 
-def compare_gradients(gradients, torch_model, tolerance=TOLERANCE["float32"]):
-    """Compare the gradient of every parameter with PyTorch's; see `assert_gradients_close`."""
-    actual = {key: tensor.read() for key, tensor in tensors_to_save(gradients).items()}
+def compare_gradients(gradients, torch_model, tolerance=TOLERANCE["float32"], raw=()):
+    """Compare the gradient of every parameter with PyTorch's; see `assert_gradients_close`.
+
+    Args:
+        gradients: Tree of a Flax model's gradients.
+        torch_model: Model with gradients.
+        tolerance: As in `assert_gradients_close`.
+        raw: `raw_parameters` of the Flax class.
+    """
+    actual = {key: tensor.read() for key, tensor in tensors_to_save(gradients, raw).items()}
     expected = {
         name: as_numpy(parameter.grad) if parameter.grad is not None else np.zeros(tuple(parameter.shape))
         for name, parameter in torch_model.named_parameters()

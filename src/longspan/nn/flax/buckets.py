@@ -5,6 +5,7 @@ A program of XLA serves one set of shapes. With padding to a bucket, one program
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from longspan.nn.flax.checks import ArrayLike, values_visible
+from longspan.nn.flax.outputs import OutputType
 
 #: lengths are a multiple of this
 SMALLEST = 64
@@ -39,6 +41,18 @@ def pad_tokens(array: ArrayLike, length: int, *, value: int = 0) -> ArrayLike:
     if values_visible(array):
         return np.pad(np.asarray(array), padding, constant_values=value)
     return jnp.pad(array, padding, constant_values=value)
+
+
+def cut_tokens(output: OutputType, length: int, *, rows: Collection[str] = ()) -> OutputType:
+    """Cut the tokens of all fields (B, bucket, ...), or tuples of such arrays, back to their length.
+
+    Args:
+        output: Output of a model.
+        length: Number of tokens.
+        rows: Fields that stay as they are.
+    """
+    cut = jax.tree_util.tree_map(lambda array: array[:, :length], output)
+    return type(output)(**{name: output[name] if name in rows else cut[name] for name in output})
 
 
 def real_tokens(attention_mask: ArrayLike | None, shape: tuple[int, int]) -> ArrayLike:
