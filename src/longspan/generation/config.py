@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -52,6 +52,24 @@ _ABSENT: dict[str, Any] = {
     "watermarking_config": None,
 }
 _METADATA = ("transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash")
+
+
+_PENALTIES = ("repetition_penalty", "encoder_repetition_penalty")
+#: settings, the rule that a number keeps, and whether it does
+_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        ("max_length", "max_new_tokens", "num_beams", "num_return_sequences", "max_time", *_PENALTIES),
+        "must be positive",
+        lambda value: value > 0,
+    ),
+    (
+        ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+        "must not be negative",
+        lambda value: value >= 0,
+    ),
+    (("top_p", "typical_p"), "must lie in (0, 1]", lambda value: 0 < value <= 1),
+    (("min_p", "epsilon_cutoff", "eta_cutoff"), "must lie in [0, 1)", lambda value: 0 <= value < 1),
+)
 
 
 class GenerationConfig(Declared):
@@ -229,9 +247,7 @@ class GenerationConfig(Declared):
             ConfigError: naming the rule and the value.
         """
         check_types(self)
-        self._check_counts()
-        self._check_sampling()
-        self._check_penalties()
+        self._check_numbers()
         self._check_sequences()
         rows, beams = self.num_return_sequences, self.num_beams
         require(
@@ -246,31 +262,16 @@ class GenerationConfig(Declared):
             num_beams=beams,
         )
 
-    def _check_counts(self) -> None:
-        for name in ("max_length", "max_new_tokens", "num_beams", "num_return_sequences", "max_time"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive", **{name: value})
-        for name in ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"{name} must not be negative", **{name: value})
-
-    def _check_sampling(self) -> None:
+    def _check_numbers(self) -> None:
         require(
             self.temperature is None or self.temperature > 0 or not self.do_sample,
             "temperature must be positive; for the likeliest token each time, use do_sample=False",
             temperature=self.temperature,
         )
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            require(value is None or 0 < value <= 1, f"{name} must lie in (0, 1]", **{name: value})
-        for name in ("min_p", "epsilon_cutoff", "eta_cutoff"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < 1, f"{name} must lie in [0, 1)", **{name: value})
-
-    def _check_penalties(self) -> None:
-        for name in ("repetition_penalty", "encoder_repetition_penalty"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive", **{name: value})
+        for names, rule, holds in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                require(value is None or holds(value), f"{name} {rule}", **{name: value})
         decay = self.exponential_decay_length_penalty
         require(
             decay is None or (len(decay) == 2 and int(decay[0]) == decay[0] and decay[0] >= 0 and decay[1] > 0),

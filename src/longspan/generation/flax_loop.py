@@ -18,12 +18,11 @@ from flax import linen as nn
 from flax import struct
 from jax import Array, lax
 
+from longspan.generation.beams import OUT, BeamRules
 from longspan.generation.flax_rules import Text, apply_rules
 from longspan.generation.rules import Rules
 from longspan.nn.flax.cache import empty_cache, for_rows, tokens_and_room
 
-#: added to a score to take a candidate out of the running
-_OUT = -1e9
 #: (cache, newest tokens (R,), number of tokens before them, rows to go on with (R,) or None) -> logits (R, V), cache
 Step = Callable[[Any, Array, Array, Array | None], tuple[Array, Any]]
 
@@ -36,18 +35,14 @@ class Search:
         rules: What changes the scores.
         rows: K.
         returned: Rows to return for each prompt.
-        num_beams: K in beam search, else 1.
-        length_penalty: Exponent of the number of generated tokens, by which a finished beam's score is divided.
-        early_stopping: True, False or `"never"`; see `GenerationConfig`.
+        beams: Settings of a beam search; `num_beams=1` for none.
         pad: Id that fills rows that ended.
     """
 
     rules: Rules
     rows: int
     returned: int
-    num_beams: int
-    length_penalty: float
-    early_stopping: bool | str
+    beams: BeamRules
     pad: int
 
     def run(self, text: Text, logits: Array, cache: Any, step: Step, key: Array) -> tuple[Array, Array, Array]:
@@ -64,7 +59,7 @@ class Search:
             Ids (B · returned, L), the column behind the last id of any row, and the final scores of beam search
             (B · returned,), or zeros.
         """
-        search = _beam_search if self.num_beams > 1 else _search
+        search = _beam_search if self.beams.num_beams > 1 else _search
         return search(self, text, logits, cache, step, key)
 
     def is_end(self, tokens: Array) -> Array:
@@ -140,7 +135,7 @@ class _State:
         running: Beams that go on.
         finished: The best that ended.
         is_finished: Which of these exist, (B, K).
-        can_improve: Prompts that may gain from going on, (B,).
+        can_improve: Prompts that may gain from going on, (B, 1).
         over: No prompt can.
         length: Column behind the last id of the running beams.
         origin: Row of the step before that each running beam continues, (R,).
@@ -160,18 +155,18 @@ class _State:
 def _beam_search(
     search: Search, text: Text, logits: Array, cache: Any, step: Step, key: Array
 ) -> tuple[Array, Array, Array]:
-    number = search.num_beams
+    number = search.beams.num_beams
     batch = text.ids.shape[0] // number
     ids = text.ids.reshape(batch, number, -1)
     lengths = jnp.broadcast_to(text.length, (batch, number))
     # all beams of a prompt are alike at first: only one may be continued
-    scores = jnp.zeros((batch, number)).at[:, 1:].set(_OUT)
+    scores = jnp.zeros((batch, number)).at[:, 1:].set(OUT)
     none = jnp.zeros((batch, number), jnp.bool_)
     state = _State(
         running=Beams(ids, scores, lengths),
-        finished=Beams(ids, jnp.full_like(scores, _OUT), lengths),
+        finished=Beams(ids, jnp.full_like(scores, OUT), lengths),
         is_finished=none,
-        can_improve=jnp.ones(batch, jnp.bool_),
+        can_improve=jnp.ones((batch, 1), jnp.bool_),
         over=jnp.array(False),
         length=text.length,
         origin=jnp.arange(batch * number),
@@ -195,10 +190,6 @@ def _beam_search(
 class _BeamStep:
     """One step of beam search, from the logits that follow the running beams.
 
-    The continuations of all beams of a prompt are scored by the sum of the log-probabilities of their tokens; the best
-    C are taken, enough that K of them go on whatever ends. Those that end compete for the K finished places with
-    sum / generated tokens ** length_penalty.
-
     Attributes:
         search: Settings.
         text: The prompts.
@@ -217,8 +208,8 @@ class _BeamStep:
         newest = lax.dynamic_slice_in_dim(candidates.ids, length - 1, 1, axis=2)[:, :, 0]
         ends = self.search.is_end(newest) | at_end
         finished, is_finished = self._finish(state, candidates, ends, length)
-        going = lax.top_k(candidates.scores + ends * _OUT, self.search.num_beams)[1]
-        running = replace(candidates, scores=candidates.scores + ends * _OUT).take(going)
+        going = lax.top_k(candidates.scores + ends * OUT, self.search.beams.num_beams)[1]
+        running = replace(candidates, scores=candidates.scores + ends * OUT).take(going)
         state = replace(
             state,
             running=running,
@@ -237,7 +228,7 @@ class _BeamStep:
         vocabulary = logarithms.shape[-1]
         totals = logarithms.reshape(batch, number, vocabulary) + state.running.scores[:, :, None]
         totals = totals.reshape(batch, -1)
-        num_candidates = max(2, 1 + len(self.search.rules.eos)) * number
+        num_candidates = self.search.beams.num_candidates(len(self.search.rules.eos))
         if self.search.rules.do_sample:  # the largest of the sums with Gumbel noise are draws without replacement
             noise = jax.random.gumbel(jax.random.fold_in(self.key, text.count), totals.shape)
             chosen = lax.top_k(totals + noise, num_candidates)[1]
@@ -252,32 +243,29 @@ class _BeamStep:
 
     def _finish(self, state: _State, candidates: Beams, ends: Array, length: Array) -> tuple[Beams, Array]:
         """Let candidates that ended among the best K compete for the finished places."""
-        among_best = jnp.arange(ends.shape[1]) < self.search.num_beams
+        among_best = jnp.arange(ends.shape[1]) < self.search.beams.num_beams
         eligible = ends & among_best
         generated = (length - self.text.first - self.text.prompt).astype(jnp.float32)
-        scores = candidates.scores / generated**self.search.length_penalty
-        if self.search.early_stopping is True:
-            scores = scores + state.is_finished.all(axis=1, keepdims=True) * _OUT
-        scores = scores + ~state.can_improve[:, None] * _OUT + ~eligible * _OUT
+        places = {"is_finished": state.is_finished, "can_improve": state.can_improve}
+        scores = self.search.beams.final_scores(candidates.scores, eligible, generated, **places)
         both = jax.tree_util.tree_map(
             lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, replace(candidates, scores=scores)
         )
-        best = lax.top_k(both.scores, self.search.num_beams)[1]
+        best = lax.top_k(both.scores, self.search.beams.num_beams)[1]
         exist = jnp.concatenate([state.is_finished, eligible], axis=1)
         return both.take(best), jnp.take_along_axis(exist, best, axis=1)
 
     def _judge(self, state: _State, at_end: Array) -> _State:
         """See whether any prompt can gain from going on."""
-        generated = state.length - self.text.first - self.text.prompt
-        if self.search.early_stopping == "never" and self.search.length_penalty > 0.0:
-            generated = self.text.greatest - self.text.prompt
-        best = state.running.scores[:, 0] / generated.astype(jnp.float32) ** self.search.length_penalty
-        worst = jnp.where(state.is_finished, state.finished.scores.min(axis=1, keepdims=True), _OUT)
-        can_improve = state.can_improve & (best[:, None] > worst).any(axis=1)
-        over = ~can_improve.any() | at_end
-        if self.search.early_stopping is True:
-            over = over | state.is_finished.all()
-        return replace(state, can_improve=can_improve, over=over)
+        text = self.text
+        generated, most = (
+            number.astype(jnp.float32)
+            for number in (state.length - text.first - text.prompt, text.greatest - text.prompt)
+        )
+        places = {"is_finished": state.is_finished, "can_improve": state.can_improve}
+        scores = (state.running.scores, state.finished.scores)
+        can_improve, over = self.search.beams.judge(jnp, *scores, generated, most, **places)
+        return replace(state, can_improve=can_improve, over=over | at_end)
 
 
 #: leaves of a cache with one entry for each row; those of the source have one for each prompt

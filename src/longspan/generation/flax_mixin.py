@@ -22,11 +22,12 @@ from flax import linen as nn
 from jax import Array, lax
 
 from longspan.errors import InputError
+from longspan.generation.beams import BeamRules
 from longspan.generation.config import GenerationConfig
 from longspan.generation.flax_loop import CausalStepper, Search
 from longspan.generation.flax_rules import Text
 from longspan.generation.lengths import combine, filling, greatest_length, least_length, start_tokens
-from longspan.generation.rules import Rules
+from longspan.generation.rules import Rules, rows_per_prompt
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
@@ -155,7 +156,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
             )
         stop = lengths.first + lengths.greatest if is_traced(end) else int(end)
         ids = ids[:, lengths.first : stop]
-        return FlaxGenerateOutput(sequences=ids, scores=scores if search.num_beams > 1 else None)
+        return FlaxGenerateOutput(sequences=ids, scores=scores if search.beams.num_beams > 1 else None)
 
     # -- the program ------------------------------------------------------------------------------------------------
 
@@ -183,7 +184,7 @@ class FlaxGenerationMixin(StoredGenerationConfig):
 
         def write(params: Any, key: Array, arrays: dict[str, Array], numbers: dict[str, Array]) -> Any:
             stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
-            logits, cache = stepper.begin(reorders=search.num_beams > 1)
+            logits, cache = stepper.begin(reorders=search.beams.num_beams > 1)
             source = arrays["input_ids"] if search.rules.reads_source else None
             prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
             ids = jnp.pad(prompts, ((0, 0), (0, room - prompts.shape[1])), constant_values=search.pad)
@@ -236,11 +237,9 @@ class FlaxGenerationMixin(StoredGenerationConfig):
     def _make_search(self, config: GenerationConfig) -> Search:
         return Search(
             rules=Rules.from_config(config),
-            rows=config.num_beams if config.num_beams > 1 else config.num_return_sequences,
+            rows=rows_per_prompt(config),
             returned=config.num_return_sequences,
-            num_beams=config.num_beams,
-            length_penalty=config.length_penalty,
-            early_stopping=config.early_stopping,
+            beams=BeamRules(config.num_beams, config.length_penalty, config.early_stopping),
             pad=filling(config),
         )
 

@@ -16,6 +16,23 @@ from flax import struct
 from jax import Array
 
 from longspan.generation.rules import Ids, Rules
+from longspan.generation.scores import SAMPLING, Arrays, encouraged, penalised
+
+
+def _unsort(marks: Array, order: Array) -> Array:
+    return jnp.zeros_like(marks).at[jnp.arange(marks.shape[0])[:, None], order].set(marks)
+
+
+ARRAYS = Arrays(
+    xp=jnp,
+    softmax=jax.nn.softmax,
+    log_softmax=jax.nn.log_softmax,
+    take=lambda values, index: jnp.take_along_axis(values, index, axis=1),
+    unsort=_unsort,
+    largest=lambda values, number: jax.lax.top_k(values, number)[0],
+    places=lambda number, where: jnp.arange(number),
+    smallest=lambda values: float(jnp.finfo(values.dtype).min),
+)
 
 
 @struct.dataclass
@@ -70,7 +87,7 @@ def apply_rules(rules: Rules, text: Text, scores: Array) -> Array:
     for name, value in rules.plain:
         scores = _PLAIN[name](rules, text, scores, value)
     for name, value in rules.sampling:
-        scores = _SAMPLING[name](scores, value, rules.keep)
+        scores = SAMPLING[name](ARRAYS, scores, value, rules.keep)
     return jax.nn.log_softmax(scores, axis=-1) if rules.normalises else scores
 
 
@@ -118,63 +135,12 @@ def _decay(rules: Rules, text: Text, scores: Array, decay: tuple[float, float]) 
     start, factor = decay
     beyond = jnp.maximum(text.count - (text.prompt + start), 0)
     ends = jnp.array(rules.eos)
-    chosen = scores[:, ends]
-    return scores.at[:, ends].set(chosen + jnp.abs(chosen) * (factor**beyond - 1.0))
+    return scores.at[:, ends].set(encouraged(ARRAYS, scores[:, ends], factor**beyond))
 
 
 def _suppress_at_begin(rules: Rules, text: Text, scores: Array, ids: Ids) -> Array:
     begins = text.count == text.prompt + ((text.prompt == 1) & rules.forces_begin)
     return jnp.where(begins, _without(scores, ids), scores)
-
-
-def _drop(scores: Array, drop: Array, keep: int) -> Array:
-    """Forbid what `drop` (R, V) marks, but not the likeliest ids."""
-    likeliest = jax.lax.top_k(scores, min(keep, scores.shape[1]))[0][:, -1:]
-    return jnp.where(drop & (scores < likeliest), -jnp.inf, scores)
-
-
-def _keep_top_k(scores: Array, number: int, keep: int) -> Array:
-    """The k likeliest ids (Fan et al., 2018)."""
-    number = min(max(number, keep), scores.shape[1])
-    return jnp.where(scores < jax.lax.top_k(scores, number)[0][:, -1:], -jnp.inf, scores)
-
-
-def _keep_top_p(scores: Array, probability: float, keep: int) -> Array:
-    """The likeliest ids that together reach a probability (Holtzman et al., 2019)."""
-    order = jnp.argsort(scores, axis=-1)
-    ascending = jnp.take_along_axis(scores, order, axis=-1)
-    unlikely = jax.nn.softmax(ascending, axis=-1).cumsum(axis=-1) <= 1.0 - probability
-    unlikely = unlikely.at[:, -keep:].set(False)
-    return _mask_in_order(scores, order, unlikely)
-
-
-def _keep_min_p(scores: Array, share: float, keep: int) -> Array:
-    """Ids that are likely enough relative to the likeliest (Nguyen et al., 2024)."""
-    probabilities = jax.nn.softmax(scores, axis=-1)
-    return _drop(scores, probabilities < share * probabilities.max(axis=-1, keepdims=True), keep)
-
-
-def _keep_typical(scores: Array, probability: float, keep: int) -> Array:
-    """The ids whose surprise is nearest the expected one and that reach a probability (Meister et al., 2022)."""
-    surprise = -jax.nn.log_softmax(scores, axis=-1)
-    entropy = jnp.nansum(surprise * jnp.exp(-surprise), axis=-1, keepdims=True)
-    distance = jnp.abs(surprise - entropy)
-    order = jnp.argsort(distance, axis=-1)
-    distance = jnp.take_along_axis(distance, order, axis=-1)
-    reached = jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1).cumsum(axis=-1)
-    last = jnp.minimum((reached < probability).sum(axis=1, keepdims=True), scores.shape[1] - 1)
-    atypical = distance > jnp.take_along_axis(distance, last, axis=1)
-    return _mask_in_order(scores, order, atypical.at[:, :keep].set(False))
-
-
-def _keep_eta(scores: Array, epsilon: float, keep: int) -> Array:
-    """Ids of at least the probability min(ε, √ε · exp(-entropy)) (Hewitt et al., 2022)."""
-    logarithms = jax.nn.log_softmax(scores, axis=-1)
-    probabilities = jnp.exp(logarithms)
-    smallest = float(jnp.finfo(scores.dtype).min)
-    entropy = -(jnp.maximum(logarithms, smallest) * probabilities).sum(axis=-1, keepdims=True)
-    bound = jnp.minimum(math.sqrt(epsilon) * jnp.exp(-entropy), epsilon)
-    return _drop(scores, probabilities < bound, keep)
 
 
 def _without(scores: Array, ids: Ids) -> Array:
@@ -185,12 +151,6 @@ def _only(scores: Array, ids: Ids) -> Array:
     return jnp.full_like(scores, -jnp.inf).at[:, jnp.array(ids)].set(0.0)
 
 
-def _mask_in_order(scores: Array, order: Array, forbidden: Array) -> Array:
-    """Forbid the scores that `forbidden` marks after sorting by `order`."""
-    rows = jnp.arange(scores.shape[0])[:, None]
-    return jnp.where(jnp.zeros_like(forbidden).at[rows, order].set(forbidden), -jnp.inf, scores)
-
-
 def _present(ids: Array, there: Array, vocabulary: int) -> Array:
     """Which ids occur in each row, boolean (R, V)."""
     rows = jnp.arange(ids.shape[0])[:, None]
@@ -199,8 +159,7 @@ def _present(ids: Array, there: Array, vocabulary: int) -> Array:
 
 
 def _penalised(scores: Array, seen: Array, penalty: float) -> Array:
-    """Divide scores by a penalty where positive, multiply where negative (Keskar et al., 2019)."""
-    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+    return jnp.where(seen, penalised(ARRAYS, scores, penalty), scores)
 
 
 def _without_continuations(scores: Array, text: Text, ids: Array, there: Array, size: int) -> Array:
@@ -246,14 +205,4 @@ _PLAIN: dict[str, Callable[[Rules, Text, Array, Any], Array]] = {
     "exponential_decay_length_penalty": _decay,
     "suppress_tokens": lambda rules, text, scores, ids: _without(scores, ids),
     "begin_suppress_tokens": _suppress_at_begin,
-}
-#: name of a rule of sampling -> (scores, value, ids to keep at least) -> scores
-_SAMPLING: dict[str, Callable[[Array, Any, int], Array]] = {
-    "temperature": lambda scores, temperature, keep: scores / temperature,
-    "top_k": _keep_top_k,
-    "top_p": _keep_top_p,
-    "min_p": _keep_min_p,
-    "typical_p": _keep_typical,
-    "epsilon_cutoff": lambda scores, epsilon, keep: _drop(scores, jax.nn.softmax(scores) < epsilon, keep),
-    "eta_cutoff": _keep_eta,
 }

@@ -37,6 +37,11 @@ _SAMPLING: dict[str, Any] = {
 }
 
 
+def rows_per_prompt(config: GenerationConfig) -> int:
+    """Rows that a search keeps of each prompt."""
+    return config.num_beams if config.num_beams > 1 else config.num_return_sequences
+
+
 @dataclass(frozen=True)
 class Rules:
     """The settings that change scores, hashable: they may be part of a compiled program.

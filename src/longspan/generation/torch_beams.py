@@ -1,10 +1,6 @@
 """Beam search and beam sampling, in PyTorch.
 
 Axes: B prompts, K beams, C candidates, L tokens so far, N generated tokens, V vocabulary.
-
-Every step scores the continuations of all beams of a prompt by the sum of the log-probabilities of their tokens and
-takes the best C, enough that K of them go on whatever ends. Those that end compete for the K finished places with
-sum / generated tokens ** length_penalty.
 """
 
 from __future__ import annotations
@@ -15,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longspan.generation.beams import OUT, BeamRules
 from longspan.generation.torch_loop import Run
-
-#: added to a score to take a candidate out of the running
-_OUT = -1e9
 
 
 @dataclass
@@ -66,26 +60,23 @@ class BeamSearch:
 
     Args:
         run: What any search needs; its rows are K for each prompt.
-        num_beams: K.
-        length_penalty: Exponent of the number of generated tokens.
-        early_stopping: True, False or `"never"`; see `GenerationConfig`.
+        rules: Its settings.
     """
 
-    def __init__(self, run: Run, *, num_beams: int, length_penalty: float, early_stopping: bool | str) -> None:
-        self.run, self.num_beams, self.start = run, num_beams, run.length
-        self.length_penalty, self.early_stopping = length_penalty, early_stopping
+    def __init__(self, run: Run, rules: BeamRules) -> None:
+        self.run, self.rules, self.start = run, rules, run.length
+        num_beams = rules.num_beams
         self.batch = run.ids.shape[0] // num_beams
         ids = run.ids.unflatten(0, (self.batch, num_beams))
         device = ids.device
         sources = torch.full((self.batch, num_beams, run.max_length - self.start), -1, dtype=torch.int32, device=device)
         scores = torch.zeros(self.batch, num_beams, device=device)
-        scores[:, 1:] = _OUT  # all beams of a prompt are alike at first: only one may be continued
+        scores[:, 1:] = OUT  # all beams of a prompt are alike at first: only one may be continued
         self.running = Beams(ids, sources, scores)
-        self.finished = Beams(ids.clone(), sources.clone(), torch.full_like(scores, _OUT))
+        self.finished = Beams(ids.clone(), sources.clone(), torch.full_like(scores, OUT))
         self.is_finished = torch.zeros_like(scores, dtype=torch.bool)
         self.can_improve = torch.ones(self.batch, 1, dtype=torch.bool, device=device)
-        num_ends = 0 if run.eos is None else run.eos.shape[0]
-        self.num_candidates = max(2, 1 + num_ends) * num_beams
+        self.num_candidates = rules.num_candidates(0 if run.eos is None else run.eos.shape[0])
         self.rows = torch.arange(self.batch, device=device)[:, None] * num_beams
 
     def search(self, num_return: int) -> BeamResult:
@@ -141,41 +132,35 @@ class BeamSearch:
 
     def _finish(self, candidates: Beams, ends: Tensor) -> None:
         """Let candidates that ended among the best K compete for the finished places."""
-        among_best = torch.arange(self.num_candidates, device=ends.device) < self.num_beams
+        among_best = torch.arange(self.num_candidates, device=ends.device) < self.rules.num_beams
         eligible = ends & among_best
-        scores = candidates.scores / (self.run.length - self.start) ** self.length_penalty
-        if self.early_stopping is True:
-            scores = scores + self.is_finished.all(dim=1, keepdim=True) * _OUT
-        scores = scores + ~self.can_improve * _OUT + ~eligible * _OUT
+        scores = self.rules.final_scores(candidates.scores, eligible, self.run.length - self.start, **self._places())
         merged = Beams(
             ids=torch.cat((self.finished.ids, candidates.ids), dim=1),
             sources=torch.cat((self.finished.sources, candidates.sources), dim=1),
             scores=torch.cat((self.finished.scores, scores), dim=1),
         )
-        best = merged.scores.topk(self.num_beams).indices
+        best = merged.scores.topk(self.rules.num_beams).indices
         self.finished = merged.take(best)
         self.is_finished = torch.cat((self.is_finished, eligible), dim=1).take_along_dim(best, dim=1)
 
     def _advance(self, candidates: Beams, ends: Tensor) -> None:
         """Go on with the best K candidates that have not ended."""
-        candidates.scores = candidates.scores + ends * _OUT
-        self.running = candidates.take(candidates.scores.topk(self.num_beams).indices)
+        candidates.scores = candidates.scores + ends * OUT
+        self.running = candidates.take(candidates.scores.topk(self.rules.num_beams).indices)
         rows = self.running.sources[:, :, self.run.length - 1 - self.start].flatten().long()
         if self.run.length < self.run.max_length:
             self.run.stepper.reorder(rows)
 
     def _is_over(self, ends: Tensor) -> bool:
         """True if no prompt can gain from going on."""
-        length = self.run.length - self.start
-        if self.early_stopping == "never" and self.length_penalty > 0.0:
-            length = self.run.max_length - self.start
-        best = self.running.scores[:, :1] / length**self.length_penalty
-        worst = self.finished.scores.amin(dim=1, keepdim=True).where(self.is_finished, _OUT)
-        self.can_improve = self.can_improve & (best > worst).any(dim=1, keepdim=True)
-        over = ~self.can_improve.any() | ends.all()
-        if self.early_stopping is True:
-            over = over | self.is_finished.all()
-        return bool(over)
+        scores = (self.running.scores, self.finished.scores)
+        lengths = (self.run.length - self.start, self.run.max_length - self.start)
+        self.can_improve, over = self.rules.judge(torch, *scores, *lengths, **self._places())
+        return bool(over | ends.all())
+
+    def _places(self) -> dict[str, Tensor]:
+        return {"is_finished": self.is_finished, "can_improve": self.can_improve}
 
     def _result(self, num_return: int) -> BeamResult:
         ids, sources = (t[:, :num_return].flatten(0, 1) for t in (self.finished.ids, self.finished.sources))

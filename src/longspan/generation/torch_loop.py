@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,7 +60,6 @@ class MaxLengthCriteria(StoppingCriteria):
         self.max_length = max_length
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> bool:
-        """True for all rows, or for none."""
         return input_ids.shape[1] >= self.max_length
 
 
@@ -77,7 +76,6 @@ class MaxTimeCriteria(StoppingCriteria):
         self.start = time.time() if initial_timestamp is None else initial_timestamp
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> bool:
-        """True for all rows, or for none."""
         return time.time() - self.start > self.max_time
 
 
@@ -92,7 +90,6 @@ class EosTokenCriteria(StoppingCriteria):
         self.ids = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id))
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
-        """(R, L) -> (R,)."""
         if self.ids.device != input_ids.device:
             self.ids = self.ids.to(input_ids.device)
         return (input_ids[:, -1:] == self.ids).any(dim=1)
@@ -121,7 +118,6 @@ class StopStringCriteria(StoppingCriteria):
         self.window = max(len(text.encode("utf-8")) for text in self.strings) + 4
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
-        """(R, L) -> (R,)."""
         start = max(input_ids.shape[1] - self.window, 0)
         rows = input_ids[:, start:].tolist()
         return torch.tensor([self._ends(row) for row in rows], device=input_ids.device)
@@ -182,7 +178,6 @@ class Run:
     generator: torch.Generator | None
     record: Record
     streamer: BaseStreamer | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def max_length(self) -> int:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from longspan.errors import InputError
 from longspan.generation import torch_outputs as outputs
+from longspan.generation.beams import BeamRules
 from longspan.generation.config import GenerationConfig
 from longspan.generation.lengths import combine, filling, greatest_length, least_length, start_tokens
+from longspan.generation.rules import rows_per_prompt
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
@@ -377,13 +379,12 @@ class GenerationMixin(StoredGenerationConfig):
         prepared = _is_replaced(self)
         if cache is None and config.use_cache and not prepared:
             cache = self.make_generation_cache(config, capacity=capacity)
-        rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
         flags = {name: True for name in ("output_attentions", "output_hidden_states") if getattr(config, name)}
         return (PreparedStepper if prepared else Stepper)(
             self,
             prompt,
             cache=cache,
-            rows=rows,
+            rows=rows_per_prompt(config),
             capacity=capacity,
             use_cache=config.use_cache,
             encoder=encoder,
@@ -393,7 +394,7 @@ class GenerationMixin(StoredGenerationConfig):
     @staticmethod
     def _make_room(config: GenerationConfig, ids: Tensor, greatest: int) -> Tensor:
         """Room for all ids of all rows, (rows, greatest length), with the prompts in it."""
-        rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
+        rows = rows_per_prompt(config)
         room = torch.full((ids.shape[0] * rows, greatest), filling(config), device=ids.device)
         room[:, : ids.shape[1]] = ids.repeat_interleave(rows, dim=0)
         return room
@@ -401,12 +402,8 @@ class GenerationMixin(StoredGenerationConfig):
     def _search(self, config: GenerationConfig, run: Run, encoder: dict[str, Any] | None) -> Any:
         fields: dict[str, Any] = {}
         if config.num_beams > 1:
-            beams = BeamSearch(
-                run,
-                num_beams=config.num_beams,
-                length_penalty=config.length_penalty,
-                early_stopping=config.early_stopping,
-            ).search(config.num_return_sequences)
+            rules = BeamRules(config.num_beams, config.length_penalty, config.early_stopping)
+            beams = BeamSearch(run, rules).search(config.num_return_sequences)
             sequences, num_steps = beams.sequences, beams.num_steps
             fields = beam_outputs(beams, with_scores=config.output_scores)
         else:

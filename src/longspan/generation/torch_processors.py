@@ -16,7 +16,34 @@ from torch import Tensor
 
 from longspan.errors import InputError
 from longspan.generation.config import GenerationConfig
-from longspan.generation.rules import Rules
+from longspan.generation.rules import Rules, rows_per_prompt
+from longspan.generation.scores import (
+    Arrays,
+    encouraged,
+    keep_epsilon,
+    keep_eta,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    penalised,
+)
+
+ARRAYS = Arrays(
+    xp=torch,
+    softmax=lambda values: values.softmax(dim=-1),
+    log_softmax=lambda values: values.log_softmax(dim=-1),
+    take=lambda values, index: values.gather(1, index),
+    unsort=lambda marks, order: marks.scatter(1, order, marks),
+    largest=lambda values, number: values.topk(number).values,
+    places=lambda number, where: torch.arange(number, device=where.device),
+    smallest=lambda values: torch.finfo(values.dtype).min,
+)
+
+
+def _check(ok: bool, rule: str, value: float) -> None:
+    if not ok:
+        raise InputError(f"{rule}. Received: {value}")
 
 
 class LogitsProcessor:
@@ -83,7 +110,6 @@ class MinLengthLogitsProcessor(_IdsRule):
         self.min_length = min_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return self._without(scores) if input_ids.shape[1] < self.min_length else scores
 
 
@@ -98,7 +124,6 @@ class SuppressTokensLogitsProcessor(_IdsRule):
         super().__init__(suppress_tokens)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return self._without(scores)
 
 
@@ -115,7 +140,6 @@ class SuppressTokensAtBeginLogitsProcessor(_IdsRule):
         self.begin_index = begin_index
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return self._without(scores) if input_ids.shape[1] == self.begin_index else scores
 
 
@@ -127,7 +151,6 @@ class ForcedBOSTokenLogitsProcessor(_IdsRule):
     """
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return self._only(scores) if input_ids.shape[1] == 1 else scores
 
 
@@ -144,7 +167,6 @@ class ForcedEOSTokenLogitsProcessor(_IdsRule):
         self.max_length = max_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return self._only(scores) if input_ids.shape[1] == self.max_length - 1 else scores
 
 
@@ -168,14 +190,11 @@ class ExponentialDecayLengthPenalty(_IdsRule):
         self.start = int(start) + input_ids_seq_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         beyond = input_ids.shape[1] - self.start
         if beyond <= 0:
             return scores
         ids = self._on(scores)
-        scores = scores.clone()
-        scores[:, ids] += scores[:, ids].abs() * (self.factor**beyond - 1)
-        return scores
+        return scores.index_copy(1, ids, encouraged(ARRAYS, scores[:, ids], self.factor**beyond))
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
@@ -189,13 +208,11 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, penalty: float) -> None:
-        if not penalty > 0:
-            raise InputError(f"a repetition penalty must be positive. Received: {penalty}")
+        _check(penalty > 0, "a repetition penalty must be positive", penalty)
         self.penalty = penalty
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        return penalised(scores, input_ids, self.penalty)
+        return _penalised(scores, input_ids, self.penalty)
 
 
 class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
@@ -210,13 +227,11 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, penalty: float, encoder_input_ids: Tensor) -> None:
-        if not penalty > 0:
-            raise InputError(f"an encoder repetition penalty must be positive. Received: {penalty}")
+        _check(penalty > 0, "an encoder repetition penalty must be positive", penalty)
         self.penalty, self.encoder_input_ids = 1.0 / penalty, encoder_input_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        return penalised(scores, _for_beams(self.encoder_input_ids, scores), self.penalty)
+        return _penalised(scores, _for_beams(self.encoder_input_ids, scores), self.penalty)
 
 
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
@@ -230,12 +245,10 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, ngram_size: int) -> None:
-        if ngram_size <= 0:
-            raise InputError(f"the size of n-grams must be positive. Received: {ngram_size}")
+        _check(ngram_size > 0, "the size of n-grams must be positive", ngram_size)
         self.ngram_size = ngram_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return without_continuations(scores, input_ids, of=input_ids, size=self.ngram_size)
 
 
@@ -251,12 +264,10 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, encoder_ngram_size: int, encoder_input_ids: Tensor) -> None:
-        if encoder_ngram_size <= 0:
-            raise InputError(f"the size of n-grams must be positive. Received: {encoder_ngram_size}")
+        _check(encoder_ngram_size > 0, "the size of n-grams must be positive", encoder_ngram_size)
         self.ngram_size, self.encoder_input_ids = encoder_ngram_size, encoder_input_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         source = _for_beams(self.encoder_input_ids, scores)
         return without_continuations(scores, source, of=input_ids, size=self.ngram_size)
 
@@ -277,7 +288,6 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         self._prepared: tuple[Tensor, list[tuple[Tensor, int, float]]] | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         if self._prepared is None:
             self._prepared = self._prepare(scores)
         everywhere, sequences = self._prepared
@@ -328,7 +338,6 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         self.allowed, self.num_beams = prefix_allowed_tokens_fn, num_beams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         mask = torch.full_like(scores, -math.inf)
         for row, ids in enumerate(input_ids):
             allowed = self.allowed(row // self.num_beams, ids)
@@ -345,7 +354,6 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
     """NaN becomes 0, infinities become the largest numbers."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return torch.nan_to_num(scores, nan=0.0)
 
 
@@ -353,7 +361,6 @@ class LogitNormalization(LogitsProcessor):
     """Scores become log-probabilities."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return scores.log_softmax(dim=-1)
 
 
@@ -368,12 +375,10 @@ class TemperatureLogitsWarper(LogitsProcessor):
     """
 
     def __init__(self, temperature: float) -> None:
-        if not temperature > 0:
-            raise InputError(f"temperature must be positive. Received: {temperature}")
+        _check(temperature > 0, "temperature must be positive", temperature)
         self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
         return scores / self.temperature
 
 
@@ -381,14 +386,8 @@ class _Truncation(LogitsProcessor):
     """Base of the rules that leave ids out."""
 
     def __init__(self, min_tokens_to_keep: int) -> None:
-        if min_tokens_to_keep < 1:
-            raise InputError(f"min_tokens_to_keep must be positive. Received: {min_tokens_to_keep}")
+        _check(min_tokens_to_keep >= 1, "min_tokens_to_keep must be positive", min_tokens_to_keep)
         self.min_tokens_to_keep = min_tokens_to_keep
-
-    def _drop(self, scores: Tensor, drop: Tensor) -> Tensor:
-        """Forbid what `drop` (B, V) marks, but not the likeliest ids."""
-        likeliest = scores.topk(min(self.min_tokens_to_keep, scores.shape[1])).values[:, -1:]
-        return scores.masked_fill(drop & (scores < likeliest), -math.inf)
 
 
 class TopKLogitsWarper(_Truncation):
@@ -404,15 +403,11 @@ class TopKLogitsWarper(_Truncation):
 
     def __init__(self, top_k: int, min_tokens_to_keep: int = 1) -> None:
         super().__init__(min_tokens_to_keep)
-        if top_k <= 0:
-            raise InputError(f"top_k must be positive. Received: {top_k}")
+        _check(top_k > 0, "top_k must be positive", top_k)
         self.top_k = max(top_k, min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        if self.top_k >= scores.shape[1]:
-            return scores
-        return scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -math.inf)
+        return keep_top_k(ARRAYS, scores, self.top_k, self.min_tokens_to_keep)
 
 
 class TopPLogitsWarper(_Truncation):
@@ -428,16 +423,11 @@ class TopPLogitsWarper(_Truncation):
 
     def __init__(self, top_p: float, min_tokens_to_keep: int = 1) -> None:
         super().__init__(min_tokens_to_keep)
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p must lie in (0, 1]. Received: {top_p}")
+        _check(0 < top_p <= 1, "top_p must lie in (0, 1]", top_p)
         self.top_p = top_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        ascending, order = scores.sort()
-        unlikely = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
-        unlikely[:, -self.min_tokens_to_keep :] = False
-        return scores.masked_fill(unlikely.scatter(1, order, unlikely), -math.inf)
+        return keep_top_p(ARRAYS, scores, self.top_p, self.min_tokens_to_keep)
 
 
 class MinPLogitsWarper(_Truncation):
@@ -453,14 +443,11 @@ class MinPLogitsWarper(_Truncation):
 
     def __init__(self, min_p: float, min_tokens_to_keep: int = 1) -> None:
         super().__init__(min_tokens_to_keep)
-        if not 0 <= min_p <= 1:
-            raise InputError(f"min_p must lie in [0, 1]. Received: {min_p}")
+        _check(0 <= min_p <= 1, "min_p must lie in [0, 1]", min_p)
         self.min_p = min_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        probabilities = scores.softmax(dim=-1)
-        return self._drop(scores, probabilities < self.min_p * probabilities.amax(dim=-1, keepdim=True))
+        return keep_min_p(ARRAYS, scores, self.min_p, self.min_tokens_to_keep)
 
 
 class TypicalLogitsWarper(_Truncation):
@@ -476,20 +463,11 @@ class TypicalLogitsWarper(_Truncation):
 
     def __init__(self, mass: float = 0.9, min_tokens_to_keep: int = 1) -> None:
         super().__init__(min_tokens_to_keep)
-        if not 0 < mass < 1:
-            raise InputError(f"typical_p must lie in (0, 1). Received: {mass}")
+        _check(0 < mass < 1, "typical_p must lie in (0, 1)", mass)
         self.mass = mass
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        surprise = -scores.log_softmax(dim=-1)
-        entropy = (surprise * (-surprise).exp()).nansum(dim=-1, keepdim=True)
-        distance, order = (surprise - entropy).abs().sort()
-        reached = scores.gather(1, order).softmax(dim=-1).cumsum(dim=-1)
-        last = (reached < self.mass).sum(dim=1, keepdim=True).clamp(max=scores.shape[1] - 1)
-        atypical = distance > distance.gather(1, last)
-        atypical[:, : self.min_tokens_to_keep] = False
-        return scores.masked_fill(atypical.scatter(1, order, atypical), -math.inf)
+        return keep_typical(ARRAYS, scores, self.mass, self.min_tokens_to_keep)
 
 
 class EpsilonLogitsWarper(_Truncation):
@@ -505,25 +483,18 @@ class EpsilonLogitsWarper(_Truncation):
 
     def __init__(self, epsilon: float, min_tokens_to_keep: int = 1) -> None:
         super().__init__(min_tokens_to_keep)
-        if not 0 < epsilon < 1:
-            raise InputError(f"epsilon must lie in (0, 1). Received: {epsilon}")
+        _check(0 < epsilon < 1, "epsilon must lie in (0, 1)", epsilon)
         self.epsilon = epsilon
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        return self._drop(scores, scores.softmax(dim=-1) < self.epsilon)
+        return keep_epsilon(ARRAYS, scores, self.epsilon, self.min_tokens_to_keep)
 
 
 class EtaLogitsWarper(EpsilonLogitsWarper):
     """Keeps ids of at least the probability min(ε, √ε · exp(-entropy)) (Hewitt et al., 2022); arguments alike."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L), (B, V) -> (B, V)."""
-        logarithms = scores.log_softmax(dim=-1)
-        probabilities = logarithms.exp()
-        entropy = -(logarithms.clamp(min=torch.finfo(scores.dtype).min) * probabilities).sum(dim=-1, keepdim=True)
-        bound = (math.sqrt(self.epsilon) * (-entropy).exp()).clamp(max=self.epsilon)
-        return self._drop(scores, probabilities < bound)
+        return keep_eta(ARRAYS, scores, self.epsilon, self.min_tokens_to_keep)
 
 
 def make_processors(
@@ -556,7 +527,6 @@ def make_processors(
             "encoder_repetition_penalty and encoder_no_repeat_ngram_size need the ids of the source. "
             "Received: a source without ids"
         )
-    rows = config.num_beams if config.num_beams > 1 else config.num_return_sequences
     begin = prompt + 1 if prompt == 1 and rules.forces_begin else prompt
     makers: dict[str, Callable[[Any], LogitsProcessor]] = {
         "sequence_bias": SequenceBiasLogitsProcessor,
@@ -566,7 +536,7 @@ def make_processors(
         "encoder_no_repeat_ngram_size": lambda size: EncoderNoRepeatNGramLogitsProcessor(size, _some(source)),
         "bad_words_ids": NoBadWordsLogitsProcessor,
         "min_length": lambda _: MinLengthLogitsProcessor(least, rules.eos),
-        "prefix_allowed_tokens_fn": lambda _: PrefixConstrainedLogitsProcessor(_some(allowed), rows),
+        "prefix_allowed_tokens_fn": lambda _: PrefixConstrainedLogitsProcessor(_some(allowed), rows_per_prompt(config)),
         "forced_bos_token_id": ForcedBOSTokenLogitsProcessor,
         "forced_eos_token_id": lambda ids: ForcedEOSTokenLogitsProcessor(greatest, ids),
         "remove_invalid_values": lambda _: InfNanRemoveLogitsProcessor(),
@@ -603,10 +573,9 @@ def _some(value: Any) -> Any:
     return value
 
 
-def penalised(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Divide the scores (B, V) of some ids (B, L) by a penalty where positive, multiply where negative."""
-    chosen = scores.gather(1, ids)
-    return scores.scatter(1, ids, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+def _penalised(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Penalise the scores (B, V) of some ids (B, L)."""
+    return scores.scatter(1, ids, penalised(ARRAYS, scores.gather(1, ids), penalty))
 
 
 def without_continuations(scores: Tensor, source: Tensor, *, of: Tensor, size: int) -> Tensor:
