@@ -202,13 +202,13 @@ def test_half_precision_products_are_given_what_lies_in_one_piece(num_kv, monkey
 def shifts(monkeypatch):
     """First rows of the blocks whose softmax is shifted by the maximum of each row."""
     starts = []
-    shifted = differential_chunked._softmax_maps
+    shifted = differential_chunked._subtract_softmax
 
-    def count(rows, keys, block, num_maps, memory):
-        starts.append(block.rows.start)
-        return shifted(rows, keys, block, num_maps, memory)
+    def count(step, *arguments):
+        starts.append(step.block.rows.start)
+        return shifted(step, *arguments)
 
-    monkeypatch.setattr(differential_chunked, "_softmax_maps", count)
+    monkeypatch.setattr(differential_chunked, "_subtract_softmax", count)
     return starts
 
 

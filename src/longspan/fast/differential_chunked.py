@@ -326,18 +326,22 @@ def _dropout_factors(maps: Tensor, dropout: float, generator: torch.Generator | 
     """What each entry of the maps is multiplied with: 0, or 1/(1 − dropout)."""
     if generator is None:
         return None
-    return torch.empty_like(maps).bernoulli_(1.0 - dropout, generator=generator).div_(1.0 - dropout)
+    return (
+        torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
+        .bernoulli_(1.0 - dropout, generator=generator)
+        .div_(1.0 - dropout)
+    )
 
 
 def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | None:
     return None if seed is None else torch.Generator(device).manual_seed(int(seed))
 
 
-def _subtract(maps: Tensor, lam: float) -> Tensor:
+def _subtract(halves: Sequence[Tensor], lam: float) -> None:
     """Overwrite the first half of the maps with weights_j − λ · weights_{j + A/2}, (B, A/2, R, M)."""
-    first, second = maps.chunk(2, dim=1)
+    first, second = halves
     # `sub_` would round λ to the dtype of the maps; `addcmul_` computes in float32
-    return first.addcmul_(second, maps.new_ones(()), value=-lam)
+    first.addcmul_(second, first.new_ones(()), value=-lam)
 
 
 def _doubled(maps: Tensor) -> Tensor:
@@ -348,93 +352,34 @@ def _doubled(maps: Tensor) -> Tensor:
 
 
 def _joined(value: Tensor) -> Tensor:
-    """The two value heads of each pair side by side, a view: (B, K, T, D) -> (B, K/2, T, 2, D).
-
-    As it is if K is odd: then the maps of one key head may belong to both halves.
-    """
-    return value if value.shape[1] % 2 else value.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4)
-
-
-def _value_product(maps: Tensor, values: Tensor, memory: _Memory, *, paired: bool) -> Tensor:
-    """Meet the differences with their values.
-
-    Args:
-        maps: (B, A, R, M); the first half holds the differences, the second is overwritten if need be.
-        values: Of the keys that the block can see: (B·K, M, D), or of pairs of heads, (B·K/2, M, 2D).
-        memory: Where to write the products.
-        paired: True for pairs.
-
-    Returns:
-        (B, R, A/2, 2D).
-    """
-    batch, num_maps, num_rows, num_keys = maps.shape
-    half, heads, width = num_maps // 2, values.shape[0], values.shape[2]
-    left = maps[:, :half] if paired else _doubled(maps)
-    left = left.reshape(heads, -1, num_keys)
-    product = batched_matmul(left, values, out=memory.shaped(heads, left.shape[1], width))
-    if paired:
-        return product.view(batch, half, num_rows, width).transpose(1, 2)
-    return product.view(batch, 2, half, num_rows, width).permute(0, 3, 2, 1, 4).flatten(3)
-
-
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lam: Tensor,
-    position: Tensor | None,
-    key_mask: Tensor | None,
-    segment_ids: Tensor | None,
-    seed: Tensor | None,
-    scale: float,
-    dropout: float,
-) -> Tensor:
-    factor, generator = float(lam), _generator(seed, query.device)
-    key_mask, segment_ids = _needed(key_mask, segment_ids)
-    if query.dtype == torch.bfloat16 and generator is None:
-        unshifted = _unshifted_forward(query, key, value, factor, position, key_mask, segment_ids, scale)
-        if unshifted is not None:
-            return unshifted
-    batch, num_maps, num_queries, head_dim = query.shape
-    num_kv, num_keys = key.shape[1:3]
-    keys, values = _Prefix(key), _Prefix(_joined(value))
-    memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
-    output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
-    targets = output.split(_block_rows(query, num_keys), dim=1)
-    rows = _scaled_rows(query, num_kv, num_keys, scale)
-    for index, block in enumerate(_blocks(query, key, position, key_mask, segment_ids)):
-        maps = _softmax_maps(rows[index], keys.first(block.num_keys), block, num_maps, memory)
-        factors = _dropout_factors(maps, dropout, generator)
-        if factors is not None:
-            maps.mul_(factors)
-        _subtract(maps, factor)
-        seen_values = values.first(block.num_keys)
-        targets[index].copy_(_value_product(maps, seen_values, product_memory, paired=num_kv % 2 == 0))
-        if block.empty is not None:
-            targets[index].masked_fill_(block.empty[..., None, None], 0.0)
-    return output
+    """The two value heads of each pair side by side, a view: (B, K, T, D) -> (B, K/2, T, 2, D)."""
+    return value.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4)
 
 
 class _Step(NamedTuple):
-    """What `_unshifted_forward` needs for one block; several are views of one memory.
+    """What the forward pass needs for one block; several are views of one memory.
+
+    With an even number of key heads their halves are a batch, (2B, K/2, T, D), and the value heads of a pair lie side
+    by side: N = 2B·K/2 products of scores, then B·K/2 with values of the width E = 2D. With an odd number, where the
+    maps of one key head may belong to both halves, N = B·K products are followed by as many of the width E = D.
 
     Attributes:
         block: The block.
-        rows: Its scaled queries by key head, (2B·K/2, A/K·R, D).
+        rows: Its scaled queries by key head, (N, A/K·R, D).
         keys: Those that it can see.
-        columns: The same keys, (2B·K/2, D, M).
-        scores: Where its scores come, by key head, (2B·K/2, A/K·R, M).
+        columns: The same keys, (N, D, M).
+        scores: Where its scores come, by key head, (N, A/K·R, M).
         hidden: The scores that a bias is added to, (2, B, A/2, R, M - bias_from).
         powers: What becomes of the scores, (2, B, A/2, R, M).
         halves: Of the powers, (B, A/2, R, M) each.
-        left: The first half by pair of key heads, (B·K/2, A/K·R, M).
+        left: What meets the values, by (pair of) key heads, (…, A/K·R, M).
         sums: Where the sums of the rows come, (2, B, A/2, R, 1).
         parts: Of the sums, (B, A/2, R, 1) each.
         values: Of the keys.
-        product: Where the differences come, met with values, by pair of key heads, (B·K/2, A/K·R, 2D).
-        by_row: The same, (B, R, A/2, 2D).
+        product: Where the differences come, met with values, (…, A/K·R, E).
+        by_row: The same, (B, R, A/2, 2D or (2, D)).
         divisor: The sums of the first half, (B, R, A/2, 1).
-        target: The block's part of the output, (B, R, A/2, 2D).
+        target: The block's part of the output, like `by_row`.
     """
 
     block: _Block
@@ -458,33 +403,40 @@ class _Step(NamedTuple):
 def _steps(
     query: Tensor, key: Tensor, value: Tensor, output: Tensor, sums: Tensor, blocks: Iterable[_Block], scale: float
 ) -> Iterator[_Step]:
-    """What `_unshifted_forward` needs for each block.
+    """What the forward pass needs for each block.
 
     Args:
-        query: Halves of the maps as a batch, (2B, A/2, S, D).
-        key: Likewise, (2B, K/2, T, D).
+        query: (B, A, S, D).
+        key: (B, K, T, D).
         value: (B, K, T, D).
         output: (B, S, A/2, 2D).
         sums: Where the sums of all rows come, (S · 2B · A/2,).
         blocks: The blocks.
         scale: Factor of the scores.
     """
-    batch, half, head_dim = output.shape[0], query.shape[1], query.shape[3]
-    pairs, num_keys = key.shape[1:3]
-    keys, values = _Prefix(key), _Prefix(_joined(value))
+    batch, _, half, head_dim = *output.shape[:3], query.shape[3]
+    num_keys, paired = key.shape[2], key.shape[1] % 2 == 0
+    if paired:
+        query, key, value = _halves_first(query), _halves_first(key), _joined(value)
+    keys, values = _Prefix(key), _Prefix(value)
     memory, product_memory = (_block_memory(query, num_keys, width) for width in (num_keys, head_dim))
     size = _block_rows(query, num_keys)
-    all_rows = _scaled_rows(query, pairs, num_keys, scale)
+    all_rows = _scaled_rows(query, key.shape[1], num_keys, scale)
     all_sums, targets = sums.split(size * 2 * batch * half), output.split(size, dim=1)
-    for block, rows, flat_sums, target in zip(
-        blocks, all_rows, all_sums, targets, strict=False
-    ):  # no queries: one empty part
+    # without queries there is one empty part
+    for block, rows, flat_sums, target in zip(blocks, all_rows, all_sums, targets, strict=False):
         num_rows, seen = target.shape[1], block.num_keys
+        seen_keys, seen_values = keys.part(seen), values.part(seen)
         scores = memory.shaped(rows.shape[0], rows.shape[1], seen)
-        powers = scores.view(2, batch, half, num_rows, seen)
         block_sums = flat_sums.view(2, batch, half, num_rows, 1)
-        product = product_memory.shaped(batch * pairs, rows.shape[1], 2 * head_dim)
-        seen_keys = keys.part(seen)
+        product = product_memory.shaped(seen_values.states.shape[0], rows.shape[1], seen_values.states.shape[2])
+        if paired:
+            powers, left = scores.view(2, batch, half, num_rows, seen), scores[: product.shape[0]]
+            by_row = product.view(batch, half, num_rows, 2 * head_dim).transpose(1, 2)
+        else:
+            powers, left = scores.view(batch, 2, half, num_rows, seen).transpose(0, 1), scores
+            by_row = product.view(batch, 2, half, num_rows, head_dim).permute(0, 3, 2, 1, 4)
+            target = target.unflatten(3, (2, head_dim))
         yield _Step(
             block=block,
             rows=rows,
@@ -494,18 +446,35 @@ def _steps(
             hidden=powers[..., block.bias_from :],
             powers=powers,
             halves=powers.unbind(),
-            left=scores[: batch * pairs],
+            left=left,
             sums=block_sums,
             parts=block_sums.unbind(),
-            values=values.part(seen),
+            values=seen_values,
             product=product,
-            by_row=product.view(batch, half, num_rows, 2 * head_dim).transpose(1, 2),
+            by_row=by_row,
             divisor=block_sums[0].transpose(1, 2),
             target=target,
         )
 
 
-def _unshifted_forward(
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lam: Tensor,
+    position: Tensor | None,
+    key_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    seed: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    arguments = (query, key, value, float(lam), position, *_needed(key_mask, segment_ids), seed, scale, dropout)
+    output = _pass(*arguments, shifts=False) if query.dtype == torch.bfloat16 and seed is None else None
+    return _pass(*arguments, shifts=True) if output is None else output  # type: ignore[return-value]  # a shift gives all
+
+
+def _pass(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -513,42 +482,70 @@ def _unshifted_forward(
     position: Tensor | None,
     key_mask: Tensor | None,
     segment_ids: Tensor | None,
+    seed: Tensor | None,
     scale: float,
+    dropout: float,
+    *,
+    shifts: bool,
 ) -> Tensor | None:
-    """The forward pass without the shift by the maximum of each row; None if a row needs it.
+    """The forward pass with a softmax (`shifts`), or with powers that are normalised last; None if a row needs a shift.
 
     A large product leaves neither Python's code nor PyTorch's in the caches of a core: a small call after it takes
     several times as long as it does in a loop of its own. All views are therefore made before the first product.
     """
-    if key.shape[1] % 2:  # the two maps of a pair may share a key head
+    generator = _generator(seed, query.device)
+    if key.shape[1] % 2 and not shifts:
         key, value = (states.repeat_interleave(2, dim=1) for states in (key, value))
     batch, num_maps, num_queries, head_dim = query.shape
-    query, key = (_halves_first(states) for states in (query, key))
     output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
     all_sums = query.new_empty(num_queries * batch * num_maps)
     blocks = _blocks(query, key, position, key_mask, segment_ids)
-    steps: Iterable[_Step] = _steps(query, key, value, output, all_sums, blocks, scale * LOG2_E)
+    steps: Iterable[_Step] = _steps(query, key, value, output, all_sums, blocks, scale if shifts else scale * LOG2_E)
     if position is None and key_mask is None and segment_ids is None:
         steps = list(steps)  # else each block has a bias of its own, too large to hold for all
+    product = batched_matmul if shifts else torch.bmm
     for step in steps:
         step.keys.load()
-        torch.bmm(step.rows, step.columns, out=step.scores)
+        product(step.rows, step.columns, out=step.scores)
         step.hidden.add_(step.block.bias)
-        step.scores.exp2_()
-        torch.sum(step.powers, dim=-1, keepdim=True, out=step.sums)  # added up in float32, then rounded
-        empty = step.block.empty
-        if empty is not None:
-            step.sums.masked_fill_(empty[:, None, :, None], 1.0)
-        if step.block.rows.start == 0 and not _in_range(step.sums):
+        if shifts:
+            _subtract_softmax(step, lam, dropout, generator)
+        elif not _subtract_powers(step, lam):
             return None  # the next rows would hardly do better
-        (first, second), (own, other) = step.halves, step.parts
-        first.addcmul_(second, own / other, value=-lam)
         step.values.load()
-        torch.bmm(step.left, step.values.states, out=step.product)
-        torch.div(step.by_row, step.divisor, out=step.target)
-        if empty is not None:
-            step.target.masked_fill_(empty[..., None, None], 0.0)
-    return output if _in_range(all_sums) else None
+        product(step.left, step.values.states, out=step.product)
+        if shifts:
+            step.target.copy_(step.by_row)
+        else:
+            torch.div(step.by_row, step.divisor, out=step.target)
+        if step.block.empty is not None:
+            step.target.flatten(3).masked_fill_(step.block.empty[..., None, None], 0.0)
+    return output if shifts or _in_range(all_sums) else None
+
+
+def _subtract_softmax(step: _Step, lam: float, dropout: float, generator: torch.Generator | None) -> None:
+    """Overwrite the first half of the scores with the difference of the two softmax maps."""
+    torch.softmax(step.scores, dim=-1, out=step.scores)
+    maps = step.powers.transpose(0, 1)  # (B, 2, A/2, R, M), as the backward pass draws dropout
+    factors = _dropout_factors(maps, dropout, generator)
+    if factors is not None:
+        maps.mul_(factors)
+    _subtract(step.halves, lam)
+    if step.left is step.scores:  # each difference meets two value heads
+        step.halves[1].copy_(step.halves[0])
+
+
+def _subtract_powers(step: _Step, lam: float) -> bool:
+    """The same with powers, to be divided by the sum of the first half; False if the first rows need a shift."""
+    step.scores.exp2_()
+    torch.sum(step.powers, dim=-1, keepdim=True, out=step.sums)  # added up in float32, then rounded
+    if step.block.empty is not None:
+        step.sums.masked_fill_(step.block.empty[:, None, :, None], 1.0)
+    if step.block.rows.start == 0 and not _in_range(step.sums):
+        return False
+    (first, second), (own, other) = step.halves, step.parts
+    first.addcmul_(second, own / other, value=-lam)
+    return True
 
 
 def _halves_first(states: Tensor) -> Tensor:
@@ -605,7 +602,7 @@ def _backward(
         if factors is not None:
             grad_maps.mul_(factors)
         grad_scores = torch._softmax_backward_data(grad_maps, maps, -1, maps.dtype).view(batch * num_kv, -1, seen)
-        _subtract(dropped, factor)
+        _subtract(dropped.chunk(2, dim=1), factor)
         difference = _doubled(dropped).view(batch * num_kv, -1, seen)
         grad_value[:, :seen] += batched_matmul(difference.transpose(1, 2), grad_rows)
         grad_key[:, :seen] += batched_matmul(grad_scores.transpose(1, 2), rows)
