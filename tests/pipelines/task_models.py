@@ -83,6 +83,19 @@ def make_task_model(folder: Path, task: str, kind: str, minilm: Path, *, scale: 
     return folder
 
 
+def make_summarizer(folder: Path, minilm: Path) -> Path:
+    """A folder with a tokenizer and a LongT5 of one layer."""
+    tokenizer = make_tokenizer(folder, "unigram", minilm)
+    config = longspan.LongT5Config(
+        vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, local_radius=7,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = longspan.LongT5ForConditionalGeneration(config)
+    randomize(model, 0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
 def randomize(model: Any, scale: float, seed: int = 0) -> None:
     """Random weights, norms and biases included, so that predictions vary."""
     generator = torch.Generator().manual_seed(seed)

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.pipelines.task_models import make_tokenizer, randomize
+from tests.pipelines.task_models import make_summarizer
 
-import longspan
 from longspan import pipeline
 from longspan.documents.tokens import tokenize
 
@@ -44,15 +43,7 @@ class Copier:
 
 @pytest.fixture(scope="module")
 def summarize(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Any:
-    folder = tmp_path_factory.mktemp("longt5")
-    tokenizer = make_tokenizer(folder, "unigram", minilm_dir)
-    config = longspan.LongT5Config(
-        vocab_size=len(tokenizer), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, local_radius=7,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )  # fmt: skip
-    model = longspan.LongT5ForConditionalGeneration(config)
-    randomize(model, 0.3)
-    model.save_pretrained(folder)
+    folder = make_summarizer(tmp_path_factory.mktemp("longt5"), minilm_dir)
     return pipeline("summarization", folder, batch_tokens=1 << 20)
 
 
