@@ -328,7 +328,7 @@ def _frame_columns(batch: Any) -> Iterable[Any]:
         raise InputError(
             f"A batch must be a dict of columns, a DataFrame or an Arrow table. Received: {type(batch).__name__}"
         )
-    return found
+    return list(found)
 
 
 def _column(batch: Any, name: str) -> list[Any]:
