@@ -126,6 +126,15 @@ from .models.diffllama.torch_model import DiffLlamaForQuestionAnswering as DiffL
 from .models.diffllama.torch_model import DiffLlamaForSequenceClassification as DiffLlamaForSequenceClassification
 from .models.diffllama.torch_model import DiffLlamaForTokenClassification as DiffLlamaForTokenClassification
 from .models.longformer.config import LongformerConfig as LongformerConfig
+from .models.longformer.keras_model import TFLongformerForMaskedLM as TFLongformerForMaskedLM
+from .models.longformer.keras_model import TFLongformerForMultipleChoice as TFLongformerForMultipleChoice
+from .models.longformer.keras_model import TFLongformerForQuestionAnswering as TFLongformerForQuestionAnswering
+from .models.longformer.keras_model import (
+    TFLongformerForSequenceClassification as TFLongformerForSequenceClassification,
+)
+from .models.longformer.keras_model import TFLongformerForTokenClassification as TFLongformerForTokenClassification
+from .models.longformer.keras_model import TFLongformerModel as TFLongformerModel
+from .models.longformer.keras_model import TFLongformerPreTrainedModel as TFLongformerPreTrainedModel
 from .models.longformer.torch_model import LongformerForMaskedLM as LongformerForMaskedLM
 from .models.longformer.torch_model import LongformerForMultipleChoice as LongformerForMultipleChoice
 from .models.longformer.torch_model import LongformerForQuestionAnswering as LongformerForQuestionAnswering

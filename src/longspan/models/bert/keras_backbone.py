@@ -14,15 +14,15 @@ from keras import ops
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
-from longspan.models.bert.keras_layers import ATTENTION, AttentionPlan, BertEmbeddings, BertEncoder, make_plan
+from longspan.models.bert.keras_layers import ATTENTION, AttentionPlan, BertEncoder, make_plan
 from longspan.models.bert.names import NAMES
 from longspan.nn.keras.base import TFPreTrainedModel, register
-from longspan.nn.keras.checks import Size, check_ids, check_length, check_shape, input_shape
+from longspan.nn.keras.checks import Size, check_input, check_length, check_shape, input_shape
 from longspan.nn.keras.heads import Pooler
 from longspan.nn.keras.inputs import unpack_inputs
-from longspan.nn.keras.layers import build_all, linear
 from longspan.nn.keras.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.keras.outputs import KeyValues, TFBaseModelOutputWithPoolingAndCrossAttentions, resolve
+from longspan.nn.keras.post_norm import Embeddings, prune_layers
 from longspan.nn.keras.resizing import replace_layer
 from longspan.nn.keras.runtime import after
 from longspan.ops.keras import Tensor
@@ -40,19 +40,6 @@ class TFBertPreTrainedModel(TFPreTrainedModel):
     def check_implementation(cls, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of BERT."""
         ATTENTION.check_name(name)
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        if not self.built:
-            build_all(self, self.config.hidden_size)
-
-    def _linear(self, units: int, name: str) -> keras.layers.Dense:
-        return linear(units, stddev=self.config.initializer_range, dtype=self.dtype_policy, name=name)
-
-    def _classifier_dropout(self) -> keras.layers.Dropout:
-        config = self.config
-        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        return keras.layers.Dropout(rate, dtype=self.dtype_policy)
 
 
 @register
@@ -78,7 +65,8 @@ class TFBertModel(TFBertPreTrainedModel):
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
-        self.embeddings = BertEmbeddings(config, dtype=self.dtype_policy, name="embeddings")
+        adds_positions = config.position_embedding_type == "absolute"
+        self.embeddings = Embeddings(config, adds_positions=adds_positions, dtype=self.dtype_policy, name="embeddings")
         self.encoder = BertEncoder(config, dtype=self.dtype_policy, name="encoder")
         self.pooler = None
         if add_pooling_layer:
@@ -99,11 +87,7 @@ class TFBertModel(TFBertPreTrainedModel):
         replace_layer(self.embeddings, "word_embeddings", value)
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
-        num_layers = self.config.num_hidden_layers
-        for layer in heads_to_prune:
-            if not 0 <= layer < num_layers:
-                raise InputError(f"layers to prune must lie in [0, {num_layers}). Received: {layer}")
-        self.encoder.prune_heads(heads_to_prune)
+        prune_layers(self.encoder.layer, heads_to_prune)
 
     @unpack_inputs
     def call(
@@ -163,7 +147,7 @@ class TFBertModel(TFBertPreTrainedModel):
         past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
         assertions = [
             *self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values),
-            *self._check_positions(shape[1], past_length, position_ids),
+            *self._check_positions(shape, past_length, position_ids),
         ]
         plan = make_plan(
             config,
@@ -212,14 +196,9 @@ class TFBertModel(TFBertPreTrainedModel):
         encoder_hidden_states: Tensor | None,
         past_key_values: KeyValues | None,
     ) -> list[Any]:
-        config, assertions = self.config, []
-        if input_ids is not None:
-            assertions += check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
-        if token_type_ids is not None:
-            check_shape(token_type_ids, shape, name="token_type_ids", axes="(batch, tokens)")
-            assertions += check_ids(
-                token_type_ids, config.type_vocab_size, name="token_type_ids", limit_name="type_vocab_size"
-            )
+        config, sizes = self.config, {"batch": shape[0], "tokens": shape[1]}
+        assertions = check_input(input_ids, "input_ids", config, **sizes)
+        assertions += check_input(token_type_ids, "token_type_ids", config, **sizes)
         if past_key_values is not None and not config.is_decoder:
             raise InputError("past_key_values needs a decoder: config.is_decoder=True. Received: is_decoder=False")
         if past_key_values is not None and len(past_key_values) != config.num_hidden_layers:
@@ -235,12 +214,12 @@ class TFBertModel(TFBertPreTrainedModel):
             )
         return assertions
 
-    def _check_positions(self, length: Size, past_length: Size, position_ids: Tensor | None) -> list[Any]:
+    def _check_positions(self, shape: tuple[Size, Size], past_length: Size, position_ids: Tensor | None) -> list[Any]:
         limit = self.config.max_position_embeddings
         if position_ids is None:
-            return check_length(past_length + length, limit)
-        places = check_ids(position_ids, limit, name="position_ids", limit_name="max_position_embeddings")
-        return places + check_length(length, limit)
+            return check_length(past_length + shape[1], limit)
+        places = check_input(position_ids, "position_ids", self.config, batch=shape[0], tokens=shape[1])
+        return places + check_length(shape[1], limit)
 
     def _embed(
         self,

@@ -10,7 +10,7 @@ attribute `output_` (see `longspan.checkpoints.keras`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ import keras
 from keras import ops
 
 from longspan.models.bert.config import BertConfig
-from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.checks import Size, check_shape
-from longspan.nn.keras.heads import PredictionHeadTransform
-from longspan.nn.keras.layers import Block, embedding, layer_norm, linear, score_rows
+from longspan.nn.keras.heads import PredictionHeadTransform, VocabularyHead
+from longspan.nn.keras.layers import Block, embedding, linear
 from longspan.nn.keras.masks import as_boolean, causal_mask, key_mask
 from longspan.nn.keras.outputs import KeyValues, Tensors
-from longspan.nn.keras.resizing import keep_features, remaining_features, replace_layer
+from longspan.nn.keras.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.nn.keras.runtime import in_graph, runs_on_cpu, shapes_may_depend_on_values, values_visible
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
@@ -249,39 +248,6 @@ def _encoder_masks(
 # -- layers ----------------------------------------------------------------------------------------------------------
 
 
-class BertEmbeddings(Block):
-    """LayerNorm(word + position + segment), with dropout."""
-
-    def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
-        table = partial(embedding, width=config.hidden_size, stddev=config.initializer_range, dtype=policy)
-        self.word_embeddings = table(config.vocab_size, name="word_embeddings", padding_index=config.pad_token_id)
-        self.position_embeddings = table(config.max_position_embeddings, name="position_embeddings")
-        self.token_type_embeddings = table(config.type_vocab_size, name="token_type_embeddings")
-        self.LayerNorm = layer_norm(config.layer_norm_eps, dtype=policy, name="LayerNorm")
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=policy)
-        self.adds_positions = config.position_embedding_type == "absolute"
-
-    def call(
-        self,
-        input_ids: Tensor | None = None,
-        *,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor,
-        training: bool | None = None,
-    ) -> Tensor:
-        """Embed ids (tokens) or embeddings (tokens, H) into (tokens, H); tokens stands for (B, S) or (N,)."""
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if token_type_ids is None:
-            token_type_ids = ops.zeros((1,) * (len(embeddings.shape) - 1), dtype="int32")
-        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
-        if self.adds_positions:
-            embeddings = embeddings + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm(embeddings), training=training)
-
-
 class BertSelfAttention(Block):
     """Multi-head attention without its output projection: softmax(QKᵀ/√D)V.
 
@@ -404,29 +370,7 @@ class BertSelfAttention(Block):
         return ops.cast(scores / math.sqrt(self.attention_head_size), "float32")
 
 
-class BertSelfOutput(Block):
-    """LayerNorm(x + dropout(W c + b)) with c of `input_size` features."""
-
-    def __init__(self, config: BertConfig, *, input_size: int, **kwargs: Any) -> None:
-        super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
-        self.dense = linear(config.hidden_size, stddev=config.initializer_range, dtype=policy, name="dense")
-        self.LayerNorm = layer_norm(config.layer_norm_eps, dtype=policy, name="LayerNorm")
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=policy)
-        self.input_size = input_size
-
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        self.dense.build((None, self.input_size))
-        super().build()
-
-    def call(self, hidden_states: Tensor, residual: Tensor, *, training: bool | None = None) -> Tensor:
-        """(N, input_size), (N, H) -> (N, H)."""
-        hidden_states = self.dropout(self.dense(hidden_states), training=training)
-        return self.LayerNorm(hidden_states + residual)
-
-
-class BertAttention(Block):
+class BertAttention(PostNormAttention):
     """Attention with output projection, residual and norm.
 
     Args:
@@ -439,16 +383,12 @@ class BertAttention(Block):
     def __init__(
         self, config: BertConfig, *, position_embedding_type: str, pruned_heads: Iterable[int] = (), **kwargs: Any
     ) -> None:
-        super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
-        self.pruned_heads = frozenset(pruned_heads)
-        self.original_num_heads = config.num_attention_heads
-        num_heads = config.num_attention_heads - len(self.pruned_heads)
-        self.self = BertSelfAttention(
-            config, num_heads=num_heads, position_embedding_type=position_embedding_type, dtype=policy, name="self"
+        pruned, positions = frozenset(pruned_heads), position_embedding_type
+        heads = config.num_attention_heads - len(pruned)
+        attention = BertSelfAttention(
+            config, num_heads=heads, position_embedding_type=positions, dtype=kwargs["dtype"], name="self"
         )
-        input_size = num_heads * self.self.attention_head_size
-        self.output_ = BertSelfOutput(config, input_size=input_size, dtype=policy, name="output")
+        super().__init__(config, attention, pruned_heads=pruned, **kwargs)
 
     def call(
         self,
@@ -471,54 +411,21 @@ class BertAttention(Block):
         )
         return self.output_(context, hidden_states, training=training), weights, present
 
-    def prune_heads(self, heads: Iterable[int]) -> None:
-        """Remove heads, given by their original numbers, for good."""
-        removed, features = remaining_features(
-            heads,
-            num_heads=self.original_num_heads,
-            head_size=self.self.attention_head_size,
-            already_pruned=self.pruned_heads,
-        )
-        for name in ("query", "key", "value"):
-            replace_layer(self.self, name, keep_features(getattr(self.self, name), features, axis="output"))
-        replace_layer(self.output_, "dense", keep_features(self.output_.dense, features, axis="input"))
-        self.pruned_heads |= removed
-        self.self.num_attention_heads = self.original_num_heads - len(self.pruned_heads)
 
-
-class BertIntermediate(Block):
-    """activation(W x + b)."""
-
-    def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(config.hidden_size, **kwargs)
-        size, stddev = config.intermediate_size, config.initializer_range
-        self.dense = linear(size, stddev=stddev, dtype=self.dtype_policy, name="dense")
-        self.activation = get_activation(config.hidden_act)
-
-    def call(self, hidden_states: Tensor) -> Tensor:
-        """(N, H) -> (N, intermediate_size)."""
-        return self.activation(self.dense(hidden_states))
-
-
-class BertLayer(Block):
+class BertLayer(PostNormFeedForward):
     """One transformer layer: self-attention, cross-attention in a decoder, feed-forward."""
 
     def __init__(self, config: BertConfig, *, pruned_heads: Iterable[int] = (), **kwargs: Any) -> None:
         super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
+        policy, positions = self.dtype_policy, config.position_embedding_type
         self.attention = BertAttention(
-            config,
-            position_embedding_type=config.position_embedding_type,
-            pruned_heads=pruned_heads,
-            dtype=policy,
-            name="attention",
+            config, position_embedding_type=positions, pruned_heads=pruned_heads, dtype=policy, name="attention"
         )
         if config.add_cross_attention:
             self.crossattention = BertAttention(
                 config, position_embedding_type="absolute", dtype=policy, name="crossattention"
             )
-        self.intermediate = BertIntermediate(config, dtype=policy, name="intermediate")
-        self.output_ = BertSelfOutput(config, input_size=config.intermediate_size, dtype=policy, name="output")
+        self.add_feed_forward(config)
 
     def call(
         self,
@@ -539,7 +446,7 @@ class BertLayer(Block):
             hidden_states, cross_weights, cross_present = self.crossattention(
                 hidden_states, encoder_hidden_states=encoder_hidden_states, past=cross_past, **shared
             )
-        hidden_states = self.output_(self.intermediate(hidden_states), hidden_states, training=training)
+        hidden_states = self.feed_forward(hidden_states, training=training)
         return hidden_states, weights, cross_weights, (*(present or ()), *(cross_present or ()))
 
 
@@ -591,49 +498,27 @@ class BertEncoder(Block):
             tuple(presents),
         )
 
-    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
-        """Remove heads of the named layers for good."""
-        for layer, heads in heads_to_prune.items():
-            self.layer[layer].attention.prune_heads(heads)
-
 
 # -- heads of pre-training -------------------------------------------------------------------------------------------
 
 
-class BertLMPredictionHead(Block):
-    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b))) + bias.
-
-    The decoder is the word embedding, or a projection of its own if `tie_word_embeddings` is False.
-    """
+class BertLMPredictionHead(VocabularyHead):
+    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b))) + bias."""
 
     def __init__(self, config: BertConfig, **kwargs: Any) -> None:
-        super().__init__(config.hidden_size, **kwargs)
-        policy, stddev = self.dtype_policy, config.initializer_range
+        super().__init__(config, **kwargs)
         self.transform = PredictionHeadTransform(
             hidden_size=config.hidden_size,
             activation=config.hidden_act,
             layer_norm_eps=config.layer_norm_eps,
-            stddev=stddev,
-            dtype=policy,
+            stddev=config.initializer_range,
+            dtype=self.dtype_policy,
             name="transform",
         )
-        self.is_tied = config.tie_word_embeddings
-        self.size = config.vocab_size
-        if not self.is_tied:
-            self.decoder = linear(self.size, stddev=stddev, dtype=policy, name="decoder", use_bias=False)
 
-    def build(self, input_shape: Any = None) -> None:
-        """Make the weights."""
-        super().build()
-        self.bias = self.add_weight(shape=(self.size,), initializer="zeros", name="bias")
-
-    def call(self, hidden_states: Tensor, *, word_embeddings: keras.layers.Layer) -> Tensor:
-        """(B, S, H), the layer of the word embeddings -> (B, S, V)."""
-        shape = ops.shape(hidden_states)
-        states = self.transform(ops.reshape(hidden_states, (-1, shape[-1])))
-        scores = score_rows(states, word_embeddings) if self.is_tied else self.decoder(states)
-        scores = scores + ops.cast(self.bias, scores.dtype)
-        return ops.reshape(scores, (*shape[:2], scores.shape[-1]))
+    def prepare(self, hidden_states: Tensor) -> Tensor:
+        """(N, H) -> (N, H)."""
+        return self.transform(hidden_states)
 
 
 class BertHeads(Block):

@@ -11,19 +11,12 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from longspan.checkpoints.keras import to_numpy
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel
 from longspan.models.bert.keras_layers import BertHeads
 from longspan.nn.keras.base import register
-from longspan.nn.keras.heads import fold_choices
 from longspan.nn.keras.inputs import unpack_inputs
-from longspan.nn.keras.losses import (
-    causal_lm_loss,
-    cross_entropy,
-    question_answering_loss,
-    sequence_classification_loss,
-)
+from longspan.nn.keras.losses import causal_lm_loss, cross_entropy
 from longspan.nn.keras.outputs import (
     KeyValues,
     Tensors,
@@ -38,7 +31,17 @@ from longspan.nn.keras.outputs import (
     model_output,
     resolve,
 )
-from longspan.nn.keras.resizing import replace_layer, replace_variable, resize_linear, resize_rows
+from longspan.nn.keras.tasks import (
+    Flags,
+    Labels,
+    MultipleChoiceModel,
+    PooledClassificationModel,
+    QuestionAnsweringModel,
+    Scores,
+    SequenceClassificationModel,
+    TaskModel,
+    TokenClassificationModel,
+)
 from longspan.ops.keras import Tensor
 
 __all__ = [
@@ -56,34 +59,13 @@ __all__ = [
 ]
 
 
-class TFBertTask(TFBertPreTrainedModel):
-    """A backbone named `bert`, and a head.
+class TFBertTask(TaskModel, TFBertPreTrainedModel):
+    """A backbone named `bert`, and a head."""
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-    """
-
-    targets: ClassVar[Mapping[str, str]] = {"labels": "logits"}
-    #: what a call returns
-    output_class: ClassVar[type[TFModelOutput]]
-    #: the head reads the pooled first token
-    has_pooler: ClassVar[bool] = False
-    bert: TFBertModel
-
-    def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
-        super().__init__(config, *inputs, **kwargs)
-        self.bert = TFBertModel(config, add_pooling_layer=self.has_pooler, dtype=self.dtype_policy, name="bert")
-        self.make_head()
-        self.build()
-
-    def make_head(self) -> None:
-        """Make the layers of the head."""
-        raise NotImplementedError
-
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
-        """The scores, by their names in `output_class`, from the outputs of the backbone."""
-        raise NotImplementedError
+    base_class = TFBertModel
+    input_names = (
+        "input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds"
+    )  # fmt: skip
 
     @unpack_inputs
     def call(
@@ -105,35 +87,9 @@ class TFBertTask(TFBertPreTrainedModel):
         flags = (output_attentions, output_hidden_states, return_dict, training)
         return self.run(inputs, flags, {"labels": labels})
 
-    def run(
-        self,
-        inputs: tuple[Tensor | None, ...],
-        flags: tuple[bool | None, bool | None, bool | None, bool | None],
-        labels: Mapping[str, Tensor | None],
-        **cache: Any,
-    ) -> Any:
-        """Run backbone, head and loss.
-
-        Args:
-            inputs: The first six arguments of a call.
-            flags: `output_attentions`, `output_hidden_states`, `return_dict` and `training`.
-            labels: The labels by name.
-            **cache: Further arguments of `TFBertModel.call`.
-        """
-        *options, return_dict, training = flags
-        names = ("output_attentions", "output_hidden_states")
-        arguments = {**dict(zip(names, options, strict=True)), "training": training, **cache}
-        output = self.scores(inputs, padding_states=self.states_read(labels, training), **arguments)
-        return self.finish(self.with_loss(output, **labels), return_dict)
-
-    def scores(self, inputs: tuple[Any, ...], *, training: bool | None, **arguments: Any) -> TFModelOutput:
-        """The output without its loss, from arguments of `TFBertModel.call`."""
-        outputs = self.bert(*inputs, return_dict=True, training=training, **arguments)
-        output = self.output_class(**self.head(outputs, training))
-        for name in ("past_key_values", "hidden_states", "attentions", "cross_attentions"):
-            if outputs.get(name) is not None:
-                output[name] = outputs[name]
-        return output
+    def run(self, inputs: tuple[Any, ...], flags: Flags, labels: Labels, **further: Any) -> Any:
+        """As of every class; states at padding are computed where the loss reads them."""
+        return super().run(inputs, flags, labels, padding_states=self.states_read(labels, flags[-1]), **further)
 
 
 class _WithPredictionHead(TFBertTask):
@@ -152,7 +108,7 @@ class _WithPredictionHead(TFBertTask):
             name="cls",
         )
 
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+    def head(self, outputs: TFModelOutput, training: bool | None) -> Scores:
         """Scores of the vocabulary, (B, S, V)."""
         return {"logits": self._predict(outputs)}
 
@@ -162,11 +118,7 @@ class _WithPredictionHead(TFBertTask):
 
     def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
         """Give the projection onto the vocabulary `size` outputs."""
-        head = self.cls.predictions
-        bias = resize_rows(to_numpy(head.bias), size, initialise=ops.zeros, mean_resizing=mean_resizing)
-        replace_variable(head, "bias", bias)
-        if not head.is_tied:
-            replace_layer(head, "decoder", resize_linear(head.decoder, size, mean_resizing=mean_resizing))
+        self.cls.predictions.resize(size, mean_resizing=mean_resizing)
 
 
 @model_output
@@ -209,7 +161,7 @@ class TFBertForPreTraining(_WithPredictionHead):
     token_label: ClassVar[str | None] = "labels"
     has_pooler = has_next_sentence_head = True
 
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+    def head(self, outputs: TFModelOutput, training: bool | None) -> Scores:
         """Scores of the vocabulary, (B, S, V), and of the two classes of the pair, (B, 2)."""
         pair = self.cls.seq_relationship(outputs["pooler_output"])
         return {"prediction_logits": self._predict(outputs), "seq_relationship_logits": pair}
@@ -318,10 +270,6 @@ class TFBertForMaskedLM(_WithPredictionHead):
         if config.is_decoder:
             warnings.warn("TFBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
 
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the masked tokens, (1,)."""
-        return cross_entropy(output["logits"], labels["labels"], weights=weights)
-
 
 @register
 class TFBertForNextSentencePrediction(TFBertTask):
@@ -349,7 +297,7 @@ class TFBertForNextSentencePrediction(TFBertTask):
         """Make the layers of the head."""
         self.cls = BertHeads(self.config, predictions=False, seq_relationship=True, dtype=self.dtype_policy, name="cls")
 
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
+    def head(self, outputs: TFModelOutput, training: bool | None) -> Scores:
         """Scores of the two classes, (B, 2)."""
         return {"logits": self.cls.seq_relationship(outputs["pooler_output"])}
 
@@ -373,7 +321,7 @@ class TFBertForNextSentencePrediction(TFBertTask):
 
 
 @register
-class TFBertForSequenceClassification(TFBertTask):
+class TFBertForSequenceClassification(SequenceClassificationModel, PooledClassificationModel, TFBertTask):
     """BERT with a classification or regression head on the pooled first token.
 
     `labels` are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
@@ -394,24 +342,10 @@ class TFBertForSequenceClassification(TFBertTask):
     """
 
     output_class = TFSequenceClassifierOutput
-    has_pooler = True
-
-    def make_head(self) -> None:
-        """Make the layers of the head."""
-        self.dropout = self._classifier_dropout()
-        self.classifier = self._linear(self.config.num_labels, "classifier")
-
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
-        """Scores of the classes, (B, N)."""
-        return {"logits": self.classifier(self.dropout(outputs["pooler_output"], training=training))}
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Mean squared error, cross-entropy or binary cross-entropy, by `problem_type`, (1,)."""
-        return sequence_classification_loss(self.config, output["logits"], labels["labels"], weights=weights)
 
 
 @register
-class TFBertForMultipleChoice(TFBertTask):
+class TFBertForMultipleChoice(MultipleChoiceModel, TFBertTask):
     """BERT that scores each of several choices from its pooled first token.
 
     Inputs have an axis of choices, (B, C, S); `labels` are the indices of the correct ones, (B,). A call returns
@@ -430,32 +364,10 @@ class TFBertForMultipleChoice(TFBertTask):
     """
 
     output_class = TFMultipleChoiceModelOutput
-    has_pooler = True
-
-    def make_head(self) -> None:
-        """Make the layers of the head."""
-        self.dropout = self._classifier_dropout()
-        self.classifier = self._linear(1, "classifier")
-
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
-        """Scores of all choices, (B·C, 1)."""
-        return {"logits": self.classifier(self.dropout(outputs["pooler_output"], training=training))}
-
-    def scores(self, inputs: tuple[Any, ...], **arguments: Any) -> TFModelOutput:
-        """As of every class, with the choices as rows of the batch."""
-        *tokens, head_mask, embeds = inputs
-        num_choices, (*tokens, embeds) = fold_choices(*tokens, embeds)
-        output = super().scores((*tokens, head_mask, embeds), **arguments)
-        output["logits"] = ops.reshape(output["logits"], (-1, num_choices))
-        return output
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy over the choices, (1,)."""
-        return cross_entropy(output["logits"], ops.reshape(labels["labels"], (-1,)), weights=weights)
 
 
 @register
-class TFBertForTokenClassification(TFBertTask):
+class TFBertForTokenClassification(TokenClassificationModel, TFBertTask):
     """BERT with a classification head on every token.
 
     `labels` are the class indices of the tokens, -100 is ignored, (B, S). A call returns `TFTokenClassifierOutput`.
@@ -473,24 +385,10 @@ class TFBertForTokenClassification(TFBertTask):
     """
 
     output_class = TFTokenClassifierOutput
-    token_label: ClassVar[str | None] = "labels"
-
-    def make_head(self) -> None:
-        """Make the layers of the head."""
-        self.dropout = self._classifier_dropout()
-        self.classifier = self._linear(self.config.num_labels, "classifier")
-
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
-        """Scores of the classes, (B, S, N)."""
-        return {"logits": self.classifier(self.dropout(outputs["last_hidden_state"], training=training))}
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the tokens, (1,)."""
-        return cross_entropy(output["logits"], labels["labels"], weights=weights)
 
 
 @register
-class TFBertForQuestionAnswering(TFBertTask):
+class TFBertForQuestionAnswering(QuestionAnsweringModel, TFBertTask):
     """BERT that scores each token as start and as end of an answer.
 
     `start_positions` and `end_positions` are the tokens where the answer starts and ends, (B,); outside the sequence
@@ -509,26 +407,7 @@ class TFBertForQuestionAnswering(TFBertTask):
         (1, 3)
     """
 
-    targets: ClassVar[Mapping[str, str]] = {"start_positions": "start_logits", "end_positions": "end_logits"}
     output_class = TFQuestionAnsweringModelOutput
-
-    def make_head(self) -> None:
-        """Make the layers of the head."""
-        self.qa_outputs = self._linear(2, "qa_outputs")
-
-    def head(self, outputs: TFModelOutput, training: bool | None) -> dict[str, Tensor]:
-        """Scores of the tokens, (B, S) each."""
-        start, end = ops.unstack(self.qa_outputs(outputs["last_hidden_state"]), 2, axis=-1)
-        return {"start_logits": start, "end_logits": end}
-
-    def states_read(self, labels: Mapping[str, Tensor | None], training: bool | None) -> bool | Tensor:
-        """All: the softmax runs over every position."""
-        return True
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Mean of the start and the end cross-entropy, (1,)."""
-        scores = output["start_logits"], output["end_logits"]
-        return question_answering_loss(*scores, labels["start_positions"], labels["end_positions"], weights=weights)
 
     @unpack_inputs
     def call(

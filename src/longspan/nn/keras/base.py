@@ -20,8 +20,10 @@ from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
+from longspan.inputs import shape_of
 from longspan.nn.keras.initializers import skip_initialisation
 from longspan.nn.keras.inputs import check_dense, input_names, plain
+from longspan.nn.keras.layers import build_all
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_traced_by_tensorflow
@@ -39,7 +41,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
     run on Keras' JAX and PyTorch backends (`KERAS_BACKEND`).
 
     Subclasses set `config_class`, `base_model_prefix` and `names`, make their layers in `__init__` under the names of
-    the checkpoint keys, call `self.build()` at its end, and make the weights in `build`.
+    the checkpoint keys, and call `self.build()` at its end.
 
     Args:
         config: Configuration; the model gets random weights.
@@ -53,6 +55,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
     base_model_prefix: ClassVar[str] = ""
     names: ClassVar[ParameterNames] = ParameterNames()
     main_input_name: ClassVar[str] = "input_ids"
+    #: inputs have an axis of choices
+    has_choices: ClassVar[bool] = False
     config: Any
     #: what became of every key of the checkpoint, after `from_pretrained`
     load_report: LoadReport | None = None
@@ -74,7 +78,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
 
     def build(self, input_shape: Any = None) -> None:
         """Make the weights. Every model does so when it is made."""
-        raise NotImplementedError(f"{type(self).__name__} must say how its weights are made")
+        if not self.built:
+            build_all(self, self.config.hidden_size)
 
     def get_input_embeddings(self) -> keras.layers.Embedding:
         """The layer that embeds `input_ids`."""
@@ -191,10 +196,11 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         archive.write_out(os.fspath(filepath), verbose=bool(verbose))
 
     def get_input_signature(self) -> dict[str, keras.InputSpec]:
-        """Shapes and dtypes of the usual inputs: ids, mask and segments, (B, S)."""
+        """Shapes and dtypes of the usual inputs: ids, mask and segments, (B, S), of multiple choice (B, C, S)."""
         usual = ("input_ids", "attention_mask", "token_type_ids")
         names = [name for name in usual if name in self.call_signature_parameters]
-        return {name: keras.InputSpec(shape=(None, None), dtype="int32", name=name) for name in names}
+        shapes = {name: shape_of(name, {}, choices=self.has_choices) for name in names}
+        return {name: keras.InputSpec(shape=shape, dtype="int32", name=name) for name, shape in shapes.items()}
 
     # -- loading and saving -----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from longspan.errors import InputError
+from longspan.inputs import get_input
 from longspan.nn.keras.runtime import (
     assert_in_graph,
     in_graph,
@@ -52,6 +53,31 @@ def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> list[An
     elif in_graph(ids) and not is_compiled_by_xla():
         return [assert_in_graph(ops.all(ops.logical_and(ids >= 0, ids < limit)), rule)]
     return []
+
+
+def check_input(tensor: Tensor | None, name: str, config: Any, **sizes: Size) -> list[Any]:
+    """Check the shape and the range of an optional argument by its entry in `longspan.inputs`.
+
+    Args:
+        tensor: The argument.
+        name: Its name.
+        config: Has the limits.
+        **sizes: Size of each of its axes, by name.
+
+    Returns:
+        As `check_ids`.
+
+    Raises:
+        InputError: the shape differs from the sizes, or a value is out of range.
+    """
+    if tensor is None:
+        return []
+    entry, rank = get_input(name), len(tensor.shape)
+    expected = tuple(sizes[axis] for axis in entry.axes_of_rank(rank))
+    check_shape(tensor, expected, name=name, axes=entry.shape_text(rank=rank))
+    if entry.limit is None:
+        return []
+    return check_ids(tensor, getattr(config, entry.limit), name=name, limit_name=entry.limit)
 
 
 def check_shape(tensor: Tensor | None, expected: Sequence[Size], *, name: str, axes: str) -> None:

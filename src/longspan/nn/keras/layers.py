@@ -62,6 +62,22 @@ def embedding(
     return keras.layers.Embedding(size, width, embeddings_initializer=initializer, dtype=dtype, name=name)
 
 
+def look_up(table: keras.layers.Layer, ids: Tensor, *, padding_index: int | None) -> Tensor:
+    """The vectors of ids, (...) -> (..., H); that of the padding token learns nothing from being looked up."""
+    rows = table(ids)
+    if padding_index is None:
+        return rows
+    return ops.where(ops.equal(ids, padding_index)[..., None], ops.stop_gradient(rows), rows)
+
+
+def take_tokens(states: Tensor, positions: Tensor) -> Tensor:
+    """Tokens `positions` (B, G) of (B, S, ...)."""
+    batch, length = ops.shape(states)[:2]
+    flat = ops.reshape(states, (-1, *states.shape[2:]))
+    first = ops.arange(batch, dtype="int32")[:, None] * length
+    return ops.take(flat, first + positions, axis=0)
+
+
 def layer_norm(epsilon: float, *, dtype: Any, name: str) -> keras.layers.LayerNormalization:
     """Layer normalisation over the last axis."""
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,6 +24,17 @@ def values_visible(tensor: Tensor) -> bool:
     import tensorflow as tf
 
     return tf.executing_eagerly() and tf.is_tensor(tensor) and "CPU" in tensor.device
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    """True if `tensor` has values: nothing is traced, compiled or inferred. An accelerator has to be waited for."""
+    if is_symbolic():
+        return False
+    if is_tensorflow():
+        return not is_traced_by_tensorflow()
+    if keras.backend.backend() == "jax":
+        return not isinstance(tensor, importlib.import_module("jax.core").Tracer)
+    return not importlib.import_module("torch").compiler.is_compiling()
 
 
 def in_graph(tensor: Tensor) -> bool:
