@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from tests.keras import setting
 
-SETTINGS = {
-    "vocab_size": 97,
-    "hidden_size": 36,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 50,
-    "max_position_embeddings": 90,
-    "type_vocab_size": 3,
-    "num_labels": 5,
-    "attention_window": [4, 8],
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
+SETTINGS = {**setting.SETTINGS, "max_position_embeddings": 90, "attention_window": [4, 8]}
 CLASSES = (
     "TFLongformerModel",
     "TFLongformerForMaskedLM",
