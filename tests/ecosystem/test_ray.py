@@ -32,7 +32,8 @@ class Mortal(Embed):
                 os._exit(1)
         return super().__call__(batch)
 
-ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, configure_logging=False, log_to_driver=False)
+quiet = {"include_dashboard": False, "configure_logging": False, "log_to_driver": False}
+ray.init(num_cpus=2, object_store_memory=200_000_000, **quiet)
 rows = [{"id": number, "text": text} for number, text in enumerate(texts)]
 mapped = ray.data.from_items(rows, override_num_blocks=6).map_batches(
     Mortal, fn_constructor_args=[model], batch_size=10, concurrency=2
