@@ -172,6 +172,13 @@ from .models.roberta.torch_model import RobertaForSequenceClassification as Robe
 from .models.roberta.torch_model import RobertaForTokenClassification as RobertaForTokenClassification
 from .models.roberta.torch_model import RobertaModel as RobertaModel
 from .models.roberta.torch_model import RobertaPreTrainedModel as RobertaPreTrainedModel
+from .models.roberta.torch_model import XLMRobertaForCausalLM as XLMRobertaForCausalLM
+from .models.roberta.torch_model import XLMRobertaForMaskedLM as XLMRobertaForMaskedLM
+from .models.roberta.torch_model import XLMRobertaForMultipleChoice as XLMRobertaForMultipleChoice
+from .models.roberta.torch_model import XLMRobertaForQuestionAnswering as XLMRobertaForQuestionAnswering
+from .models.roberta.torch_model import XLMRobertaForSequenceClassification as XLMRobertaForSequenceClassification
+from .models.roberta.torch_model import XLMRobertaForTokenClassification as XLMRobertaForTokenClassification
+from .models.roberta.torch_model import XLMRobertaModel as XLMRobertaModel
 from .nn.flax.base import FlaxPreTrainedModel as FlaxPreTrainedModel
 from .nn.keras.base import TFPreTrainedModel as TFPreTrainedModel
 from .nn.torch.base import PreTrainedModel as PreTrainedModel

@@ -31,6 +31,14 @@ TINY = {
         intermediate_size=14,
         max_position_embeddings=40,
     ),
+    "XLMRoberta": longspan.XLMRobertaConfig(
+        vocab_size=30,
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=14,
+        max_position_embeddings=40,
+    ),
     "LongT5": longspan.LongT5Config(vocab_size=30, d_model=12, d_kv=6, d_ff=14, num_layers=1, num_heads=2),
     "DiffLlama": longspan.DiffLlamaConfig(
         vocab_size=30,
@@ -49,7 +57,7 @@ TINY = {
         nffn_hidden_size=14,
     ),
 }
-DECODERS = {"BertLMHeadModel", "FlaxBertForCausalLM", "MegaForCausalLM", "RobertaForCausalLM"}
+DECODERS = {"BertLMHeadModel", "FlaxBertForCausalLM", "MegaForCausalLM", "RobertaForCausalLM", "XLMRobertaForCausalLM"}
 CLASSES = {
     name: cls
     for name, cls in model_classes().items()

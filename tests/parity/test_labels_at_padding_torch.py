@@ -17,6 +17,7 @@ IDS = torch.tensor([[4, 9, 13, 7, 22, 5, 8, 6], [11, 3, 14, 9, 21, 10, 5, 12], [
 REAL = (8, 5, 2)
 #: causal classes whose queries at left padding see no key: no value to compare with, see docs/differences.md
 NO_KEY = {"BertLMHeadModel", "LongT5ForConditionalGeneration", "MegaForCausalLM", "RobertaForCausalLM"}
+NO_KEY |= {"XLMRobertaForCausalLM"}
 CLASSES = [name for name in TORCH if "For" in name or name == "BertLMHeadModel"]
 CASES = [(name, side) for name in CLASSES for side in ("right", "left") if side == "right" or name not in NO_KEY]
 

@@ -29,7 +29,7 @@ def make_pair(suffix, folder, *, family="Roberta", **changes):
     """Our model and the reference's, read from the file that ours saved."""
     config = getattr(longspan, f"{family}Config")(**SETTINGS | {"is_decoder": suffix == "ForCausalLM"} | changes)
     config.num_labels = 2 if suffix == "ForQuestionAnswering" else 3
-    ours = randomise(getattr(longspan, f"Roberta{suffix}")(config))
+    ours = randomise(getattr(longspan, f"{family}{suffix}")(config))
     ours.save_pretrained(folder)
     reference = getattr(transformers, f"{family}{suffix}").from_pretrained(folder, attn_implementation="eager")
     return ours, reference
@@ -54,9 +54,10 @@ def inputs_of(suffix):
     return inputs | ({"labels": labels[suffix]} if suffix in labels else {})
 
 
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta"])
 @pytest.mark.parametrize("suffix", CLASSES)
-def test_outputs_losses_and_gradients_equal_the_reference(suffix, tmp_path):
-    ours, reference = make_pair(suffix, tmp_path)
+def test_outputs_losses_and_gradients_equal_the_reference(suffix, family, tmp_path):
+    ours, reference = make_pair(suffix, tmp_path, family=family)
     inputs = inputs_of(suffix)
     keep = None if suffix in ("ForMultipleChoice",) else inputs["attention_mask"].bool()
     flags = {"output_hidden_states": True, "output_attentions": True}
@@ -88,14 +89,56 @@ def test_cached_steps_equal_the_full_pass(tmp_path):
     assert_close(torch.cat((first.logits, second.logits), dim=1), reference(ids).logits)
 
 
+def greedy(model, ids, steps):
+    """The likeliest tokens by the whole forward pass at each step, without padding."""
+    for _ in range(steps):
+        ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(dim=-1)), dim=1)
+    return ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+def test_generate_numbers_the_tokens_as_the_model_learned_them(tmp_path, settings):
+    ours, reference = make_pair("ForCausalLM", tmp_path)
+    ids = torch.randint(3, 60, (2, 7))
+    ids[1, :3] = 1
+    settings = {"max_new_tokens": 8, "eos_token_id": None, **settings}
+    expected = [greedy(reference, row[row != 1][None], 8)[0, -8:] for row in ids]
+    written = ours.generate(ids, attention_mask=(ids != 1).long(), **settings)
+    assert torch.equal(written[:, 7:], torch.stack(expected))
+    beams = ours.generate(ids, num_beams=3, **settings)
+    alone = [ours.generate(row[row != 1][None], num_beams=3, **settings)[0, -8:] for row in ids]
+    assert torch.equal(beams[:, 7:], torch.stack(alone))
+
+
+@torch.no_grad()
+def test_the_reference_generates_with_positions_from_0(tmp_path):
+    """`docs/differences.md`: its forward pass numbers tokens from `pad_token_id + 1` on, its `generate` does not."""
+    _, reference = make_pair("ForCausalLM", tmp_path)
+    ids = torch.randint(3, 60, (2, 7))
+    first = reference.generate(ids, max_new_tokens=1, output_logits=True, return_dict_in_generate=True).logits[0]
+    assert_close(first, reference(ids, position_ids=torch.arange(7)[None].expand(2, -1)).logits[:, -1])
+    assert float((first - reference(ids).logits[:, -1]).abs().max()) > 0.1
+
+
+def test_as_many_tokens_as_positions_are_generated(tmp_path):
+    ours, _ = make_pair("ForCausalLM", tmp_path)
+    with pytest.warns(UserWarning, match="the model has 18 positions: after a prompt of 4 tokens it can generate 14"):
+        written = ours.generate(torch.full((1, 4), 5), max_new_tokens=30, eos_token_id=None)
+    assert written.shape == (1, 18)
+
+
 @torch.no_grad()
 def test_xlm_roberta_by_its_model_type(tmp_path):
     _, reference = make_pair("ForMaskedLM", tmp_path, family="XLMRoberta")
     ours = longspan.AutoModelForMaskedLM.from_pretrained(tmp_path)
-    assert type(ours) is longspan.RobertaForMaskedLM
+    assert type(ours) is longspan.XLMRobertaForMaskedLM
     assert type(ours.config) is longspan.XLMRobertaConfig
+    alike = longspan.RobertaForMaskedLM.from_pretrained(tmp_path)
+    assert type(alike.config) is longspan.XLMRobertaConfig
     ids = torch.randint(3, 60, (2, 9))
     assert_close(ours(ids).logits, reference(ids).logits)
+    assert_close(alike(ids).logits, ours(ids).logits)
 
 
 def test_a_reference_checkpoint_loads(tmp_path):
@@ -113,4 +156,8 @@ def test_errors():
     model = longspan.RobertaModel(longspan.RobertaConfig(**SETTINGS))
     with pytest.raises(InputError, match="max_position_embeddings - pad_token_id - 1=18 tokens. Received: 19 tokens"):
         model(torch.full((1, 19), 5))
-    assert not longspan.RobertaForCausalLM.can_generate()
+    encoder = longspan.XLMRobertaForCausalLM
+    with pytest.warns(UserWarning, match="XLMRobertaForCausalLM attends in both directions unless config.is_decoder"):
+        model = encoder(longspan.XLMRobertaConfig(**SETTINGS))
+    with pytest.raises(InputError, match="generate needs a decoder"):
+        model.generate(torch.tensor([[5]]))

@@ -87,6 +87,10 @@ class GenerationMixin(StoredGenerationConfig):
         """Tokens of a row at most, or None if the model has no limit."""
         return None
 
+    def positions_of(self, mask: Tensor) -> Tensor:
+        """Positions of a prompt's tokens, (B, L), from its boolean mask (B, L): they skip padding."""
+        return (mask.long().cumsum(dim=1) - 1).masked_fill(~mask, 1)
+
     def make_generation_cache(self, config: GenerationConfig, *, capacity: int) -> Cache | None:
         """An empty cache for `capacity` tokens; None if the model makes its own."""
         return make_cache(config, self.config, capacity=capacity)

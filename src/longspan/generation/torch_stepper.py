@@ -66,7 +66,7 @@ class Stepper:
         extras = {n: v for n, v in (self.prompt.extras or {}).items() if n in PER_TOKEN}
         mask = self.prompt.mask
         if mask is not None and "position_ids" in self.names and "position_ids" not in extras:
-            extras["position_ids"] = (mask.long().cumsum(dim=1) - 1).masked_fill(~mask, 1)
+            extras["position_ids"] = self.model.positions_of(mask)
         return extras
 
     def _make_mask(self, capacity: int) -> Tensor | None:

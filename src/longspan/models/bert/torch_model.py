@@ -19,7 +19,7 @@ from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import values_visible
-from longspan.nn.torch.heads import PredictionHeadTransform
+from longspan.nn.torch.heads import PredictionHeadTransform, classifier_dropout
 from longspan.nn.torch.losses import cross_entropy, sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -106,8 +106,13 @@ class BertForPreTrainingOutput(DictOutput):
 
 
 class BertTask(TaskModel, BertPreTrainedModel):
-    """A BERT with a head: its inputs, and that labels may read states at padding."""
+    """A BERT with a head: its inputs, and that labels may read states at padding.
 
+    Attributes:
+        backbone: What the head reads; a family with BERT's layers has one of its own.
+    """
+
+    backbone: ClassVar[type[BertModel]] = BertModel
     input_names: ClassVar[tuple[str, ...]] = (
         "input_ids",
         "attention_mask",
@@ -118,6 +123,10 @@ class BertTask(TaskModel, BertPreTrainedModel):
         "encoder_hidden_states",
         "encoder_attention_mask",
     )
+
+    def add_backbone(self, *, pooler: bool) -> None:
+        """Make the backbone; the attribute has the name of the family."""
+        setattr(self, self.base_model_prefix, self.backbone(self.config, add_pooling_layer=pooler))
 
     def run(self, inputs: Inputs, labels: Labels, *flags: bool | None, **further: Any) -> Any:
         """As `TaskModel.run`; states at padding are computed if the loss reads them."""
@@ -164,7 +173,27 @@ class BertLabelTask(BertTask):
         return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
 
 
-class BertCausalTask(CausalLMModel, BertTask):
+class BertWordTask(BertTask):
+    """A BERT that scores the words of its vocabulary at each token."""
+
+    output_embeddings = "cls.predictions.decoder"
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.add_backbone(pooler=False)
+        self.add_word_head()
+        self.post_init()
+
+    def add_word_head(self) -> None:
+        """Make the head."""
+        self.cls = BertHeads(self.config, predictions=True, seq_relationship=False)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.cls.predictions(outputs.last_hidden_state)
+
+
+class BertCausalTask(CausalLMModel, BertWordTask):
     """A BERT that predicts the next token."""
 
     def forward(
@@ -209,7 +238,7 @@ class BertCausalTask(CausalLMModel, BertTask):
         )
 
 
-class BertMaskedTask(BertTask):
+class BertMaskedTask(BertWordTask):
     """A BERT that predicts masked tokens, as an encoder or with cross-attention."""
 
     def forward(
@@ -284,7 +313,7 @@ class BertForPreTraining(BertTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config)
+        self.add_backbone(pooler=True)
         self.cls = BertHeads(config, predictions=True, seq_relationship=True)
         self.post_init()
 
@@ -337,19 +366,12 @@ class BertLMHeadModel(GenerationMixin, BertCausalTask):
     """
 
     output_class = CausalLMOutputWithCrossAttentions
-    output_embeddings = "cls.predictions.decoder"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         if not config.is_decoder:
-            warnings.warn("BertLMHeadModel attends in both directions unless config.is_decoder=True", stacklevel=2)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.cls = BertHeads(config, predictions=True, seq_relationship=False)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the vocabulary, (B, S, V)."""
-        return self.cls.predictions(outputs.last_hidden_state)
+            text = f"{type(self).__name__} attends in both directions unless config.is_decoder=True"
+            warnings.warn(text, stacklevel=2)
 
     def check_can_generate(self) -> None:
         """Raise `InputError` unless `config.is_decoder`: otherwise a token sees those behind it."""
@@ -376,19 +398,12 @@ class BertForMaskedLM(BertMaskedTask):
     """
 
     output_class = MaskedLMOutput
-    output_embeddings = "cls.predictions.decoder"
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         if config.is_decoder:
-            warnings.warn("BertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.cls = BertHeads(config, predictions=True, seq_relationship=False)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the vocabulary, (B, S, V)."""
-        return self.cls.predictions(outputs.last_hidden_state)
+            text = f"{type(self).__name__} should see both directions: set config.is_decoder=False"
+            warnings.warn(text, stacklevel=2)
 
 
 class BertForNextSentencePrediction(BertLabelTask):
@@ -410,7 +425,7 @@ class BertForNextSentencePrediction(BertLabelTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config)
+        self.add_backbone(pooler=True)
         self.cls = BertHeads(config, predictions=False, seq_relationship=True)
         self.post_init()
 
@@ -445,8 +460,8 @@ class BertForSequenceClassification(BertLabelTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.add_backbone(pooler=True)
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -477,8 +492,8 @@ class BertForMultipleChoice(MultipleChoiceModel, BertLabelTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.add_backbone(pooler=True)
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
@@ -505,8 +520,8 @@ class BertForTokenClassification(BertLabelTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.add_backbone(pooler=False)
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -533,10 +548,6 @@ class BertForQuestionAnswering(BertSpanTask):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.add_backbone(pooler=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
-
-
-def _classifier_dropout(config: BertConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout

@@ -21,7 +21,7 @@ from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.heads import FirstTokenClassificationHead
+from longspan.nn.torch.heads import FirstTokenClassificationHead, classifier_dropout
 from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -54,10 +54,6 @@ def _hidden_dense(config: MegaConfig) -> nn.Linear | None:
 
 def _with_hidden_dense(dense: nn.Linear | None, states: Tensor) -> Tensor:
     return states if dense is None else torch.tanh(project(dense, states))
-
-
-def _classifier_dropout(config: MegaConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 class MegaTask(TaskModel, MegaPreTrainedModel):
@@ -268,7 +264,7 @@ class MegaForSequenceClassification(MegaLabelTask):
         super().__init__(config)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.classifier = FirstTokenClassificationHead(
-            hidden_size=config.hidden_size, dropout=_classifier_dropout(config), num_labels=config.num_labels
+            hidden_size=config.hidden_size, dropout=classifier_dropout(config), num_labels=config.num_labels
         )
         self.post_init()
 
@@ -347,7 +343,7 @@ class MegaForTokenClassification(MegaLabelTask):
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 

@@ -1,32 +1,32 @@
 """RoBERTa and XLM-R in PyTorch (Liu et al., 2019, https://arxiv.org/abs/1907.11692; Conneau et al., 2020).
 
-BERT's layers with other positions and heads. XLM-R has the same classes and a configuration of its own.
+BERT's layers and task classes with other positions and heads. XLM-R has the same classes under names of its own.
 Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
-from longspan.models.bert.torch_model import BertCausalTask, BertLabelTask, BertMaskedTask, BertSpanTask, BertTask
-from longspan.models.roberta.config import RobertaConfig
+from longspan.models.bert.torch_model import (
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    BertLabelTask,
+    BertLMHeadModel,
+    BertTask,
+    BertWordTask,
+)
+from longspan.models.roberta.config import RobertaConfig, XLMRobertaConfig
 from longspan.models.roberta.names import NAMES
 from longspan.nn.torch.checks import check_length, values_visible
-from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead
+from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead, classifier_dropout
 from longspan.nn.torch.losses import sequence_classification_loss
-from longspan.nn.torch.outputs import (
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from longspan.nn.torch.outputs import MultipleChoiceModelOutput, SequenceClassifierOutput
 from longspan.nn.torch.tasks import MultipleChoiceModel
 
 
@@ -76,7 +76,31 @@ class RobertaModel(RobertaPreTrainedModel, BertModel):
         return positions
 
 
-class RobertaForMaskedLM(RobertaPreTrainedModel, BertMaskedTask):
+class RobertaTask(RobertaPreTrainedModel, BertTask):
+    """A RoBERTa with a head."""
+
+    backbone: ClassVar[type[BertModel]] = RobertaModel
+    roberta: RobertaModel
+
+
+class RobertaWordTask(RobertaTask, BertWordTask):
+    """A RoBERTa that scores the words of its vocabulary at each token."""
+
+    output_embeddings = "lm_head.decoder"
+
+    def add_word_head(self) -> None:
+        """Make the head."""
+        config = self.config
+        self.lm_head = LanguageModelHead(
+            hidden_size=config.hidden_size, vocab_size=config.vocab_size, layer_norm_eps=config.layer_norm_eps
+        )
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the vocabulary, (B, S, V)."""
+        return self.lm_head(outputs.last_hidden_state)
+
+
+class RobertaForMaskedLM(RobertaWordTask, BertForMaskedLM):
     """RoBERTa that predicts masked tokens.
 
     Args:
@@ -90,24 +114,9 @@ class RobertaForMaskedLM(RobertaPreTrainedModel, BertMaskedTask):
         torch.Size([1, 3, 50265])
     """
 
-    output_class = MaskedLMOutput
-    output_embeddings = "lm_head.decoder"
 
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        if config.is_decoder:
-            warnings.warn("RobertaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.lm_head = _lm_head(config)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the vocabulary, (B, S, V)."""
-        return self.lm_head(outputs.last_hidden_state)
-
-
-class RobertaForCausalLM(RobertaPreTrainedModel, BertCausalTask):
-    """RoBERTa that predicts the next token, without `generate`; set `config.is_decoder=True`.
+class RobertaForCausalLM(RobertaWordTask, BertLMHeadModel):
+    """RoBERTa that predicts the next token; set `config.is_decoder=True`.
 
     Args:
         config: Settings; the weights are random.
@@ -116,27 +125,21 @@ class RobertaForCausalLM(RobertaPreTrainedModel, BertCausalTask):
         >>> import torch
         >>> from longspan import RobertaConfig, RobertaForCausalLM
         >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
-        >>> RobertaForCausalLM(config)(torch.tensor([[0, 31414, 2]])).logits.shape
-        torch.Size([1, 3, 50265])
+        >>> model = RobertaForCausalLM(config)
+        >>> model.generate(torch.tensor([[0, 31414]]), max_new_tokens=2, min_new_tokens=2).shape
+        torch.Size([1, 4])
     """
 
-    output_class = CausalLMOutputWithCrossAttentions
-    output_embeddings = "lm_head.decoder"
+    def max_positions(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_length
 
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        if not config.is_decoder:
-            warnings.warn("RobertaForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=2)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.lm_head = _lm_head(config)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the vocabulary, (B, S, V)."""
-        return self.lm_head(outputs.last_hidden_state)
+    def positions_of(self, mask: Tensor) -> Tensor:
+        """Positions of a prompt's tokens, (B, S), from its mask: they begin behind the padding id."""
+        return super().positions_of(mask) + (self.config.pad_token_id or 0) + 1
 
 
-class RobertaForSequenceClassification(RobertaPreTrainedModel, BertLabelTask):
+class RobertaForSequenceClassification(RobertaTask, BertLabelTask):
     """RoBERTa with a classification or regression head on the first token.
 
     Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
@@ -156,9 +159,9 @@ class RobertaForSequenceClassification(RobertaPreTrainedModel, BertLabelTask):
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
+        self.add_backbone(pooler=False)
         self.classifier = FirstTokenClassificationHead(
-            hidden_size=config.hidden_size, dropout=_classifier_dropout(config), num_labels=config.num_labels
+            hidden_size=config.hidden_size, dropout=classifier_dropout(config), num_labels=config.num_labels
         )
         self.post_init()
 
@@ -176,7 +179,7 @@ class RobertaForSequenceClassification(RobertaPreTrainedModel, BertLabelTask):
         return sequence_classification_loss(self.config, logits, labels)
 
 
-class RobertaForTokenClassification(RobertaPreTrainedModel, BertLabelTask):
+class RobertaForTokenClassification(RobertaTask, BertForTokenClassification):
     """RoBERTa with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
 
     Args:
@@ -190,21 +193,8 @@ class RobertaForTokenClassification(RobertaPreTrainedModel, BertLabelTask):
         torch.Size([1, 3, 5])
     """
 
-    output_class = TokenClassifierOutput
 
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state))
-
-
-class RobertaForQuestionAnswering(RobertaPreTrainedModel, BertSpanTask):
+class RobertaForQuestionAnswering(RobertaTask, BertForQuestionAnswering):
     """RoBERTa that scores each token as start and as end of an answer.
 
     Args:
@@ -218,16 +208,8 @@ class RobertaForQuestionAnswering(RobertaPreTrainedModel, BertSpanTask):
         torch.Size([1, 3])
     """
 
-    output_class = QuestionAnsweringModelOutput
 
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        self.roberta = RobertaModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
-
-
-class RobertaForMultipleChoice(RobertaPreTrainedModel, MultipleChoiceModel, BertTask):
+class RobertaForMultipleChoice(MultipleChoiceModel, RobertaTask):
     """RoBERTa that scores each of several choices from its pooled first token.
 
     Args:
@@ -245,7 +227,7 @@ class RobertaForMultipleChoice(RobertaPreTrainedModel, MultipleChoiceModel, Bert
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__(config)
-        self.roberta = RobertaModel(config)
+        self.add_backbone(pooler=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
@@ -276,11 +258,114 @@ class RobertaForMultipleChoice(RobertaPreTrainedModel, MultipleChoiceModel, Bert
         return self.classifier(self.dropout(outputs.pooler_output))
 
 
-def _lm_head(config: RobertaConfig) -> LanguageModelHead:
-    return LanguageModelHead(
-        hidden_size=config.hidden_size, vocab_size=config.vocab_size, layer_norm_eps=config.layer_norm_eps
-    )
+class XLMRobertaModel(RobertaModel):
+    """XLM-R without a head: a `RobertaModel`.
+
+    Args:
+        config: Settings; the weights are random.
+        add_pooling_layer: Have the pooler, which gives `pooler_output`.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaModel
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaModel(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
 
 
-def _classifier_dropout(config: RobertaConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+class XLMRobertaForMaskedLM(RobertaForMaskedLM):
+    """XLM-R that predicts masked tokens: a `RobertaForMaskedLM`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForMaskedLM
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaForMaskedLM(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class XLMRobertaForCausalLM(RobertaForCausalLM):
+    """XLM-R that predicts the next token; set `config.is_decoder=True`: a `RobertaForCausalLM`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForCausalLM
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
+        >>> XLMRobertaForCausalLM(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class XLMRobertaForSequenceClassification(RobertaForSequenceClassification):
+    """XLM-R with a classification or regression head on the first token: a `RobertaForSequenceClassification`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForSequenceClassification
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaForSequenceClassification(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class XLMRobertaForTokenClassification(RobertaForTokenClassification):
+    """XLM-R with a classification head on every token: a `RobertaForTokenClassification`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForTokenClassification
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaForTokenClassification(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class XLMRobertaForQuestionAnswering(RobertaForQuestionAnswering):
+    """XLM-R that scores each token as start and as end of an answer: a `RobertaForQuestionAnswering`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForQuestionAnswering
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaForQuestionAnswering(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class XLMRobertaForMultipleChoice(RobertaForMultipleChoice):
+    """XLM-R that scores each of several choices: a `RobertaForMultipleChoice`.
+
+    Args:
+        config: Settings; the weights are random.
+
+    Example:
+        >>> from longspan import XLMRobertaConfig, XLMRobertaForMultipleChoice
+        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> XLMRobertaForMultipleChoice(config).base_model_prefix
+        'roberta'
+    """
+
+    config_class = XLMRobertaConfig
