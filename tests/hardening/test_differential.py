@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 
 import pytest
@@ -13,12 +12,13 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.hardening.conftest import IS_LONG
 from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close
 
 import longspan
 
-EXAMPLES = 400 if os.environ.get("LONGSPAN_HARDENING") == "long" else 8  # of each of five families
+EXAMPLES = 400 if IS_LONG else 8  # of each of five families
 
 
 def sized(**more):
@@ -118,7 +118,7 @@ def batches(draw):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_random_settings_equal_the_reference(family):
+def test_random_settings_equal_the_reference(family, figures):
     name, config_name = MODELS[family]
     model_class, config_class = reference_class(name), reference_class(config_name)
     # with a cache, the reference takes the last key's position for every query: see docs/differences.md
@@ -133,6 +133,7 @@ def test_random_settings_equal_the_reference(family):
     )
     @given(CONFIGS[family], batches(), st.integers(0, 99))
     def check(values, batch, seed):
+        figures["cases"] = figures.get("cases", 0) + 1
         reference = randomise(model_class(config_class(**values)), scale=0.2, seed=seed)
         with tempfile.TemporaryDirectory() as directory:
             reference.save_pretrained(directory)
@@ -142,5 +143,6 @@ def test_random_settings_equal_the_reference(family):
             mine, theirs = (model(ids, attention_mask=mask, **options)[0] for model in (ours, reference))
         keep = mask.bool()
         assert_close(mine[keep], theirs[keep], what=f"{values}, {tuple(ids.shape)}")
+        figures["held"] = figures.get("held", 0) + 1
 
     check()

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import random
 import warnings
 
 import pytest
 import torch
 from tests.generation.conftest import FAMILIES, counting_prompts, load_trained
+from tests.hardening.conftest import IS_LONG
 
 import longspan
 from longspan.errors import ConfigError
 
-NUM_CASES = 200 if os.environ.get("LONGSPAN_HARDENING") == "long" else 40
+NUM_CASES = 200 if IS_LONG else 40
 #: each setting with values that matter to models that count on for four ids and end
 VALUES = {
     "do_sample": [True],
@@ -84,7 +84,8 @@ def until_end(row, start, ends):
 
 
 @pytest.mark.parametrize(("family", "settings"), list(cases()))
-def test_token_for_token(models, family, settings):
+def test_token_for_token(models, figures, family, settings):
+    figures["cases"] = figures.get("cases", 0) + 1
     has_source = "longt5" in family
     ids, mask = counting_prompts(5, left=not has_source)
     rows = []
@@ -97,6 +98,7 @@ def test_token_for_token(models, family, settings):
     start = 1 if has_source else ids.shape[1]
     mine, theirs = ([until_end(row, start, ends) for row in part] for part in rows)
     assert mine == theirs
+    figures["held"] = figures.get("held", 0) + 1
 
 
 def test_settings_that_do_not_fit_together_are_refused():

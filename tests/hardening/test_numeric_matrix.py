@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
+from tests.hardening.conftest import IS_LONG
 from tests.hardening.numeric_matrix import ALL_LENGTHS, FAMILIES, LENGTHS, ids_of, make_model, masks
 from tests.tolerances import assert_close
 
 CASES = [(family, name) for family, (*_, implementations) in FAMILIES.items() for name in implementations]
-TESTED = ALL_LENGTHS if os.environ.get("LONGSPAN_HARDENING") == "long" else LENGTHS
+TESTED = ALL_LENGTHS if IS_LONG else LENGTHS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
