@@ -126,6 +126,15 @@ from .models.diffllama.torch_model import DiffLlamaForQuestionAnswering as DiffL
 from .models.diffllama.torch_model import DiffLlamaForSequenceClassification as DiffLlamaForSequenceClassification
 from .models.diffllama.torch_model import DiffLlamaForTokenClassification as DiffLlamaForTokenClassification
 from .models.longformer.config import LongformerConfig as LongformerConfig
+from .models.longformer.flax_model import FlaxLongformerForMaskedLM as FlaxLongformerForMaskedLM
+from .models.longformer.flax_model import FlaxLongformerForMultipleChoice as FlaxLongformerForMultipleChoice
+from .models.longformer.flax_model import FlaxLongformerForQuestionAnswering as FlaxLongformerForQuestionAnswering
+from .models.longformer.flax_model import (
+    FlaxLongformerForSequenceClassification as FlaxLongformerForSequenceClassification,
+)
+from .models.longformer.flax_model import FlaxLongformerForTokenClassification as FlaxLongformerForTokenClassification
+from .models.longformer.flax_model import FlaxLongformerModel as FlaxLongformerModel
+from .models.longformer.flax_model import FlaxLongformerPreTrainedModel as FlaxLongformerPreTrainedModel
 from .models.longformer.keras_model import TFLongformerForMaskedLM as TFLongformerForMaskedLM
 from .models.longformer.keras_model import TFLongformerForMultipleChoice as TFLongformerForMultipleChoice
 from .models.longformer.keras_model import TFLongformerForQuestionAnswering as TFLongformerForQuestionAnswering

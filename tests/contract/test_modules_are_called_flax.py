@@ -29,6 +29,7 @@ LONGT5 = {
     "vocab_size": 40, "d_model": 12, "d_kv": 4, "d_ff": 10, "num_heads": 2, "num_layers": 1, "local_radius": 2,
     "global_block_size": 3, "tie_word_embeddings": False,
 }  # fmt: skip
+LONGFORMER = {**BERT, "attention_window": 4, "attn_implementation": "auto"}
 DIFFLLAMA = {
     "vocab_size": 40, "hidden_size": 12, "intermediate_size": 10, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 4, "num_hidden_layers": 1, "attention_bias": True, "pad_token_id": 0,
@@ -38,6 +39,7 @@ FAMILIES = {
     "FlaxBert": (longspan.BertConfig, BERT),
     "FlaxDiffLlama": (longspan.DiffLlamaConfig, DIFFLLAMA),
     "FlaxLongT5": (longspan.LongT5Config, LONGT5),
+    "FlaxLongformer": (longspan.LongformerConfig, LONGFORMER),
 }
 DECODER = {"is_decoder": True, "add_cross_attention": True}
 CASES = {
@@ -66,6 +68,10 @@ def build(case):
     params = unflatten({path: leaf + rng.normal(scale=0.2, size=leaf.shape).astype("f") for path, leaf in leaves})
     shape = (2, 2, 9) if "Choice" in name else (2, 9)
     inputs = {"input_ids": rng.integers(0, 40, shape)}
+    if "Longformer" in name:
+        inputs["input_ids"] = np.maximum(inputs["input_ids"], 2)  # no padding, whose row learns nothing
+        inputs["global_attention_mask"] = np.zeros(shape, np.int32)
+        inputs["global_attention_mask"][..., [1, 6]] = 1
     if "LongT5" in name and "Encoder" not in name:
         inputs["decoder_input_ids"] = rng.integers(0, 40, (2, 5))
     if settings.get("add_cross_attention"):

@@ -17,12 +17,12 @@ from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_attention import ATTENTION, choose_attention, make_plan
-from longspan.models.bert.flax_layers import FlaxBertEmbeddings, FlaxBertEncoder, kernel_init
+from longspan.models.bert.flax_layers import FlaxBertEmbeddings, FlaxBertEncoder
 from longspan.models.bert.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import is_traced
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_length, check_shape
+from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_length, check_shape
 from longspan.nn.flax.heads import Pooler
 from longspan.nn.flax.layers import Dtype
 from longspan.nn.flax.masks import check_mask, drop_unseen_faults, expand_head_mask
@@ -34,6 +34,7 @@ from longspan.nn.flax.outputs import (
     resolve,
 )
 from longspan.nn.flax.packing import Packing
+from longspan.nn.flax.parameters import kernel_init
 
 
 class FlaxBertModule(nn.Module):
@@ -251,7 +252,8 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         batch, length = self._rows(inputs["input_ids"]).shape
         self._check_cache(cache, batch, length)
         self._check_masks(inputs, batch, length, cache)
-        self._check_dropout(train, dropout_rng)
+        rates = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout or 0.0)
+        check_dropout_key(train, dropout_rng, *rates)
         needs_weights = resolve(output_attentions, config.output_attentions)
         mask = inputs["attention_mask"]
         implementation, inputs["packing"] = choose_attention(
@@ -338,15 +340,6 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         if inputs["encoder_attention_mask"] is not None:
             check_mask(
                 inputs["encoder_attention_mask"], batch=batch, num_keys=states.shape[1], name="encoder_attention_mask"
-            )
-
-    def _check_dropout(self, train: bool, dropout_rng: Any) -> None:
-        config = self.config
-        rates = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout or 0.0)
-        if train and dropout_rng is None and any(rates):
-            raise InputError(
-                "train=True drops activations, which needs a random key: dropout_rng=jax.random.key(0). "
-                "Received: dropout_rng=None"
             )
 
 

@@ -12,22 +12,16 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.nn.initializers import normal
 
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_attention import AttentionPlan
-from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.packing import Packing
-from longspan.nn.flax.parameters import Initializer
+from longspan.nn.flax.parameters import kernel_init
+from longspan.nn.flax.post_norm import AddAndNorm, PostNormFeedForward
 from longspan.ops.flax.attention import eager_attention, sdpa_attention
-
-
-def kernel_init(config: BertConfig) -> Initializer:
-    """Normal with the configured standard deviation."""
-    return normal(config.initializer_range)
 
 
 class FlaxBertEmbeddings(nn.Module):
@@ -157,28 +151,6 @@ class FlaxBertSelfAttention(nn.Module):
         return scores / math.sqrt(self.head_size)
 
 
-class FlaxBertSelfOutput(nn.Module):
-    """LayerNorm(x + dropout(W c + b)).
-
-    Attributes:
-        config: Settings of the model.
-    """
-
-    config: BertConfig
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        config = self.config
-        self.dense = Dense(config.hidden_size, kernel_init=kernel_init(config), dtype=self.dtype)
-        self.LayerNorm = LayerNorm(eps=config.layer_norm_eps, dtype=self.dtype)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def __call__(self, hidden_states: Array, residual: Array, *, deterministic: bool) -> Array:
-        """(B, S, any), (B, S, H) -> (B, S, H)."""
-        return self.LayerNorm(self.dropout(self.dense(hidden_states), deterministic=deterministic) + residual)
-
-
 class FlaxBertAttention(nn.Module):
     """Attention with output projection, residual and norm.
 
@@ -200,7 +172,7 @@ class FlaxBertAttention(nn.Module):
         self.self = FlaxBertSelfAttention(
             self.config, len(self.kept_heads), self.position_embedding_type, dtype=self.dtype
         )
-        self.output = FlaxBertSelfOutput(self.config, dtype=self.dtype)
+        self.output = AddAndNorm(self.config, dtype=self.dtype)
 
     def __call__(
         self, hidden_states: Array, plan: AttentionPlan, head_mask: Array | None, *arguments: Any, **options: Any
@@ -212,28 +184,7 @@ class FlaxBertAttention(nn.Module):
         return self.output(context, hidden_states, deterministic=plan.deterministic), weights
 
 
-class FlaxBertIntermediate(nn.Module):
-    """activation(W x + b).
-
-    Attributes:
-        config: Settings of the model.
-    """
-
-    config: BertConfig
-    dtype: Dtype = jnp.float32
-
-    def setup(self) -> None:
-        """Make the parts."""
-        config = self.config
-        self.dense = Dense(config.intermediate_size, kernel_init=kernel_init(config), dtype=self.dtype)
-        self.activation = get_activation(config.hidden_act)
-
-    def __call__(self, hidden_states: Array) -> Array:
-        """(B, S, H) -> (B, S, intermediate_size)."""
-        return self.activation(self.dense(hidden_states))
-
-
-class FlaxBertLayer(nn.Module):
+class FlaxBertLayer(PostNormFeedForward):
     """One transformer layer: self-attention, cross-attention in a decoder, feed-forward.
 
     Attributes:
@@ -252,8 +203,7 @@ class FlaxBertLayer(nn.Module):
         self.attention = FlaxBertAttention(config, self.pruned_heads, config.position_embedding_type, dtype=self.dtype)
         if config.add_cross_attention:
             self.crossattention = FlaxBertAttention(config, (), "absolute", dtype=self.dtype)
-        self.intermediate = FlaxBertIntermediate(config, dtype=self.dtype)
-        self.output = FlaxBertSelfOutput(config, dtype=self.dtype)
+        super().setup()
 
     def __call__(
         self,
@@ -268,16 +218,7 @@ class FlaxBertLayer(nn.Module):
         cross_weights = None
         if encoder_hidden_states is not None:
             hidden_states, cross_weights = self.crossattention(hidden_states, plan, head_mask, encoder_hidden_states)
-        return self.feed_forward(hidden_states, plan), weights, cross_weights
-
-    def feed_forward(self, hidden_states: Array, plan: AttentionPlan) -> Array:
-        """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
-        size = self.config.chunk_size_feed_forward
-        if size == 0:  # the length may be symbolic
-            return self.output(self.intermediate(hidden_states), hidden_states, deterministic=plan.deterministic)
-        chunks = [hidden_states[:, start : start + size] for start in range(0, hidden_states.shape[1], size)]
-        outputs = [self.output(self.intermediate(chunk), chunk, deterministic=plan.deterministic) for chunk in chunks]
-        return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+        return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights, cross_weights
 
 
 class FlaxBertLayerCollection(nn.Module):

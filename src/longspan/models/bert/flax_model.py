@@ -20,7 +20,6 @@ from longspan.generation.flax_mixin import FlaxCausalGenerationMixin
 from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel
-from longspan.models.bert.flax_layers import kernel_init
 from longspan.nn.flax.heads import PredictionHeadTransform
 from longspan.nn.flax.layers import Dense, Dtype, Embedding
 from longspan.nn.flax.outputs import (
@@ -34,7 +33,7 @@ from longspan.nn.flax.outputs import (
     FlaxTokenClassifierOutput,
     model_output,
 )
-from longspan.nn.flax.parameters import parameter
+from longspan.nn.flax.parameters import kernel_init, parameter
 from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
 
 __all__ = [

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import normal
@@ -32,9 +31,9 @@ from longspan.models.longt5.flax_encoder import FlaxLongT5Encoder
 from longspan.models.longt5.flax_layers import linear
 from longspan.models.longt5.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
-from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
+from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
+from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_shape, values_visible
 from longspan.nn.flax.layers import Dtype, Embedding
 from longspan.nn.flax.losses import IGNORE_INDEX
 from longspan.nn.flax.masks import drop_unseen_faults
@@ -153,8 +152,9 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         settings["implementation"] = self.config.attn_implementation
         output, _ = self._run(inputs, settings, params=params, dropout_rng=dropout_rng)
         if not exact:
-            lengths = {name: ids.shape[1] if name.startswith("encoder") else target.shape[1] for name in output}
-            output = type(output)(**{name: _cut(output[name], lengths[name]) for name in output})
+            source = [name for name in output if name.startswith("encoder")]
+            output = cut_tokens(output, target.shape[1], rows=source)
+            output = cut_tokens(output, ids.shape[1], rows=set(output) - set(source))
         return finish(output, resolve(return_dict, self.config.return_dict))
 
     def encode(
@@ -201,7 +201,7 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         inputs = self._in_bucket(ids, mask, exact=exact)
         output, _ = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, method="encode")
         if not exact:
-            output = type(output)(**{name: _cut(value, ids.shape[1]) for name, value in output.items()})
+            output = cut_tokens(output, ids.shape[1])
         return finish(output, resolve(return_dict, self.config.return_dict))
 
     def decode(
@@ -279,7 +279,7 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
             inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache, method="decode"
         )
         if cache is None and not exact:
-            output = type(output)(**{name: _cut(value, length) for name, value in output.items()})
+            output = cut_tokens(output, length)
         if cache is not None:
             output["past_key_values"] = cache
         return finish(output, resolve(return_dict, self.config.return_dict))
@@ -337,11 +337,7 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         self, train: bool, dropout_rng: Any, output_attentions: bool | None, output_hidden_states: bool | None
     ) -> dict[str, Any]:
         config = self.config
-        if train and dropout_rng is None and config.dropout_rate > 0.0:
-            raise InputError(
-                "train=True drops activations, which needs a random key: dropout_rng=jax.random.key(0). "
-                "Received: dropout_rng=None"
-            )
+        check_dropout_key(train, dropout_rng, config.dropout_rate)
         return {
             "deterministic": not train,
             "output_attentions": resolve(output_attentions, config.output_attentions),
@@ -632,10 +628,3 @@ def _source_room(cache: Any) -> int | None:
     paths = jax.tree_util.tree_leaves_with_path(cache)
     rooms = [leaf.shape[-1] for path, leaf in paths if getattr(path[-1], "key", None) == "source_key"]
     return rooms[0] if rooms else None
-
-
-def _cut(value: Any, length: int) -> Any:
-    """Cut the tokens of (B, bucket, ...), or of a tuple of such arrays, back to their length."""
-    if isinstance(value, tuple):
-        return tuple(_cut(part, length) for part in value)
-    return value[:, :length] if isinstance(value, jax.Array | np.ndarray) else value

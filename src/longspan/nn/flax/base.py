@@ -114,6 +114,10 @@ class FlaxPreTrainedModel:
     def _check_use(self) -> None:
         """Warn if the configuration is hardly meant for this class; the constructor's caller is three frames up."""
 
+    def program_settings(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a call that follow from the values of its inputs, which a program of the caller cannot see."""
+        return {}
+
     def _load_extra(self, source: Source) -> None:
         """Load what a class keeps beside weights and configuration."""
 

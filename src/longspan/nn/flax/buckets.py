@@ -32,12 +32,12 @@ def bucket(length: int) -> int:
     return -(-length // step) * step
 
 
-def pad_tokens(array: ArrayLike, length: int, *, value: int = 0) -> ArrayLike:
+def pad_tokens(array: ArrayLike, length: int, *, value: int = 0, axis: int = 1) -> ArrayLike:
     """Pad the tokens (B, S, ...) to (B, length, ...), on the host if the values are there."""
-    missing = length - array.shape[1]
+    missing = length - array.shape[axis]
     if missing == 0:
         return array
-    padding = ((0, 0), (0, missing), *(((0, 0),) * (array.ndim - 2)))
+    padding = [(0, missing if number == axis else 0) for number in range(array.ndim)]
     if values_visible(array):
         return np.pad(np.asarray(array), padding, constant_values=value)
     return jnp.pad(array, padding, constant_values=value)

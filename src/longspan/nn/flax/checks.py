@@ -89,3 +89,16 @@ def check_length(length: int, limit: int, *, limit_name: str = "max_position_emb
             f"Truncate it (tokenizer(..., truncation=True, max_length={limit})), split it into windows "
             "(return_overflowing_tokens=True, stride=...), or use a model with more positions"
         )
+
+
+def check_dropout_key(train: bool, dropout_rng: Any, *rates: float) -> None:
+    """Check that there is a random key where something is dropped.
+
+    Raises:
+        InputError: there is none.
+    """
+    if train and dropout_rng is None and any(rates):
+        raise InputError(
+            "train=True drops activations, which needs a random key: dropout_rng=jax.random.key(0). "
+            "Received: dropout_rng=None"
+        )

@@ -17,10 +17,16 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax import Array
+from jax.nn.initializers import normal
 
 Path = tuple[str, ...]
 #: draws a parameter from (random key, shape, dtype)
 Initializer = Callable[..., Array]
+
+
+def kernel_init(config: Any) -> Initializer:
+    """Normal with the configured standard deviation."""
+    return normal(config.initializer_range)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.nn.initializers import normal
 
 from longspan.inputs import INPUTS
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.heads import fold_choices
 from longspan.nn.flax.layers import Dense, Dtype
 from longspan.nn.flax.outputs import Arrays
+from longspan.nn.flax.parameters import kernel_init
 
 
 class TaskModule(nn.Module):
@@ -49,7 +49,7 @@ class TaskModule(nn.Module):
 
     def dense(self, features: int) -> Dense:
         """A layer of the head, drawn as the configuration says."""
-        return Dense(features, kernel_init=normal(self.config.initializer_range), dtype=self.dtype)
+        return Dense(features, kernel_init=kernel_init(self.config), dtype=self.dtype)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Array | Arrays:
         """The scores, from the outputs of the backbone."""

@@ -1,4 +1,4 @@
-"""Sliding-window attention with extra keys that every query sees: the core of LongT5, in JAX.
+"""Sliding-window attention with extra keys that every query sees: the core of Longformer and LongT5, in JAX.
 
 Axes: B batch, S tokens, H heads, D head size, E value size, G extra keys, R rows of a block of queries.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from longspan.errors import InputError
@@ -166,6 +167,28 @@ def sliding_window_attention_weights(
         query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
         dropout_rng=dropout_rng, rows=rows,
     )  # fmt: skip
+
+
+def weights_by_offset(weights: Array, *, left: int, right: int, length: int) -> Array:
+    """Bring the weights of blocks to one row per token.
+
+    Args:
+        weights: Of `sliding_window_attention_weights`, (B, H, blocks, R, G + R + left + right).
+        left: As in that call.
+        right: As in that call.
+        length: Number of tokens S.
+
+    Returns:
+        (B, H, S, G + left + right + 1): the extra keys, then the tokens i - left … i + right of query i.
+    """
+    batch, heads, blocks, rows, columns = weights.shape
+    width = left + right + 1
+    extra, span = jnp.split(weights, [columns - (rows + left + right)], axis=-1)
+    # row r of a block has its band at columns r … r + width - 1: read the block with a row pitch one longer
+    flat = jnp.pad(span.reshape(batch, heads, blocks, -1), ((0, 0),) * 3 + ((0, rows),))
+    skewed = flat.reshape(batch, heads, blocks, rows, rows + width)
+    in_order = jnp.concatenate([extra, skewed[..., :width]], axis=-1)
+    return in_order.reshape(batch, heads, blocks * rows, -1)[:, :, :length]
 
 
 def _request(query: Array, around: int, extra: ExtraKeys | None, name: str, *, needs_weights: bool) -> Request:

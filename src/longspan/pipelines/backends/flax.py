@@ -129,7 +129,7 @@ class TaskBackend(_FlaxBackend, base.TaskModel):
         self._place(model, model_class, device, dtype, settings)
         self._outputs = tuple(TASKS[task].outputs)
         self._has_choices = task == "multiple-choice"
-        self._program = jax.jit(self._run)
+        self._program = jax.jit(self._run, static_argnames="settings")
         self.input_names = frozenset(inspect.signature(type(self.model).__call__).parameters)
 
     def run(
@@ -137,14 +137,22 @@ class TaskBackend(_FlaxBackend, base.TaskModel):
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         arrays = {name: array.astype(np.int32) for name, array in inputs.items()}
-        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self.device))
+        if self._has_choices:
+            arrays = {name: array[:, None] for name, array in arrays.items()}
+        settings = tuple(self.model.program_settings(arrays).items())
+        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self.device), settings=settings)
         return {name: np.asarray(value) for name, value in outputs.items()}
 
-    def _run(self, params: Any, inputs: dict[str, jax.Array], wanted: jax.Array | None) -> dict[str, jax.Array]:
+    def _run(
+        self,
+        params: Any,
+        inputs: dict[str, jax.Array],
+        wanted: jax.Array | None,
+        *,
+        settings: tuple[tuple[str, Any], ...],
+    ) -> dict[str, jax.Array]:
         self.num_programs += 1  # runs when a shape is traced, not when its program runs
-        if self._has_choices:
-            inputs = {name: array[:, None] for name, array in inputs.items()}
-        outputs = self.model(**inputs, params=params)
+        outputs = self.model(**inputs, **dict(settings), params=params)
         results = {name: outputs[name].astype(jnp.float32) for name in self._outputs}
         if wanted is None:
             return results
