@@ -311,9 +311,8 @@ class FlaxLongformerPreTrainedModel(FlaxPreTrainedModel):
     def _in_bucket(self, inputs: dict[str, Any], length: int) -> dict[str, Any]:
         """The inputs, padded up to their bucket, and a mask of what was there."""
         axis, room = len(self.input_axes) - 1, bucket(length)
-        if room != length or inputs["attention_mask"] is not None:
-            shape = self._main(inputs).shape[: axis + 1]
-            inputs = {**inputs, "attention_mask": real_tokens(inputs["attention_mask"], shape)}
+        shape = self._main(inputs).shape[: axis + 1]
+        inputs = {**inputs, "attention_mask": real_tokens(inputs["attention_mask"], shape)}
         return {
             name: value
             if value is None or name == "head_mask"
