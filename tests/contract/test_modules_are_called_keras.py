@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.keras.setting import CLASSES, config_for, import_keras, inputs_of, make
+from tests.keras.setting import CLASSES, LONGFORMERS, config_for, import_keras, inputs_of, make
 from tests.tolerances import assert_close
 
 keras = import_keras()
 
 #: settings under which every part takes part
 CASES = {
-    **{name: (name, {}) for name in CLASSES},
+    **{name: (name, {}) for name in (*CLASSES, LONGFORMERS[0])},
     "decoder": ("TFBertLMHeadModel", {"add_cross_attention": True}),
     "untied": ("TFBertForMaskedLM", {"tie_word_embeddings": False}),
     "relative": ("TFBertModel", {"position_embedding_type": "relative_key_query"}),
 }
 #: their scores are one or two numbers of a row's first token
-ONE_SCORE_A_ROW = ("TFBertForNextSentencePrediction", "TFBertForSequenceClassification", "TFBertForMultipleChoice")
+ONE_SCORE_A_ROW = (
+    "TFBertForNextSentencePrediction",
+    "TFBertForSequenceClassification",
+    "TFBertForMultipleChoice",
+    LONGFORMERS[0],
+)
 KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
 
 
@@ -71,7 +76,8 @@ def test_layers_in_the_place_of_ours_take_effect_and_learn(case):
     from longspan.nn.keras.resizing import replace_layer
 
     name, settings = CASES[case]
-    settings = {"num_hidden_layers": 1, "attn_implementation": "eager", **settings}
+    implementation = "auto" if name in LONGFORMERS else "eager"
+    settings = {"num_hidden_layers": 1, "attn_implementation": implementation, **settings}
     model = make(name, **settings)
     more = {}
     if settings.get("add_cross_attention"):
@@ -126,7 +132,7 @@ def shift(part, term):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0]])
 def test_int8_costs_little_and_adapters_act_everywhere(name):
     import longspan
 

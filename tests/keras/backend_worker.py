@@ -15,7 +15,12 @@ import numpy as np
 import longspan
 from longspan.checkpoints.keras import leaves
 
-TRAINED = ("TFBertForPreTraining", "TFBertForTokenClassification", "TFBertForQuestionAnswering")
+TRAINED = (
+    "TFBertForPreTraining",
+    "TFBertForTokenClassification",
+    "TFBertForQuestionAnswering",
+    "TFLongformerForTokenClassification",
+)
 
 
 def main(directory: Path) -> None:
@@ -29,18 +34,19 @@ def main(directory: Path) -> None:
             parts = [value] if not isinstance(value, tuple) else list(value) if name != "past_key_values" else []
             for index, part in enumerate(parts):
                 results[f"{folder.name}/{name}/{index}"] = keras.ops.convert_to_numpy(part)
+        if folder.name.endswith("ForTokenClassification"):
+            model.save_pretrained(directory / backend / folder.name)
+            model.save(directory / f"{backend}.keras")
+            again = keras.models.load_model(directory / f"{backend}.keras")
+            symbolic = again.get_base_model()(keras.Input((None,), dtype="int32")).last_hidden_state
+            assert tuple(symbolic.shape) == (None, None, 36), symbolic.shape
+            prediction = again.predict({"input_ids": inputs["input_ids"]}, verbose=0)
+            results[f"{folder.name}/predict"] = np.asarray(prediction.logits)
         if folder.name in TRAINED:
             model.compile(keras.optimizers.SGD(0.1))
             results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
-            for key in ("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.attention.self.query.weight"):
-                results[f"{folder.name}/{key}"] = leaves(model)[key].read()
-    model.save_pretrained(directory / backend)
-    model.save(directory / f"{backend}.keras")
-    again = keras.models.load_model(directory / f"{backend}.keras")
-    symbolic = again.bert(keras.Input((None,), dtype="int32")).last_hidden_state
-    assert tuple(symbolic.shape) == (None, None, 36), symbolic.shape
-    prediction = again.predict({"input_ids": inputs["input_ids"]}, verbose=0)
-    results["predict"] = np.asarray(prediction.logits)
+            for key in ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"):
+                results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}"].read()
     np.savez(directory / f"{backend}.npz", **results)
 
 

@@ -37,6 +37,8 @@ CLASSES = (
     "TFBertForTokenClassification",
     "TFBertForQuestionAnswering",
 )
+#: they stand for the others where a test of all would take long
+LONGFORMERS = ("TFLongformerForSequenceClassification", "TFLongformerForQuestionAnswering")
 #: rows of tokens: full, right-padded, with holes behind the first token and in the middle
 ROWS, LENGTH = 4, 19
 
@@ -70,13 +72,15 @@ def attention_mask():
 def inputs_of(name, seed=1):
     """Inputs and labels of a class; labels at padding are ignored."""
     generator = np.random.default_rng(seed)
-    shape = (2, 2, LENGTH) if name == "TFBertForMultipleChoice" else (ROWS, LENGTH)
+    shape = (2, 2, LENGTH) if name.endswith("MultipleChoice") else (ROWS, LENGTH)
     mask = attention_mask().reshape(shape)
     inputs = {
         "input_ids": generator.integers(0, 97, shape),
         "token_type_ids": generator.integers(0, 3, shape),
         "attention_mask": mask,
     }
+    if "Longformer" in name:  # rows differ in their number of global tokens
+        inputs["global_attention_mask"] = mask * (np.arange(ROWS * LENGTH).reshape(shape) % 23 == 0)
     return inputs | labels_of(name, inputs, generator)
 
 
@@ -97,12 +101,14 @@ def labels_of(name, inputs, generator):
             "end_positions": np.array([5, 2, 99, 18]),
         },
     }
-    return labels.get(name, {})
+    return labels.get(name.replace("Longformer", "Bert"), {})
 
 
 def config_for(name, **settings):
-    from longspan import BertConfig
+    from longspan import BertConfig, LongformerConfig
 
+    if "Longformer" in name:
+        return LongformerConfig(**{**SETTINGS, "attention_window": 4, **settings})
     return BertConfig(**{**SETTINGS, "is_decoder": name == "TFBertLMHeadModel", **settings})
 
 

@@ -14,7 +14,13 @@ from tests.keras.setting import attention_mask, inputs_of, make
 from tests.tolerances import assert_close
 
 WORKER = Path(__file__).with_name("backend_worker.py")
-NAMES = ("TFBertForPreTraining", "TFBertForTokenClassification", "TFBertForQuestionAnswering", "TFBertLMHeadModel")
+NAMES = (
+    "TFBertForPreTraining",
+    "TFBertForTokenClassification",
+    "TFBertForQuestionAnswering",
+    "TFBertLMHeadModel",
+    "TFLongformerForTokenClassification",
+)
 
 
 def run(backend, directory):
@@ -52,5 +58,6 @@ def test_forward_and_a_training_step_equal_tensorflow(backend, directory, tensor
         elif "attentions" in name:
             mine, expected = (value * keep[:, None, :, None] for value in (mine, expected))
         assert_close(mine, expected, what=name)
-    file = Path("model.safetensors")
-    assert filecmp.cmp(directory / backend / file, directory / "tensorflow" / file, shallow=False)
+    for name in ("TFBertForTokenClassification", "TFLongformerForTokenClassification"):
+        files = (directory / folder / name / "model.safetensors" for folder in (backend, "tensorflow"))
+        assert filecmp.cmp(*files, shallow=False), name

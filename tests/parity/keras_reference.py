@@ -21,7 +21,7 @@ from transformers.modeling_tf_pytorch_utils import load_pytorch_weights_in_tf2_m
 
 
 def run(directory: Path) -> None:
-    model = getattr(transformers, directory.name)(transformers.BertConfig.from_pretrained(directory))
+    model = getattr(transformers, directory.name)(transformers.AutoConfig.from_pretrained(directory))
     weights = {key: torch.from_numpy(value) for key, value in load_file(directory / "model.safetensors").items()}
     if "cls.predictions.bias" in weights:  # the reference's converter does not know that these are one
         weights["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"]

@@ -44,7 +44,7 @@ def expected_outputs(folder):
     for key in stored.files:
         name, _, index = key.partition(".")
         fields.setdefault(name, {})[int(index)] = stored[key]
-    several = ("hidden_states", "attentions")
+    several = ("hidden_states", "attentions", "global_attentions")
     return {
         name: tuple(parts[index] for index in sorted(parts)) if name in several else parts[0]
         for name, parts in fields.items()
