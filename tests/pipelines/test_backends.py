@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from tests.tiny_encoder import WORDS, make_sentence_model
 
+import longspan
 from longspan import SentenceEncoder
 from longspan.embeddings.embed_files import embed_files
 from longspan.errors import InputError, MissingFrameworkError
+from longspan.pipelines.backends import load_task_model, longest_input
 from longspan.search.index import open_index
 
 OTHERS = ["flax", "keras"]
@@ -125,3 +127,20 @@ def test_a_task_lays_out_weights_for_many_tokens(minilm_dir: Path, monkeypatch):
         np.testing.assert_allclose(np.asarray(vectors), np.asarray(others), rtol=0, atol=1e-5)
     assert len(laid_out) == (37 if matmul.has_onednn() else 0)  # six layers of six, and the pooler
     assert not prepacked._kept
+
+
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta"])
+def test_rows_of_the_position_table_that_no_token_has_do_not_count(family: str):
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    config = getattr(longspan, f"{family}Config")(**sizes, max_position_embeddings=20)
+    model = getattr(longspan, f"{family}ForTokenClassification")(config)
+    backend = load_task_model("torch", model, "token-classification")
+    assert backend.max_positions == longest_input(config) == 18
+    ids = np.full((2, backend.max_positions), 5)
+    assert backend.run({"input_ids": ids, "attention_mask": ids == 5})["logits"].shape == (2, 18, 2)

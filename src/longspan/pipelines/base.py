@@ -32,6 +32,7 @@ from longspan.pipelines.options import (
     load_tokenizer,
     model_settings,
     resolve_framework,
+    source_of,
 )
 from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
@@ -129,14 +130,9 @@ class Pipeline(FixedAttributes, ABC):
         **settings: Any,
     ) -> None:
         self.options = self.options_class().updated(settings, self.task)
-        place: dict[str, Any] = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
         self.framework = resolve_framework(framework, model)
-        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model
+        place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        source = source_of(model, **place)
         self.model = load_task_model(
             self.framework,
             source,

@@ -110,6 +110,11 @@ def resolve_framework(asked: str | None, model: Any) -> str:
     return known
 
 
+def source_of(model: Any, **place: Any) -> Source | Any:
+    """Where a model is, by a directory or a hub repository and arguments of `Source`; a loaded model as it is."""
+    return Source(model, **place) if isinstance(model, str | os.PathLike) else model
+
+
 def device_name(device: str | int | None) -> str | None:
     """A device in words; a number is that CUDA device, -1 the CPU."""
     if isinstance(device, int):

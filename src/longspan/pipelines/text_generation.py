@@ -31,6 +31,7 @@ from longspan.pipelines.options import (
     model_settings,
     reference_words,
     resolve_framework,
+    source_of,
 )
 from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import plan_batches
@@ -188,14 +189,9 @@ class GenerationPipeline(FixedAttributes, ABC):
     ) -> None:
         check_at_least("batch_tokens", batch_tokens, 1)
         check_at_least("batch_size", batch_size, 1)
-        place: dict[str, Any] = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
         self.framework = resolve_framework(framework, model)
-        source = Source(model, **place) if isinstance(model, str | os.PathLike) else model
+        place = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        source = source_of(model, **place)
         self._writer = load_writer(
             self.framework,
             source,

@@ -7,7 +7,6 @@ stands for (B, S), or for (N,) in a packed batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,6 @@ from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_pad
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
 from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
-from longspan.nn.torch.resizing import pick_layer
 from longspan.ops.torch.attention import eager_attention, packed_attention, sdpa_attention
 
 
@@ -257,17 +255,9 @@ class BertPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[BertConfig]] = BertConfig
     base_model_prefix: ClassVar[str] = "bert"
     names: ClassVar[ParameterNames] = NAMES
+    input_embeddings: ClassVar[str] = "embeddings.word_embeddings"
+    attention_in: ClassVar[tuple[str, str] | None] = ("encoder.layer", "attention")
     config: BertConfig
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight.data[module.padding_idx].zero_()
-        if isinstance(module, nn.LayerNorm):
-            module.weight.data.fill_(1.0)
-        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-            module.bias.data.zero_()
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of BERT."""
@@ -299,19 +289,6 @@ class BertModel(BertPreTrainedModel):
         self.encoder = BertEncoder(config)
         self.pooler = Pooler(hidden_size=config.hidden_size) if add_pooling_layer else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
-
-    def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
-        for layer, heads in heads_to_prune.items():
-            block: Any = pick_layer(self.encoder.layer, layer)
-            block.attention.prune_heads(list(heads))
 
     def forward(
         self,

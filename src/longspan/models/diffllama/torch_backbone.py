@@ -5,7 +5,6 @@ Axes: B batch, S tokens, T keys, H width, A softmax maps, K key/value heads, L l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.masks import finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPast, Tensors, finish, model_output, resolve
-from longspan.nn.torch.resizing import pick_layer
 from longspan.ops.torch.differential import IMPLEMENTATIONS
 
 
@@ -46,15 +44,12 @@ class DiffLlamaPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[DiffLlamaConfig]] = DiffLlamaConfig
     base_model_prefix: ClassVar[str] = "model"
     names: ClassVar[ParameterNames] = NAMES
+    input_embeddings: ClassVar[str] = "embed_tokens"
+    attention_in: ClassVar[tuple[str, str] | None] = ("layers", "self_attn")
     config: DiffLlamaConfig
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            module.bias.data.zero_()
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            module.weight.data[module.padding_idx].zero_()
+        super()._init_weights(module)
         if isinstance(module, DiffLlamaRMSNorm):
             module.weight.data.fill_(1.0)
         if isinstance(module, DiffLlamaAttention):
@@ -90,19 +85,6 @@ class DiffLlamaModel(DiffLlamaPreTrainedModel, CheckpointedLayers):
         self.norm = DiffLlamaRMSNorm(hidden_size=config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = DiffLlamaRotaryEmbedding(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings."""
-        self.embed_tokens = value  # type: ignore[assignment]  # any module of its shape
-
-    def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
-        for layer, heads in heads_to_prune.items():
-            block: Any = pick_layer(self.layers, layer)
-            block.self_attn.prune_heads(heads)
 
     def forward(
         self,

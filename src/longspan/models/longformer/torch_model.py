@@ -6,7 +6,6 @@ Axes: B batch, S tokens, H width, A heads, L layers, N classes, C choices, V voc
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +36,6 @@ from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelH
 from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import finish, resolve
-from longspan.nn.torch.resizing import pick_layer
 from longspan.nn.torch.tasks import MultipleChoiceModel, QuestionAnsweringModel, TaskModel
 from longspan.ops.torch.sliding_window import DISPATCHER, is_traced
 
@@ -48,17 +46,9 @@ class LongformerPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[LongformerConfig]] = LongformerConfig
     base_model_prefix: ClassVar[str] = "longformer"
     names: ClassVar[ParameterNames] = NAMES
+    input_embeddings: ClassVar[str] = "embeddings.word_embeddings"
+    attention_in: ClassVar[tuple[str, str] | None] = ("encoder.layer", "attention")
     config: LongformerConfig
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight.data[module.padding_idx].zero_()
-        if isinstance(module, nn.LayerNorm):
-            module.weight.data.fill_(1.0)
-        if isinstance(module, nn.Linear | nn.LayerNorm | LanguageModelHead) and module.bias is not None:
-            module.bias.data.zero_()
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an implementation of sliding-window attention."""
@@ -93,19 +83,6 @@ class LongformerModel(LongformerPreTrainedModel):
         self.encoder = LongformerEncoder(config)
         self.pooler = Pooler(hidden_size=config.hidden_size) if add_pooling_layer else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
-
-    def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
-        for layer, heads in heads_to_prune.items():
-            block: Any = pick_layer(self.encoder.layer, layer)
-            block.attention.prune_heads(list(heads))
 
     def forward(
         self,

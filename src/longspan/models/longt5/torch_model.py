@@ -164,6 +164,17 @@ class LongT5EncoderDecoder(LongT5PreTrainedModel):
     )
     decoder: LongT5Decoder
 
+    def __init__(self, config: LongT5Config) -> None:
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = LongT5Encoder(config, self.shared)
+        self.decoder = LongT5Decoder(config, self.shared)
+        self.add_head()
+        self.post_init()
+
+    def add_head(self) -> None:
+        """Make what reads the decoder's states; here nothing."""
+
     def run_stacks(
         self,
         source: tuple[Any, ...],
@@ -221,13 +232,6 @@ class LongT5Model(LongT5EncoderDecoder):
         >>> output.last_hidden_state.shape, output.encoder_last_hidden_state.shape
         (torch.Size([1, 2, 32]), torch.Size([1, 4, 32]))
     """
-
-    def __init__(self, config: LongT5Config) -> None:
-        super().__init__(config)
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = LongT5Encoder(config, self.shared)
-        self.decoder = LongT5Decoder(config, self.shared)
-        self.post_init()
 
     def forward(
         self,
@@ -301,13 +305,9 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5EncoderDecoder):
 
     shares_source_between_rows: ClassVar[bool] = True
 
-    def __init__(self, config: LongT5Config) -> None:
-        super().__init__(config)
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = LongT5Encoder(config, self.shared)
-        self.decoder = LongT5Decoder(config, self.shared)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the projection onto the vocabulary."""
+        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=False)
 
     def get_output_embeddings(self) -> nn.Module:
         """The projection onto the vocabulary."""

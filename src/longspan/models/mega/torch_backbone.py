@@ -71,6 +71,7 @@ class MegaPreTrainedModel(PreTrainedModel):
     config_class: ClassVar[type[MegaConfig]] = MegaConfig
     base_model_prefix: ClassVar[str] = "mega"
     names: ClassVar[ParameterNames] = NAMES
+    input_embeddings: ClassVar[str] = "embedding_layer.word_embeddings"
     config: MegaConfig
 
     def __init__(self, config: MegaConfig) -> None:
@@ -176,14 +177,6 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         self.layers = nn.ModuleList([MegaBlock(config) for _ in range(config.num_hidden_layers)])
         self.pooler = Pooler(hidden_size=config.hidden_size) if add_pooling_layer else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embedding_layer.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embedding_layer.word_embeddings = value  # type: ignore[assignment]  # any module of its shape
 
     def forward(
         self,

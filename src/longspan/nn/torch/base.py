@@ -22,7 +22,7 @@ from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_argumen
 from longspan.errors import ConfigError, InputError
 from longspan.nn.torch.checkpointing import CheckpointedLayers, set_checkpointing
 from longspan.nn.torch.loading import LoadRequest, off_meta, state_to_save
-from longspan.nn.torch.resizing import resize_embedding, resize_linear
+from longspan.nn.torch.resizing import pick_layer, resize_embedding, resize_linear
 from longspan.nn.torch.tool_support import ToolSupport
 
 __all__ = ["CheckpointedLayers", "PreTrainedModel"]
@@ -32,7 +32,12 @@ class PreTrainedModel(ToolSupport):
     """What every PyTorch model of longspan can do.
 
     Subclasses set `config_class`, `base_model_prefix` and `names`, build their modules in `__init__` under the names of
-    the checkpoint keys, call `post_init()` at its end, and draw the values of one module in `_init_weights`.
+    the checkpoint keys, call `post_init()` at its end, and say in `_init_weights` what they draw otherwise than here.
+
+    Attributes:
+        input_embeddings: Path of the module in a backbone that embeds `input_ids`.
+        attention_in: Path of the list of layers in a backbone, and of the attention in a layer whose heads can be
+            pruned.
 
     Args:
         config: Configuration; the model gets random weights.
@@ -46,6 +51,8 @@ class PreTrainedModel(ToolSupport):
     names: ClassVar[ParameterNames] = ParameterNames()
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
+    input_embeddings: ClassVar[str] = ""
+    attention_in: ClassVar[tuple[str, str] | None] = None
     config: PretrainedConfig
     #: what became of every key of the checkpoint, after `from_pretrained`
     load_report: LoadReport | None = None
@@ -65,22 +72,36 @@ class PreTrainedModel(ToolSupport):
     # -- to be given by families --------------------------------------------------------------------------------
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw the parameters that `module` itself holds."""
-        raise NotImplementedError(f"{type(self).__name__} must say how its weights are initialised")
+        """Draw the parameters that `module` itself holds: normal weights, biases 0, the factors of norms 1."""
+        config: Any = self.config
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(mean=0.0, std=config.initializer_range)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight.data[module.padding_idx].zero_()
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data.fill_(1.0)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.data.zero_()
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that embeds `input_ids`."""
         base = self.base_model
-        if base is self:
-            raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
-        return base.get_input_embeddings()
+        return base.get_submodule(self._embeddings_path()) if base is self else base.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the module that embeds `input_ids`."""
         base = self.base_model
-        if base is self:
+        if base is not self:
+            base.set_input_embeddings(value)
+            return
+        path, _, name = self._embeddings_path().rpartition(".")
+        setattr(self.get_submodule(path), name, value)
+
+    def _embeddings_path(self) -> str:
+        if not self.input_embeddings:
             raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
-        base.set_input_embeddings(value)
+        return self.input_embeddings
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The projection onto the vocabulary, or None if the model has none."""
@@ -94,7 +115,12 @@ class PreTrainedModel(ToolSupport):
         """Raise `InputError` unless `name` is an attention implementation of this family."""
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
-        raise InputError(f"{type(self).__name__} cannot prune attention heads")
+        if self.attention_in is None:
+            raise InputError(f"{type(self).__name__} cannot prune attention heads")
+        layers: Any = self.get_submodule(self.attention_in[0])
+        for layer, heads in heads_to_prune.items():
+            block: Any = pick_layer(layers, layer)
+            block.get_submodule(self.attention_in[1]).prune_heads(list(heads))
 
     def _load_extra(self, source: Source) -> None:
         """Read what a checkpoint holds for this class besides configuration and weights."""

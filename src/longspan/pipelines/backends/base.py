@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from longspan.checkpoints.hub import Source
 from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
-from longspan.models.registry import get_model_class
+from longspan.models.registry import Framework, get_model_class
+from longspan.tasks import TASKS
 
 #: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
 
 Inputs = Mapping[str, npt.NDArray[Any]]
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
 class Backend(ABC):
@@ -32,7 +37,7 @@ class Backend(ABC):
         on_cpu: Whether that is the CPU.
     """
 
-    framework: ClassVar[str]
+    framework: ClassVar[Framework]
     fixed_shapes: ClassVar[bool] = False
     model: Any
     device: Any
@@ -76,13 +81,7 @@ class Encoder(Backend):
         return int(self.config.hidden_size)
 
     @abstractmethod
-    def encode_batch(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.bool_],
-        weights: npt.NDArray[np.float32],
-        max_mask: npt.NDArray[np.bool_] | None,
-    ) -> npt.NDArray[np.float32]:
+    def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states of a batch.
 
         Args:
@@ -96,8 +95,36 @@ class Encoder(Backend):
         """
 
 
-class TaskModel(Backend):
-    """A model with the head of a task on a device.
+class LoadedModel(Backend):
+    """A model for a task on a device, loaded or given.
+
+    Args:
+        model: Where the model is, or a model.
+        task: A key of `longspan.tasks.TASKS`.
+        device: As the encoder's backend says; None chooses, or leaves a model that is given where it is.
+        dtype: Type of weights or computation; None is float32, or that of a model that is given.
+        settings: Further arguments of `from_pretrained`.
+
+    Raises:
+        ConfigError: the family has no class for the task.
+        InputError: the device does not exist.
+    """
+
+    def __init__(
+        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
+    ) -> None:
+        model_class = class_for(model, task, self.framework) if isinstance(model, Source) else None
+        self._place(model, model_class, device, dtype, settings)
+
+    @abstractmethod
+    def _place(
+        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Mapping[str, Any]
+    ) -> None:
+        """Load a model, or take the one that is given, and put it where it is to run."""
+
+
+class TaskModel(LoadedModel):
+    """A model with the head of a task on a device; arguments as of `LoadedModel`.
 
     Attributes:
         input_names: Names of the inputs that the model takes.
@@ -105,8 +132,19 @@ class TaskModel(Backend):
 
     input_names: frozenset[str]
 
+    def __init__(self, model: Source | Any, *, task: str, **arguments: Any) -> None:
+        super().__init__(model, task=task, **arguments)
+        self._outputs = tuple(TASKS[task].outputs)
+        self._has_choices = task == "multiple-choice"
+        self.input_names = frozenset(inspect.signature(self._forward()).parameters)
+
+    def _forward(self) -> Callable[..., Any]:
+        """What the model is called by, with its arguments."""
+        model: Callable[..., Any] = type(self.model).__call__
+        return model
+
     @abstractmethod
-    def run(self, inputs: Inputs, wanted: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, inputs: Inputs, wanted: Ids | None = None) -> dict[str, Floats]:
         """Outputs of a batch.
 
         Args:
@@ -119,8 +157,8 @@ class TaskModel(Backend):
         """
 
 
-class Writer(Backend):
-    """A model that generates, on a device."""
+class Writer(LoadedModel):
+    """A model that generates, on a device; arguments as of `LoadedModel`."""
 
     @abstractmethod
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
@@ -143,7 +181,7 @@ def load(source: Source, model_class: Any, dtype: Any, settings: Mapping[str, An
     return model_class.from_pretrained(source.name, dtype=dtype, **place, **given)
 
 
-def class_for(source: Source, task: str, framework: Literal["torch", "flax", "keras"]) -> Any:
+def class_for(source: Source, task: str, framework: Framework) -> Any:
     """The class that a checkpoint's family has for a task.
 
     Raises:
@@ -155,7 +193,7 @@ def class_for(source: Source, task: str, framework: Literal["torch", "flax", "ke
 
 def longest_input(config: Any) -> int | None:
     """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
-    if config.model_type == "longformer":  # its position table begins with rows that no token has
+    if isinstance(getattr(type(config), "max_length", None), property):  # its position table begins with unused rows
         return int(config.max_length)
     if config.model_type == "mega":  # chunks and rotary biases reach any length
         is_bounded = config.relative_positional_bias == "simple" and not config.use_chunking

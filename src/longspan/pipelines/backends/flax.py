@@ -5,7 +5,6 @@ XLA compiles one program a shape, so shapes are few.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,17 +12,17 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from longspan.auto import FlaxAutoModel
 from longspan.checkpoints.hub import Source
 from longspan.errors import InputError
+from longspan.models.registry import Framework
 from longspan.pipelines.backends import base
-from longspan.tasks import TASKS
+from longspan.pipelines.backends.base import Floats, Ids, Mask
 
 
 class _FlaxBackend(base.Backend):
-    framework: ClassVar[str] = "flax"
+    framework: ClassVar[Framework] = "flax"
     fixed_shapes: ClassVar[bool] = True
 
     def _place(
@@ -79,13 +78,7 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
         self._place(source, FlaxAutoModel, device, dtype, {"attn_implementation": attn_implementation})
         self._program = jax.jit(self._pooled_states)
 
-    def encode_batch(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.bool_],
-        weights: npt.NDArray[np.float32],
-        max_mask: npt.NDArray[np.bool_] | None,
-    ) -> npt.NDArray[np.float32]:
+    def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         batch = jax.device_put((input_ids.astype(np.int32), attention_mask, weights, max_mask), self.device)
         return np.asarray(self._program(self._params, *batch))
@@ -109,32 +102,13 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
 
 
 class TaskBackend(_FlaxBackend, base.TaskModel):
-    """A model with the head of a task in Flax; see `longspan.pipelines.backends.base.TaskModel`.
+    """A model with the head of a task in Flax; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
-    Args:
-        model: Where the model is, or a model.
-        task: A key of `longspan.tasks.TASKS`.
-        device: As in `EncoderBackend`.
-        dtype: Type of the computation; None is float32, or that of a model that is given.
-        settings: Further arguments of `from_pretrained`.
-
-    Raises:
-        InputError: the device does not exist.
-    """
-
-    def __init__(
-        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
-    ) -> None:
-        model_class = base.class_for(model, task, "flax") if isinstance(model, Source) else None
-        self._place(model, model_class, device, dtype, settings)
-        self._outputs = tuple(TASKS[task].outputs)
-        self._has_choices = task == "multiple-choice"
+    def __init__(self, model: Source | Any, **arguments: Any) -> None:
+        super().__init__(model, **arguments)
         self._program = jax.jit(self._run, static_argnames="settings")
-        self.input_names = frozenset(inspect.signature(type(self.model).__call__).parameters)
 
-    def run(
-        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, inputs: base.Inputs, wanted: Ids | None = None) -> dict[str, Floats]:
         """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         arrays = {name: array.astype(np.int32) for name, array in inputs.items()}
         if self._has_choices:
@@ -161,24 +135,7 @@ class TaskBackend(_FlaxBackend, base.TaskModel):
 
 
 class WriterBackend(_FlaxBackend, base.Writer):
-    """A model that generates in Flax; see `longspan.pipelines.backends.base.Writer`.
-
-    Args:
-        model: Where the model is, or a model.
-        task: `"text-generation"` or `"text2text-generation"`.
-        device: As in `EncoderBackend`.
-        dtype: Type of the computation; None is float32, or that of a model that is given.
-        settings: Further arguments of `from_pretrained`.
-
-    Raises:
-        InputError: the device does not exist.
-    """
-
-    def __init__(
-        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
-    ) -> None:
-        model_class = base.class_for(model, task, "flax") if isinstance(model, Source) else None
-        self._place(model, model_class, device, dtype, settings)
+    """A model that generates in Flax; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
         """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import ops
 
 from longspan.auto import TFAutoModel
 from longspan.checkpoints.hub import Source
 from longspan.errors import InputError
+from longspan.models.registry import Framework
 from longspan.pipelines.backends import base
-from longspan.tasks import TASKS
+from longspan.pipelines.backends.base import Floats, Ids, Mask
 
 #: Shape and type of each argument of a graph.
 Specs = Sequence[tuple[list[None], str]]
@@ -25,7 +24,7 @@ _POOLING_SPECS: Specs = [([None] * 2, "int32"), ([None] * 2, "bool"), ([None] * 
 
 
 class _KerasBackend(base.Backend):
-    framework: ClassVar[str] = "keras"
+    framework: ClassVar[Framework] = "keras"
 
     def _place(
         self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
@@ -84,13 +83,7 @@ class EncoderBackend(_KerasBackend, base.Encoder):
     ) -> None:
         self._place(source, TFAutoModel, device, dtype, {"attn_implementation": attn_implementation})
 
-    def encode_batch(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.bool_],
-        weights: npt.NDArray[np.float32],
-        max_mask: npt.NDArray[np.bool_] | None,
-    ) -> npt.NDArray[np.float32]:
+    def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         with_max = max_mask is not None
         if with_max not in self._programs:
@@ -103,31 +96,13 @@ class EncoderBackend(_KerasBackend, base.Encoder):
 
 
 class TaskBackend(_KerasBackend, base.TaskModel):
-    """A model with the head of a task in Keras; see `longspan.pipelines.backends.base.TaskModel`.
+    """A model with the head of a task in Keras; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
-    Args:
-        model: Where the model is, or a model.
-        task: A key of `longspan.tasks.TASKS`.
-        device: As in `EncoderBackend`.
-        dtype: Type of the computation; None is float32, or that of a model that is given.
-        settings: Further arguments of `from_pretrained`.
+    def _forward(self) -> Callable[..., Any]:
+        call: Callable[..., Any] = self.model.call
+        return call
 
-    Raises:
-        InputError: the device does not exist.
-    """
-
-    def __init__(
-        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
-    ) -> None:
-        model_class = base.class_for(model, task, "keras") if isinstance(model, Source) else None
-        self._place(model, model_class, device, dtype, settings)
-        self._outputs = tuple(TASKS[task].outputs)
-        self._has_choices = task == "multiple-choice"
-        self.input_names = frozenset(inspect.signature(self.model.call).parameters)
-
-    def run(
-        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, inputs: base.Inputs, wanted: Ids | None = None) -> dict[str, Floats]:
         """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         names = tuple(inputs)
         if names not in self._programs:

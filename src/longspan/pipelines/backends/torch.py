@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -17,9 +16,10 @@ from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
+from longspan.models.registry import Framework
 from longspan.nn.torch.prepacking import MOST_BYTES, prepacked_weights
 from longspan.pipelines.backends import base
-from longspan.tasks import TASKS
+from longspan.pipelines.backends.base import Floats, Ids, Mask
 from longspan.to_long import to_long
 
 #: Tokens from which on laying out the weights for them repays.
@@ -27,12 +27,13 @@ _WORTH_PREPACKING = 2**16
 
 
 class _TorchBackend(base.Backend):
-    framework: ClassVar[str] = "torch"
+    framework: ClassVar[Framework] = "torch"
 
-    def _place(self, model: Source | Any, task: str, device: str | None, dtype: str | None, settings: Any) -> None:
+    def _place(
+        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+    ) -> None:
         """Load a model, or take the one that is given: where it is, as it is, unless device or dtype are named."""
         if isinstance(model, Source):
-            model_class = base.class_for(model, task, "torch")
             model = base.load(model, model_class, dtype or "float32", settings).to(_device(device))
         else:
             model = model.to(dtype=None if dtype is None else getattr(torch, dtype))
@@ -96,13 +97,7 @@ class EncoderBackend(_TorchBackend, base.Encoder):
         self.model = model.eval().to(self.device)
 
     @torch.inference_mode()
-    def encode_batch(
-        self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.bool_],
-        weights: npt.NDArray[np.float32],
-        max_mask: npt.NDArray[np.bool_] | None,
-    ) -> npt.NDArray[np.float32]:
+    def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         is_padded = not attention_mask.all()
         states: Tensor = self.model(
@@ -119,31 +114,14 @@ class EncoderBackend(_TorchBackend, base.Encoder):
 
 
 class TaskBackend(_TorchBackend, base.TaskModel):
-    """A model with the head of a task in PyTorch; see `longspan.pipelines.backends.base.TaskModel`.
+    """A model with the head of a task in PyTorch; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
-    Args:
-        model: Where the model is, or a model, which is then moved to `device` if that is given, and evaluated.
-        task: A key of `longspan.tasks.TASKS`.
-        device: As in `EncoderBackend`; None leaves a model that is given where it is.
-        dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
-        settings: Further arguments of `from_pretrained`.
-
-    Raises:
-        InputError: the device does not exist.
-    """
-
-    def __init__(
-        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
-    ) -> None:
-        self._place(model, task, device, dtype, settings)
-        self._outputs = tuple(TASKS[task].outputs)
-        self._has_choices = task == "multiple-choice"
-        self.input_names = frozenset(inspect.signature(self.model.forward).parameters)
+    def _forward(self) -> Callable[..., Any]:
+        forward: Callable[..., Any] = self.model.forward
+        return forward
 
     @torch.inference_mode()
-    def run(
-        self, inputs: base.Inputs, wanted: npt.NDArray[np.int64] | None = None
-    ) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, inputs: base.Inputs, wanted: Ids | None = None) -> dict[str, Floats]:
         """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         tensors: dict[str, Any] = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
         if inputs["attention_mask"].all():
@@ -163,23 +141,7 @@ class TaskBackend(_TorchBackend, base.TaskModel):
 
 
 class WriterBackend(_TorchBackend, base.Writer):
-    """A model that generates in PyTorch; see `longspan.pipelines.backends.base.Writer`.
-
-    Args:
-        model: Where the model is, or a model, which is then moved to `device` if that is given.
-        task: `"text-generation"` or `"text2text-generation"`.
-        device: As in `EncoderBackend`; None leaves a model that is given where it is.
-        dtype: Type of the weights, e.g. `"bfloat16"`; None leaves that of a model that is given.
-        settings: Further arguments of `from_pretrained`.
-
-    Raises:
-        InputError: the device does not exist.
-    """
-
-    def __init__(
-        self, model: Source | Any, *, task: str, device: str | None, dtype: str | None, settings: Mapping[str, Any]
-    ) -> None:
-        self._place(model, task, device, dtype, settings)
+    """A model that generates in PyTorch; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
         """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""
