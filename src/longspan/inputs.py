@@ -141,6 +141,7 @@ INPUTS: dict[str, Input] = {
         Input("output_differential_attentions", "flag", (), "Return the difference of each pair of attention maps."),
         Input("return_dict", "flag", (), "Return a `ModelOutput` rather than a tuple."),
         Input("logits_to_keep", "object", (), "Compute scores for the last that many tokens, or those of a tensor."),
+        Input("num_global_slots", "object", (), "Global tokens that a row has room for."),
         Input("padding_states", "flag", (), "Compute the states at padding as if it were text."),
     )
 }
