@@ -95,3 +95,12 @@ def batch(name: str) -> dict[str, torch.Tensor]:
     if name.endswith("QuestionAnswering"):
         return {**inputs, "start_positions": torch.tensor([1, 2]), "end_positions": torch.tensor([2, 3])}
     return inputs if name.endswith("Model") and "LM" not in name else {**inputs, "labels": IDS}
+
+
+def inputs_of(model, tokens):
+    """A batch of `tokens` tokens, padded in one row."""
+    ids = torch.randint(3, 40, (2, tokens), generator=torch.Generator().manual_seed(tokens))
+    mask = torch.ones_like(ids)
+    mask[1, -2:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return {**inputs, "decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else inputs

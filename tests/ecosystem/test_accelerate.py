@@ -113,3 +113,4 @@ def test_two_processes_with_ddp_and_fsdp2():
     done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("equal") == 10
+    assert done.stdout.count("generates the same") == 4

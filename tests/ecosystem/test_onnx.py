@@ -5,20 +5,11 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 import torch
-from tests.ecosystem.models import make
+from tests.ecosystem.models import inputs_of, make
 from tests.tolerances import assert_close
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the exporter warns
 LENGTHS = (5, 11, 16, 23, 40)
-
-
-def inputs_of(model, tokens):
-    """A batch of `tokens` tokens, padded in one row."""
-    ids = torch.randint(3, 40, (2, tokens), generator=torch.Generator().manual_seed(tokens))
-    mask = torch.ones_like(ids)
-    mask[1, -2:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    return {**inputs, "decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else inputs
 
 
 @pytest.mark.parametrize(

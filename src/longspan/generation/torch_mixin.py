@@ -24,6 +24,7 @@ from longspan.generation.stored import StoredGenerationConfig
 from longspan.generation.streamers import BaseStreamer
 from longspan.generation.torch_beams import BeamSearch, beam_outputs
 from longspan.generation.torch_loop import Run, StoppingCriteria, make_criteria, search
+from longspan.generation.torch_peers import in_step_with_peers
 from longspan.generation.torch_prepared import PreparedStepper
 from longspan.generation.torch_processors import LogitsProcessor, make_processors
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
@@ -39,7 +40,6 @@ _ABSENT_ARGUMENTS = (
     "custom_generate",
     "negative_prompt_attention_mask",
     "negative_prompt_ids",
-    "synced_gpus",
     "use_model_defaults",
 )
 
@@ -171,6 +171,7 @@ class GenerationMixin(StoredGenerationConfig):
         streamer: BaseStreamer | None = None,
         tokenizer: Any = None,
         seed: int | None = None,
+        synced_gpus: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue prompts, or write what an encoder's input asks for.
@@ -188,6 +189,8 @@ class GenerationMixin(StoredGenerationConfig):
             streamer: Takes the prompt and then every token as soon as it is there. Not with beams.
             tokenizer: Needed by `stop_strings`.
             seed: Makes sampling repeat exactly; default PyTorch's own state of random numbers.
+            synced_gpus: In several processes that share the weights of the model, call it equally often in all, until
+                the longest rows have ended. Default: if `fully_shard` sharded it.
             **kwargs: Settings of `GenerationConfig`, which win over `generation_config`, and inputs of the model's
                 `forward`: `attention_mask` (B, L), 0 at padding on either side (default: what `pad_token_id` tells),
                 `inputs_embeds` (B, L, H) instead of ids, `past_key_values` with the first tokens of the prompt,
@@ -215,7 +218,7 @@ class GenerationMixin(StoredGenerationConfig):
         )
         if streamer is not None and config.num_beams > 1:
             raise InputError(f"a streamer cannot be used with beams. Received: num_beams={config.num_beams}")
-        with _evaluating(self), _ending(streamer):
+        with _evaluating(self), _ending(streamer), in_step_with_peers(self, synced_gpus):
             cache = model_inputs.pop("past_key_values", None)
             encoder, prompt, source = self._read_inputs(config, inputs, model_inputs)
             if cache is not None and not prompt.ends_real:
@@ -231,8 +234,6 @@ class GenerationMixin(StoredGenerationConfig):
         known = set(inspect.signature(self.forward).parameters) - _OWN_INPUTS
         unknown = {name: value for name, value in kwargs.items() if name not in known or name == "labels"}
         unknown = {name: value for name, value in unknown.items() if name not in _WITHOUT_EFFECT}
-        if "synced_gpus" in unknown and not (unknown["synced_gpus"] and _has_peers()):
-            del unknown["synced_gpus"]  # nobody to wait for
         for name in _ABSENT_ARGUMENTS:
             if unknown.get(name) is None:
                 unknown.pop(name, None)
@@ -435,15 +436,6 @@ def _is_replaced(model: GenerationMixin) -> bool:
     """True if a tool or a subclass prepares the inputs of `forward`."""
     own = getattr(model.prepare_inputs_for_generation, "__func__", None)
     return own is not GenerationMixin.prepare_inputs_for_generation
-
-
-def _has_peers() -> bool:
-    """True in one of several processes that run together."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
 
 
 def _make_record(config: GenerationConfig, has_encoder: bool) -> outputs.Record:

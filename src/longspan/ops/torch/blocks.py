@@ -13,10 +13,13 @@ from torch.nn import functional as F
 def count_blocks(length: int, size: int) -> int:
     """How many blocks of `size` tokens a sequence is padded to.
 
-    In an exported graph that is more than is needed: at least three for every length, as a graph in which an axis (of
-    all blocks, or of all but one) may have the size 1 serves that size only.
+    In a graph there are at least three for every length, as a graph in which an axis (of all blocks, or of all but one)
+    may have the size 1 serves that size only.
     """
-    return length // size + 3 if torch.compiler.is_exporting() else -(-length // size)
+    if torch.compiler.is_exporting():
+        return length // size + 3
+    blocks = -(-length // size)
+    return torch.sym_max(blocks, 3) if torch.compiler.is_compiling() else blocks
 
 
 def to_blocks(tensor: Tensor, size: int) -> Tensor:

@@ -31,8 +31,8 @@ from longspan.ops.torch.ema_kernels import (
 
 #: tokens of a block
 BLOCK_SIZE = 32
-#: rounds of the scan in an exported graph, which has to serve every length: enough for 2^20 blocks
-_EXPORTED_ROUNDS = 20
+#: rounds of the scan in a graph that has to serve every length: enough for 2^20 blocks
+_ROUNDS = 20
 
 
 class EmaBlocks(NamedTuple):
@@ -290,12 +290,21 @@ def decay_scan(values: Tensor, log_decay: Tensor) -> Tensor:
     Returns:
         h, (D, B, K, N).
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or _varies(values.shape[2]):
         return _scan_any_length(values, log_decay)
     if torch.compiler.is_compiling() or values.shape[2] == 1:
         return _scan(values, log_decay)
     scanned: Tensor = _DecayScan.apply(values, log_decay)
     return scanned
+
+
+def _varies(size: int) -> bool:
+    """True if the size is not fixed, in a graph for several."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # imports much
+
+    return not has_static_value(size)
 
 
 def _scan(values: Tensor, log_decay: Tensor) -> Tensor:
@@ -321,7 +330,7 @@ def _scan_in_place(values: Tensor, log_decay: Tensor) -> Tensor:
 def _scan_any_length(values: Tensor, log_decay: Tensor) -> Tensor:
     """The scan with a number of doublings that does not depend on the number of blocks."""
     place = torch.arange(values.shape[2], device=values.device)
-    for round_ in range(_EXPORTED_ROUNDS):
+    for round_ in range(_ROUNDS):
         reach = 2**round_
         far = values.index_select(2, (place - reach).clamp(min=0))
         decay = torch.exp(log_decay * reach)[:, None, None] * (place >= reach)[:, None]
