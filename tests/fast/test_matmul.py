@@ -16,6 +16,12 @@ from longspan.fast.matmul import linear, linear_function, matmul
 from longspan.nn.torch.apply import project
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """oneDNN serves whatever the CPU."""
+    monkeypatch.setattr(ops, "is_faster", ops.has_onednn)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes of the products that oneDNN was given."""
@@ -50,7 +56,7 @@ class Kernel(TorchDispatchMode):
 @torch.no_grad()
 def test_a_part_of_a_larger_tensor_is_copied_first():
     """The kernel for other strides is far slower."""
-    whole, x = torch.randn(128, 96), torch.randn(70, 48)
+    whole, x = torch.randn(128, 96), torch.randn(64, 48)
     part = whole[:, :48]
     with Kernel() as kernel:
         results = [linear(x, part), linear(x, part.contiguous()), matmul(x, part.t()), matmul(x, whole[:48, :64])]
@@ -67,7 +73,7 @@ def test_a_part_of_a_larger_tensor_is_copied_first():
 @pytest.mark.parametrize("layout", ["rows", "columns", "strided"])
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_matmul(calls, side, layout):
-    a, b = torch.randn(70, 41), torch.randn(41, 53)
+    a, b = torch.randn(64, 41), torch.randn(41, 53)
     operands = {"a": a, "b": b}
     if layout == "columns":
         operands[side] = operands[side].t().contiguous().t()
@@ -77,19 +83,19 @@ def test_matmul(calls, side, layout):
         wide[:, 5 : 5 + columns] = operands[side]
         operands[side] = wide[:, 5 : 5 + columns]
     torch.testing.assert_close(matmul(**operands), (a.double() @ b.double()).float())
-    assert calls == [((70, 41), (53, 41))]
+    assert calls == [((64, 41), (53, 41))]
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("inputs", "outputs"), [(40, 64), (64, 40)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 64), (64, 32)])
 def test_linear_and_its_gradients(calls, inputs, outputs, has_bias):
-    shapes = [(2, 37, inputs), (outputs, inputs)] + [(outputs,)] * has_bias
+    shapes = [(2, 32, inputs), (outputs, inputs)] + [(outputs,)] * has_bias
     leaves = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     exact = [leaf.clone().requires_grad_() for leaf in leaves]
     single = [leaf.float().requires_grad_() for leaf in leaves]
     expected, actual = F.linear(*exact), linear(*single)
     torch.testing.assert_close(actual, expected.float())
-    gradient = torch.randn(2, 37, outputs, dtype=torch.float64)
+    gradient = torch.randn(2, 32, outputs, dtype=torch.float64)
     expected.backward(gradient)
     actual.backward(gradient.float())
     for mine, theirs in zip(single, exact, strict=True):
@@ -98,9 +104,9 @@ def test_linear_and_its_gradients(calls, inputs, outputs, has_bias):
 
 
 def test_frozen_weights_take_no_gradient(calls):
-    x, weight = torch.randn(50, 40, requires_grad=True), torch.randn(60, 40)
+    x, weight = torch.randn(64, 40, requires_grad=True), torch.randn(60, 40)
     linear(x, weight).sum().backward()
-    torch.testing.assert_close(x.grad, weight.sum(0).expand(50, -1))
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(64, -1))
     assert len(calls) == 2
 
 
@@ -116,9 +122,34 @@ def test_second_derivatives(calls):
 
 
 def test_bfloat16_without_gradients(calls):
-    x, weight, bias = torch.randn(2, 40, 33).bfloat16(), torch.randn(35, 33).bfloat16(), torch.randn(35).bfloat16()
+    x, weight, bias = torch.randn(2, 32, 33).bfloat16(), torch.randn(35, 33).bfloat16(), torch.randn(35).bfloat16()
     assert_close(linear(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()), "bfloat16")
     assert len(calls) == bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@torch.no_grad()
+def test_few_numbers_of_rows_reach_the_kernel(calls):
+    """It keeps memory for each of them, and for good."""
+    weight, bias, x = torch.randn(35, 33), torch.randn(35), torch.randn(3000, 33)
+    expected = F.linear(x, weight, bias)
+    for rows in range(32, 3000, 7):
+        torch.testing.assert_close(linear(x[:rows], weight, bias), expected[:rows])
+    assert len({a for a, _ in calls}) <= 7 + 11  # multiples of 32 below 256, and of 256
+    sizes = [ops._pieces(rows) for rows in range(1, 100_000)]
+    assert len({size for pair in sizes for size in pair}) < 130
+    assert all(head + tail >= rows >= max(head, tail) for rows, (head, tail) in enumerate(sizes, 1) if head < rows)
+    assert linear(x[:74].view(2, 37, 33), weight).shape == (2, 37, 35)
+
+
+def test_without_wide_vectors_the_usual_kernel_is_faster(calls, monkeypatch):
+    monkeypatch.setattr(ops, "is_faster", lambda: False)
+    x, weight = torch.randn(64, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    torch.testing.assert_close(ops.batched_matmul(x[None], weight[None])[0], x @ weight)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_silu(x, weight), F.silu(F.linear(x, weight)))
+        torch.testing.assert_close(matmul(x, weight), x @ weight)
+    assert not calls
 
 
 def test_where_it_cannot_serve_all_goes_as_usual(calls):
@@ -140,7 +171,7 @@ def test_where_it_cannot_serve_all_goes_as_usual(calls):
 
 
 def test_a_plain_layer(calls):
-    layer, x = Linear(40, 50), torch.randn(3, 20, 40)
+    layer, x = Linear(40, 50), torch.randn(3, 32, 40)
     torch.testing.assert_close(project(layer, x), layer(x))
     assert len(calls) == 1
 
@@ -178,7 +209,7 @@ def rounding(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_linear_silu(fused, dtype, has_bias):
     """Whether one kernel serves or several, half precision is rounded once."""
-    x, weight = torch.randn(3, 37, 64).to(dtype), (torch.randn(48, 64) / 8).to(dtype)
+    x, weight = torch.randn(3, 32, 64).to(dtype), (torch.randn(48, 64) / 8).to(dtype)
     bias = torch.randn(48).to(dtype) if has_bias else None
     exact = F.silu(F.linear(x.double(), weight.double(), None if bias is None else bias.double()))
     has_fused_kernel = dtype in ops._inference_dtypes()
@@ -232,7 +263,7 @@ def test_a_function_gives_gradients_to_what_the_one_before_made():
 
 @torch.no_grad()
 def test_a_watched_or_replaced_layer_is_called(fused):
-    layer, other, x = Linear(64, 48), Linear(64, 48), torch.randn(40, 64)
+    layer, other, x = Linear(64, 48), Linear(64, 48), torch.randn(64, 64)
     up = other(x)
     expected = F.silu(layer(x)) * up
     torch.testing.assert_close(gated_linear(layer, other, F.silu, x)(x), expected)

@@ -1,22 +1,23 @@
-"""Runs a task on documents that are made when they are asked for: `memory_worker.py MODEL TASK DOCUMENTS`.
+"""Runs a task on documents that are made when they are asked for: `memory_worker.py MODEL TASK DOCUMENTS [LIBRARY]`.
 
-Prints the growth of the peak of resident memory in bytes, and the number of results.
+Prints the growth of the peak of resident memory in bytes, and the number of results. With a LIBRARY, `longspan` or
+`transformers`, the growth is that above the loaded model, otherwise above what a few documents have left.
 """
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from longspan import pipeline
-
 WORDS = ["open", "the", "log", "file", "and", "read", "what", "Ada", "wrote", "in", "London", "about", "the", "engine"]
 
 
-def documents(count: int) -> Iterator[str]:
-    """Documents of 60 to 400 words; every hundredth is longer than the model."""
+def documents(count: int, longer: int = 5) -> Iterator[str]:
+    """Documents of 60 to 400 words; every hundredth is so many times as long."""
     for number in range(count):
         size = 60 + number * 37 % 340
-        yield " ".join(WORDS[(number + place) % len(WORDS)] for place in range(size * (5 if number % 100 == 0 else 1)))
+        times = longer if number % 100 == 0 else 1
+        yield " ".join(WORDS[(number + place) % len(WORDS)] for place in range(size * times))
 
 
 def status(field: str) -> int:
@@ -25,14 +26,18 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def main(model: str, task: str, count: int) -> None:
+def main(model: str, task: str, count: int, library: str | None = None) -> None:
     """Measure."""
-    run = pipeline(task, model, batch_tokens=512)
-    list(run(documents(20)))
+    pipeline = importlib.import_module(library or "longspan").pipeline
+    run = pipeline(task, model, **({} if library else {"batch_tokens": 512}))
+    if library is None:
+        list(run(documents(20)))
+    texts = list(documents(count, 1)) if library else documents(count)
     before = status("VmRSS")
-    number = sum(1 for _ in run(documents(count)))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    number = sum(1 for _ in run(texts))
     print(status("VmHWM") - before, number)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -92,43 +92,6 @@ def test_missing_frameworks_name_their_extra(
         SentenceEncoder(tiny_dir, framework=framework)
 
 
-@pytest.mark.parametrize("least", [1, 10**9])
-def test_weights_are_laid_out_for_many_tokens_only(tiny_dir: Path, monkeypatch, least: int):
-    from longspan.fast import matmul, prepacked
-    from longspan.pipelines.backends import torch as backend
-
-    encoder, texts = SentenceEncoder(tiny_dir), make_texts(30, 60)
-    expected = encoder.encode(texts)
-    monkeypatch.setattr(backend, "_WORTH_PREPACKING", least)
-    seen: set[int] = set()
-    original = encoder._backend.encode_batch
-    monkeypatch.setattr(
-        encoder._backend, "encode_batch", lambda *batch: seen.add(len(prepacked._kept)) or original(*batch)
-    )
-    np.testing.assert_allclose(encoder.encode(texts), expected, rtol=0, atol=1e-6)
-    assert not prepacked._kept
-    assert min(seen) == max(seen)
-    assert bool(max(seen)) == (least == 1 and matmul.has_onednn())
-
-
-def test_a_task_lays_out_weights_for_many_tokens(minilm_dir: Path, monkeypatch):
-    from longspan import pipeline
-    from longspan.fast import matmul, prepacked
-    from longspan.ops import fast_paths
-    from longspan.pipelines.backends import torch as backend
-
-    task, texts = pipeline("feature-extraction", model=str(minilm_dir)), ["How do I open a file?", "A second text."]
-    expected = task(texts)
-    laid_out = []
-    original = prepacked.prepack
-    monkeypatch.setitem(fast_paths._found, "prepacked.prepack", lambda w: laid_out.extend(w) or original(w))
-    monkeypatch.setattr(backend, "_WORTH_PREPACKING", 1)
-    for vectors, others in zip(task(texts), expected, strict=True):
-        np.testing.assert_allclose(np.asarray(vectors), np.asarray(others), rtol=0, atol=1e-5)
-    assert len(laid_out) == (37 if matmul.has_onednn() else 0)  # six layers of six, and the pooler
-    assert not prepacked._kept
-
-
 @pytest.mark.parametrize("family", ["Roberta", "XLMRoberta"])
 def test_rows_of_the_position_table_that_no_token_has_do_not_count(family: str):
     sizes = {

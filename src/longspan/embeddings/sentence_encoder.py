@@ -340,14 +340,12 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         """Vectors (N, D) before the final normalisation; zero for a piece without any token."""
         vectors = np.zeros((len(pieces), self.dimension), np.float32)
         lengths = [len(piece.ids) for piece in pieces]
-        backend, batches = self._backend, self._batches(lengths, batch_tokens, batch_size)
-        with backend.reading(sum(lengths)):
-            for batch in batches:
-                chosen = [pieces[index] for index in batch.indices if lengths[index]]
-                if chosen:
-                    vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
-                amount = sum(amounts[index] for index in batch.indices)
-                progress.advance(amount, sum(piece.num_tokens for piece in chosen))
+        for batch in self._batches(lengths, batch_tokens, batch_size):
+            chosen = [pieces[index] for index in batch.indices if lengths[index]]
+            if chosen:
+                vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
+            amount = sum(amounts[index] for index in batch.indices)
+            progress.advance(amount, sum(piece.num_tokens for piece in chosen))
         return vectors
 
     def _batches(self, lengths: list[int], batch_tokens: int | None, batch_size: int | None) -> list[Batch]:

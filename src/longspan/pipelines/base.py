@@ -391,16 +391,13 @@ class Pipeline(FixedAttributes, ABC):
             max_length=self.model.max_positions,
             max_rows=1 if self._pad_token_id is None else options.batch_size,
         )
-        with self.model.reading(sum(lengths)):
-            for batch in batches:
-                rows = [work[index][1] for index in batch.indices]
-                outputs = self.model.run(self._stack(rows, batch), _stack_wanted(rows, batch.shape[0]))
-                for place, index in enumerate(batch.indices):
-                    job, row = work[index]
-                    picked[index] = self._pick(
-                        {name: values[place] for name, values in outputs.items()}, row, job, options
-                    )
-                progress.advance(0, sum(map(len, rows)))
+        for batch in batches:
+            rows = [work[index][1] for index in batch.indices]
+            outputs = self.model.run(self._stack(rows, batch), _stack_wanted(rows, batch.shape[0]))
+            for place, index in enumerate(batch.indices):
+                job, row = work[index]
+                picked[index] = self._pick({name: values[place] for name, values in outputs.items()}, row, job, options)
+            progress.advance(0, sum(map(len, rows)))
         return picked
 
     def _stack(self, rows: list[Row], batch: Batch) -> dict[str, npt.NDArray[Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,10 +65,6 @@ class Backend(ABC):
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self.on_cpu else _ACCELERATOR_BATCH_TOKENS
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """What to hold while batches of so many tokens in all are run; nothing unless a framework says otherwise."""
-        return nullcontext()
 
 
 class Encoder(Backend):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,13 +16,9 @@ from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
 from longspan.models.registry import Framework
-from longspan.nn.torch.prepacking import MOST_BYTES, prepacked_weights
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
 from longspan.to_long import to_long
-
-#: Tokens from which on laying out the weights for them repays.
-_WORTH_PREPACKING = 2**16
 
 
 class _TorchBackend(base.Backend):
@@ -55,13 +50,6 @@ class _TorchBackend(base.Backend):
             "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "precision": torch.get_float32_matmul_precision(),
         }
-
-    def reading(self, num_tokens: int) -> AbstractContextManager[object]:
-        """Weights laid out beforehand, if so many tokens repay it."""
-        if not self.on_cpu or num_tokens < _WORTH_PREPACKING:
-            return nullcontext()
-        size = sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
-        return prepacked_weights(self.model) if size <= MOST_BYTES else nullcontext()
 
 
 class EncoderBackend(_TorchBackend, base.Encoder):
