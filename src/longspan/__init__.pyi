@@ -162,6 +162,14 @@ from .models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5F
 from .models.longt5.torch_model import LongT5Model as LongT5Model
 from .models.longt5.torch_model import LongT5PreTrainedModel as LongT5PreTrainedModel
 from .models.mega.config import MegaConfig as MegaConfig
+from .models.mega.flax_model import FlaxMegaForCausalLM as FlaxMegaForCausalLM
+from .models.mega.flax_model import FlaxMegaForMaskedLM as FlaxMegaForMaskedLM
+from .models.mega.flax_model import FlaxMegaForMultipleChoice as FlaxMegaForMultipleChoice
+from .models.mega.flax_model import FlaxMegaForQuestionAnswering as FlaxMegaForQuestionAnswering
+from .models.mega.flax_model import FlaxMegaForSequenceClassification as FlaxMegaForSequenceClassification
+from .models.mega.flax_model import FlaxMegaForTokenClassification as FlaxMegaForTokenClassification
+from .models.mega.flax_model import FlaxMegaModel as FlaxMegaModel
+from .models.mega.flax_model import FlaxMegaPreTrainedModel as FlaxMegaPreTrainedModel
 from .models.mega.torch_cache import MegaCache as MegaCache
 from .models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
 from .models.mega.torch_model import MegaForMaskedLM as MegaForMaskedLM

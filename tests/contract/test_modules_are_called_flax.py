@@ -34,21 +34,29 @@ DIFFLLAMA = {
     "vocab_size": 40, "hidden_size": 12, "intermediate_size": 10, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 4, "num_hidden_layers": 1, "attention_bias": True, "pad_token_id": 0,
 }  # fmt: skip
+MEGA = {
+    "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 1, "intermediate_size": 14, "ema_projection_size": 3,
+    "shared_representation_size": 8, "nffn_hidden_size": 10, "normalization_type": "layernorm",
+    "tie_word_embeddings": False, "add_token_type_embeddings": True,
+}  # fmt: skip
 #: beginning of the classes' names -> configuration class, settings
 FAMILIES = {
     "FlaxBert": (longspan.BertConfig, BERT),
     "FlaxDiffLlama": (longspan.DiffLlamaConfig, DIFFLLAMA),
     "FlaxLongT5": (longspan.LongT5Config, LONGT5),
     "FlaxLongformer": (longspan.LongformerConfig, LONGFORMER),
+    "FlaxMega": (longspan.MegaConfig, MEGA),
 }
 DECODER = {"is_decoder": True, "add_cross_attention": True}
+DECODERS = ("FlaxBertForCausalLM", "FlaxMegaForCausalLM")
 CASES = {
     **{
         name: (name, {})
         for name in longspan.__all__
-        if name.startswith(tuple(FAMILIES)) and not name.endswith("PreTrainedModel") and name != "FlaxBertForCausalLM"
+        if name.startswith(tuple(FAMILIES)) and not name.endswith("PreTrainedModel") and name not in DECODERS
     },
     "decoder": ("FlaxBertForCausalLM", DECODER),
+    "mega-decoder": ("FlaxMegaForCausalLM", {**DECODER, "bidirectional": False}),
     "relative": ("FlaxBertModel", {"position_embedding_type": "relative_key_query"}),
     "transient-global": ("FlaxLongT5EncoderModel", {"encoder_attention_type": "transient-global"}),
     "gated": ("FlaxLongT5EncoderModel", {"feed_forward_proj": "gated-gelu"}),

@@ -57,7 +57,11 @@ TINY = {
         nffn_hidden_size=14,
     ),
 }
-DECODERS = {"BertLMHeadModel", "FlaxBertForCausalLM", "MegaForCausalLM", "RobertaForCausalLM", "XLMRobertaForCausalLM"}
+#: classes that need `is_decoder`
+DECODERS = {
+    "BertLMHeadModel", "FlaxBertForCausalLM", "FlaxMegaForCausalLM", "MegaForCausalLM", "RobertaForCausalLM",
+    "XLMRobertaForCausalLM",
+}  # fmt: skip
 CLASSES = {
     name: cls
     for name, cls in model_classes().items()

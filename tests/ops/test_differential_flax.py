@@ -17,14 +17,6 @@ from longspan.ops.flax import differential
 from longspan.ops.flax.differential import differential_attention
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_programs():
-    """Most of the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Blocks of three queries, and two parts, so that short inputs take several."""

@@ -269,7 +269,7 @@ class _BeamStep:
 
 
 #: leaves of a cache with one entry for each row; those of the source have one for each prompt
-_OF_ROWS = ("cached_key", "cached_value")
+_OF_ROWS = ("cached_key", "cached_value", "ema_state")
 
 
 @dataclass(frozen=True)

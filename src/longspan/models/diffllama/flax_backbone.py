@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
-from jax.nn.initializers import normal
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
@@ -30,6 +29,7 @@ from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape
 from longspan.nn.flax.layers import Dtype, Embedding
 from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import Arrays, FlaxCache, finish, model_output, resolve
+from longspan.nn.flax.parameters import kernel_init
 from longspan.ops.flax.differential import IMPLEMENTATIONS
 
 
@@ -63,7 +63,7 @@ class FlaxDiffLlamaModule(nn.Module):
         self.embed_tokens = Embedding(
             config.vocab_size,
             config.hidden_size,
-            embedding_init=normal(config.initializer_range),
+            embedding_init=kernel_init(config),
             padding_idx=config.pad_token_id,
             dtype=self.dtype,
         )

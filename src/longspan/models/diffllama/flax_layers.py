@@ -18,7 +18,7 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
 from longspan.nn.flax.layers import Dense, Dtype, spread
-from longspan.nn.flax.parameters import parameter
+from longspan.nn.flax.parameters import kernel_init, parameter
 from longspan.ops.flax.differential import DifferentialAttention, differential_attention
 from longspan.ops.flax.rms_norm import rms_norm
 from longspan.ops.flax.rotary import apply_rotary, rotary_cos_sin, select_frequencies
@@ -199,7 +199,7 @@ class FlaxDiffLlamaAttention(nn.Module):
 
 def linear(config: DiffLlamaConfig, features: int, *, use_bias: bool = False, dtype: Dtype) -> Dense:
     """A projection."""
-    return Dense(features, kernel_init=normal(config.initializer_range), use_bias=use_bias, dtype=dtype)
+    return Dense(features, kernel_init=kernel_init(config), use_bias=use_bias, dtype=dtype)
 
 
 class FlaxDiffLlamaMLP(nn.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from longspan.checkpoints.files import open_checkpoint, save_checkpoint
+from longspan.checkpoints.files import LazyTensor, open_checkpoint, save_checkpoint
 from longspan.checkpoints.flax import Params, fill, flatten, tensors_to_save, unflatten
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
@@ -446,10 +446,14 @@ class FlaxPreTrainedModel:
         config.dtype = _dtype_of(tree)
         save_checkpoint(
             Path(save_directory),
-            tensors_to_save(tree, self.raw_parameters),
+            self._tensors_to_save(tree),
             files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
+
+    def _tensors_to_save(self, params: Mapping[str, Any]) -> dict[str, LazyTensor]:
+        """What `save_pretrained` writes, by canonical key."""
+        return tensors_to_save(params, self.raw_parameters)
 
     # -- vocabulary ---------------------------------------------------------------------------------------------
 

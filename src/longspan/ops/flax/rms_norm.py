@@ -11,12 +11,13 @@ def rms_norm(x: Array, weight: Array | float, eps: float) -> Array:
 
     Args:
         x: (..., H).
-        weight: In the shape of `x`, or a number.
+        weight: In the shape of `x`, or one that broadcasts to it, or a number.
         eps: Added to the mean square.
 
     Returns:
         (..., H) in the dtype of `x`.
     """
     wide = x.astype(jnp.float32)
-    normalised = wide * lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
-    return (normalised * weight).astype(x.dtype)
+    factor = lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
+    # in this order: the gradient of one weight for all features is then summed by token first, which rounds less
+    return (wide * (factor * weight)).astype(x.dtype)
