@@ -181,6 +181,14 @@ from .models.mega.torch_model import MegaModel as MegaModel
 from .models.mega.torch_model import MegaPreTrainedModel as MegaPreTrainedModel
 from .models.roberta.config import RobertaConfig as RobertaConfig
 from .models.roberta.config import XLMRobertaConfig as XLMRobertaConfig
+from .models.roberta.flax_model import FlaxRobertaForCausalLM as FlaxRobertaForCausalLM
+from .models.roberta.flax_model import FlaxRobertaForMaskedLM as FlaxRobertaForMaskedLM
+from .models.roberta.flax_model import FlaxRobertaForMultipleChoice as FlaxRobertaForMultipleChoice
+from .models.roberta.flax_model import FlaxRobertaForQuestionAnswering as FlaxRobertaForQuestionAnswering
+from .models.roberta.flax_model import FlaxRobertaForSequenceClassification as FlaxRobertaForSequenceClassification
+from .models.roberta.flax_model import FlaxRobertaForTokenClassification as FlaxRobertaForTokenClassification
+from .models.roberta.flax_model import FlaxRobertaModel as FlaxRobertaModel
+from .models.roberta.flax_model import FlaxRobertaPreTrainedModel as FlaxRobertaPreTrainedModel
 from .models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
 from .models.roberta.torch_model import RobertaForMaskedLM as RobertaForMaskedLM
 from .models.roberta.torch_model import RobertaForMultipleChoice as RobertaForMultipleChoice

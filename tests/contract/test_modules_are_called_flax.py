@@ -46,9 +46,10 @@ FAMILIES = {
     "FlaxLongT5": (longspan.LongT5Config, LONGT5),
     "FlaxLongformer": (longspan.LongformerConfig, LONGFORMER),
     "FlaxMega": (longspan.MegaConfig, MEGA),
+    "FlaxRoberta": (longspan.RobertaConfig, BERT),
 }
 DECODER = {"is_decoder": True, "add_cross_attention": True}
-DECODERS = ("FlaxBertForCausalLM", "FlaxMegaForCausalLM")
+DECODERS = ("FlaxBertForCausalLM", "FlaxMegaForCausalLM", "FlaxRobertaForCausalLM")
 CASES = {
     **{
         name: (name, {})
@@ -76,8 +77,9 @@ def build(case):
     params = unflatten({path: leaf + rng.normal(scale=0.2, size=leaf.shape).astype("f") for path, leaf in leaves})
     shape = (2, 2, 9) if "Choice" in name else (2, 9)
     inputs = {"input_ids": rng.integers(0, 40, shape)}
-    if "Longformer" in name:
+    if "Longformer" in name or "Roberta" in name:
         inputs["input_ids"] = np.maximum(inputs["input_ids"], 2)  # no padding, whose row learns nothing
+    if "Longformer" in name:
         inputs["global_attention_mask"] = np.zeros(shape, np.int32)
         inputs["global_attention_mask"][..., [1, 6]] = 1
     if "LongT5" in name and "Encoder" not in name:

@@ -352,6 +352,7 @@ class CausalStepper:
         cache: Shapes of a cache of B rows.
         rows: K.
         room: L.
+        first_position: Position of the first token.
     """
 
     module: nn.Module
@@ -360,12 +361,13 @@ class CausalStepper:
     cache: Any
     rows: int
     room: int
+    first_position: int = 0
 
     def begin(self, *, reorders: bool) -> tuple[Array, Any]:
         """Read the prompts: logits (R, V) of what follows, and the cache."""
         del reorders  # the cache is moved
         mask = self.inputs["attention_mask"]
-        positions = jnp.maximum(mask.cumsum(axis=1) - 1, 0)
+        positions = jnp.maximum(mask.cumsum(axis=1) - 1, 0) + self.first_position
         logits, cache = self._decode(self.inputs["input_ids"], positions, self._mask(), empty_cache(self.cache), "auto")
         return jnp.repeat(logits, self.rows, axis=0), _repeat_rows(cache, self.rows)
 
@@ -373,7 +375,7 @@ class CausalStepper:
         """Logits (R, V) that follow the tokens (R,), and the cache."""
         mask = self.inputs["attention_mask"]
         real = jnp.repeat(mask.sum(axis=1), self.rows)
-        positions = real + position - mask.shape[1]
+        positions = real + position - mask.shape[1] + self.first_position
         mask = jnp.repeat(self._mask(), self.rows, axis=0)
         # one query: nothing is gained by going head by head
         return self._decode(tokens[:, None], positions[:, None], mask, _reorder(cache, origin), "eager")

@@ -314,10 +314,15 @@ class FlaxCausalGenerationMixin(FlaxGenerationMixin):
     init_cache: Callable[..., Any]
     _cache_shapes: Callable[[int, int], Any]
 
+    @property
+    def first_position(self) -> int:
+        """Position of a row's first token."""
+        return 0
+
     def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
         shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
-        return CausalStepper(self.module, params, inputs, shapes, rows, room)
+        return CausalStepper(self.module, params, inputs, shapes, rows, room, self.first_position)
 
     def prepare_inputs_for_generation(
         self, input_ids: Array, max_length: int, attention_mask: Array | None = None
@@ -334,11 +339,11 @@ class FlaxCausalGenerationMixin(FlaxGenerationMixin):
         """
         batch, length = input_ids.shape
         mask = jnp.ones((batch, max_length), jnp.int32)
-        position_ids = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        position_ids = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)) + self.first_position
         if attention_mask is not None:
             # what lies behind the prompt is masked by causality, so one mask serves all steps
             mask = lax.dynamic_update_slice(mask, jnp.asarray(attention_mask, jnp.int32), (0, 0))
-            position_ids = jnp.maximum(jnp.cumsum(mask[:, :length], axis=-1) - 1, 0)
+            position_ids = jnp.maximum(jnp.cumsum(mask[:, :length], axis=-1) - 1, 0) + self.first_position
         cache = self.init_cache(batch, max_length)
         return {"past_key_values": cache, "attention_mask": mask, "position_ids": position_ids}
 

@@ -51,11 +51,12 @@ class FlaxBertModule(nn.Module):
     dtype: Dtype = jnp.float32
     add_pooling_layer: bool = True
     gradient_checkpointing: bool = False
+    embeddings_class: ClassVar[type[FlaxBertEmbeddings]] = FlaxBertEmbeddings
 
     def setup(self) -> None:
         """Make the parts."""
         config = self.config
-        self.embeddings = FlaxBertEmbeddings(config, dtype=self.dtype)
+        self.embeddings = self.embeddings_class(config, dtype=self.dtype)
         self.encoder = FlaxBertEncoder(config, self.dtype, self.gradient_checkpointing)
         if self.add_pooling_layer:
             self.pooler = Pooler(config.hidden_size, kernel_init=kernel_init(config), dtype=self.dtype)
@@ -93,7 +94,7 @@ class FlaxBertModule(nn.Module):
         config = self.config
         past, capacity = (0, None) if init_cache else tokens_and_room(self.variables.get("cache"))
         if position_ids is None:
-            position_ids = (past + jnp.arange(input_ids.shape[1]))[None]
+            position_ids = self.default_positions(input_ids, past)
         if packing is not None:
             position_ids = packing.pack(jnp.broadcast_to(position_ids, input_ids.shape))
             input_ids = packing.pack(input_ids)
@@ -133,6 +134,10 @@ class FlaxBertModule(nn.Module):
         if not config.is_decoder:
             return FlaxBaseModelOutputWithPooling(**fields)
         return FlaxBaseModelOutputWithPoolingAndCrossAttentions(**fields, cross_attentions=cross_attentions)
+
+    def default_positions(self, input_ids: Array, past: Array | int) -> Array:
+        """Positions of the tokens behind `past` earlier ones, (1, S) or (B, S)."""
+        return (past + jnp.arange(input_ids.shape[1]))[None]
 
 
 class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
@@ -189,7 +194,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
             (1, 1, 30522)
         """
         self._check_decoder("init_cache")
-        check_length(max_length, self.config.max_position_embeddings)
+        check_length(max_length, self.most_tokens)
         return empty_cache(self._cache_shapes(batch_size, max_length))
 
     def __call__(
@@ -278,6 +283,11 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         return finish(output, resolve(return_dict, config.return_dict))
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_position_embeddings
+
+    @property
     def reads_first_state(self) -> bool:
         """The output has what the pooler makes of each row's first token."""
         module = self.module
@@ -297,7 +307,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         if input_ids.ndim != len(self.input_axes):
             axes = ", ".join(self.input_axes)
             raise InputError(f"input_ids must have the shape ({axes}). Received: {tuple(input_ids.shape)}")
-        check_length(input_ids.shape[-1], config.max_position_embeddings)
+        self._check_length(input_ids)
         check_ids(input_ids, config.vocab_size, name="input_ids", limit_name="vocab_size")
         for name, ids, limit_name in (
             ("token_type_ids", token_type_ids, "type_vocab_size"),
@@ -307,6 +317,9 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
                 if ids.shape != (1, *input_ids.shape[1:]) or name == "token_type_ids":
                     check_shape(ids, input_ids.shape, name=name, axes="of input_ids")
                 check_ids(ids, getattr(config, limit_name), name=name, limit_name=limit_name)
+
+    def _check_length(self, input_ids: Any) -> None:
+        check_length(input_ids.shape[-1], self.most_tokens)
 
     def _check_decoder(self, what: str) -> None:
         if not self.config.is_decoder:

@@ -7,7 +7,7 @@ their length.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -33,12 +33,14 @@ class FlaxBertEmbeddings(nn.Module):
 
     config: BertConfig
     dtype: Dtype = jnp.float32
+    #: padding has a position of its own, which learns nothing
+    pads_positions: ClassVar[bool] = False
 
     def setup(self) -> None:
         """Make the parts."""
-        config = self.config
-        self.word_embeddings = self._table(config.vocab_size, padding_idx=config.pad_token_id)
-        self.position_embeddings = self._table(config.max_position_embeddings)
+        config, padding = self.config, self.config.pad_token_id
+        self.word_embeddings = self._table(config.vocab_size, padding)
+        self.position_embeddings = self._table(config.max_position_embeddings, padding if self.pads_positions else None)
         self.token_type_embeddings = self._table(config.type_vocab_size)
         self.LayerNorm = LayerNorm(eps=config.layer_norm_eps, dtype=self.dtype)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

@@ -104,12 +104,20 @@ class FlaxBertTaskModule(TaskModule):
 
     config: BertConfig
     backbone_name = "bert"
+    backbone_class: ClassVar[type[FlaxBertModule]] = FlaxBertModule
     has_pooler: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Make the parts."""
-        self.bert = FlaxBertModule(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
-        self.dropout = nn.Dropout(_classifier_dropout(self.config))
+        backbone = self.backbone_class(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
+        setattr(self, self.backbone_name, backbone)
+        self.dropout = nn.Dropout(self.dropout_rate)
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of dropout before the head."""
+        given = self.config.classifier_dropout
+        return self.config.hidden_dropout_prob if given is None else given
 
 
 class FlaxBertLMModule(FlaxBertTaskModule):
@@ -190,18 +198,19 @@ class FlaxBertForCausalLM(FlaxCausalGenerationMixin, FlaxBertPreTrainedModel):
         (1, 3, 30522)
     """
 
-    module_class = FlaxBertForCausalLMModule
+    module_class: ClassVar[type[nn.Module]] = FlaxBertForCausalLMModule
     scores_tokens = True
     architecture = "BertLMHeadModel"
     keeps_cache = True
 
     def _check_use(self) -> None:
         if not self.config.is_decoder:
-            warnings.warn("FlaxBertForCausalLM attends in both directions unless config.is_decoder=True", stacklevel=3)
+            text = f"{type(self).__name__} attends in both directions unless config.is_decoder=True"
+            warnings.warn(text, stacklevel=3)
 
     def max_positions(self) -> int:
         """Tokens that have a position embedding."""
-        return self.config.max_position_embeddings
+        return self.most_tokens
 
     def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
@@ -228,12 +237,13 @@ class FlaxBertForMaskedLM(FlaxBertPreTrainedModel):
         (1, 3, 30522)
     """
 
-    module_class = FlaxBertForMaskedLMModule
+    module_class: ClassVar[type[nn.Module]] = FlaxBertForMaskedLMModule
     scores_tokens = True
 
     def _check_use(self) -> None:
         if self.config.is_decoder:
-            warnings.warn("FlaxBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=3)
+            text = f"{type(self).__name__} should see both directions: set config.is_decoder=False"
+            warnings.warn(text, stacklevel=3)
 
 
 class FlaxBertForNextSentencePredictionModule(FlaxBertTaskModule):
@@ -361,7 +371,7 @@ class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
         (1, 3, 5)
     """
 
-    module_class = FlaxBertForTokenClassificationModule
+    module_class: ClassVar[type[nn.Module]] = FlaxBertForTokenClassificationModule
     scores_tokens = True
 
 
@@ -392,7 +402,3 @@ class FlaxBertForQuestionAnswering(FlaxBertPreTrainedModel):
 
     module_class = FlaxBertForQuestionAnsweringModule
     needs_padding_states = True
-
-
-def _classifier_dropout(config: BertConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
