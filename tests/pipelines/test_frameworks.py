@@ -57,12 +57,14 @@ def test_equal_results(folders: dict[str, Path], task: str, framework: str) -> N
     close(other(inputs, **settings, batch_tokens=400), expected)
 
 
+@pytest.mark.parametrize("framework", ["flax", "keras"])
 @pytest.mark.parametrize("task", ["question-answering", "text-classification"])
-def test_a_longformer_in_flax(tmp_path: Path, task: str, minilm_dir: Path) -> None:
+def test_a_longformer(tmp_path: Path, task: str, framework: str, minilm_dir: Path) -> None:
     """Its question attends globally: the values of the ids tell how many tokens that are."""
     folder = make_task_model(tmp_path, task, "byte_level", minilm_dir, num_global_slots=2)
     inputs, settings = CASES[task]
-    close(pipeline(task, folder, framework="flax")(inputs, **settings), pipeline(task, folder)(inputs, **settings))
+    expected = pipeline(task, folder)(inputs, **settings)
+    close(pipeline(task, folder, framework=framework)(inputs, **settings), expected)
 
 
 def test_few_programs_are_compiled(folders: dict[str, Path]) -> None:
