@@ -189,6 +189,14 @@ from .models.roberta.flax_model import FlaxRobertaForSequenceClassification as F
 from .models.roberta.flax_model import FlaxRobertaForTokenClassification as FlaxRobertaForTokenClassification
 from .models.roberta.flax_model import FlaxRobertaModel as FlaxRobertaModel
 from .models.roberta.flax_model import FlaxRobertaPreTrainedModel as FlaxRobertaPreTrainedModel
+from .models.roberta.keras_model import TFRobertaForCausalLM as TFRobertaForCausalLM
+from .models.roberta.keras_model import TFRobertaForMaskedLM as TFRobertaForMaskedLM
+from .models.roberta.keras_model import TFRobertaForMultipleChoice as TFRobertaForMultipleChoice
+from .models.roberta.keras_model import TFRobertaForQuestionAnswering as TFRobertaForQuestionAnswering
+from .models.roberta.keras_model import TFRobertaForSequenceClassification as TFRobertaForSequenceClassification
+from .models.roberta.keras_model import TFRobertaForTokenClassification as TFRobertaForTokenClassification
+from .models.roberta.keras_model import TFRobertaModel as TFRobertaModel
+from .models.roberta.keras_model import TFRobertaPreTrainedModel as TFRobertaPreTrainedModel
 from .models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
 from .models.roberta.torch_model import RobertaForMaskedLM as RobertaForMaskedLM
 from .models.roberta.torch_model import RobertaForMultipleChoice as RobertaForMultipleChoice

@@ -66,13 +66,25 @@ class TFBertModel(TFBertPreTrainedModel):
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         adds_positions = config.position_embedding_type == "absolute"
-        self.embeddings = Embeddings(config, adds_positions=adds_positions, dtype=self.dtype_policy, name="embeddings")
+        padding = self.position_padding
+        self.embeddings = Embeddings(
+            config,
+            adds_positions=adds_positions,
+            position_padding=padding,
+            dtype=self.dtype_policy,
+            name="embeddings",
+        )
         self.encoder = BertEncoder(config, dtype=self.dtype_policy, name="encoder")
         self.pooler = None
         if add_pooling_layer:
             size, stddev = config.hidden_size, config.initializer_range
             self.pooler = Pooler(hidden_size=size, stddev=stddev, dtype=self.dtype_policy, name="pooler")
         self.build()
+
+    @property
+    def position_padding(self) -> int | None:
+        """Row of the position table that padding takes, if it has one of its own."""
+        return None
 
     def get_config(self) -> dict[str, Any]:
         """Everything that `from_config` needs to make the same model, without weights."""
@@ -145,10 +157,12 @@ class TFBertModel(TFBertPreTrainedModel):
         if not isinstance(padding_states, bool):
             check_shape(padding_states, shape, name="labels", axes="of the scores without their last axis")
         past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
-        assertions = [
-            *self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values),
-            *self._check_positions(shape, past_length, position_ids),
-        ]
+        assertions = self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values)
+        if position_ids is None:
+            position_ids, more = self.default_positions(input_ids, shape[1], past_length)
+        else:
+            more = check_input(position_ids, "position_ids", config, batch=shape[0], tokens=shape[1])
+            more += check_length(shape[1], config.max_position_embeddings)
         plan = make_plan(
             config,
             shape=shape,
@@ -164,7 +178,7 @@ class TFBertModel(TFBertPreTrainedModel):
             inputs_embeds = drop_unseen_faults(inputs_embeds, attention_mask)
         if encoder_hidden_states is not None:
             encoder_hidden_states = drop_unseen_faults(encoder_hidden_states, encoder_attention_mask)
-        with after(assertions):
+        with after([*assertions, *more]):
             embedded = self._embed(plan, input_ids, inputs_embeds, token_type_ids, position_ids, training)
         last_hidden_state, hidden, attentions, cross_attentions, presents = self.encoder(
             embedded,
@@ -214,12 +228,10 @@ class TFBertModel(TFBertPreTrainedModel):
             )
         return assertions
 
-    def _check_positions(self, shape: tuple[Size, Size], past_length: Size, position_ids: Tensor | None) -> list[Any]:
-        limit = self.config.max_position_embeddings
-        if position_ids is None:
-            return check_length(past_length + shape[1], limit)
-        places = check_input(position_ids, "position_ids", self.config, batch=shape[0], tokens=shape[1])
-        return places + check_length(shape[1], limit)
+    def default_positions(self, input_ids: Tensor | None, length: Size, past_length: Size) -> tuple[Tensor, list[Any]]:
+        """Positions where none are given, (B, S) or (1, S): past, past + 1, …; and assertions as of `check_ids`."""
+        assertions = check_length(past_length + length, self.config.max_position_embeddings)
+        return past_length + ops.arange(length, dtype="int32")[None], assertions
 
     def _embed(
         self,
@@ -227,11 +239,11 @@ class TFBertModel(TFBertPreTrainedModel):
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
+        position_ids: Tensor,
         training: bool | None,
     ) -> Tensor:
         """Embed the tokens, (N, H): all of them, or only the real ones of a packed batch."""
-        positions = plan.positions[None] if position_ids is None else ops.cast(position_ids, "int32")
+        positions = ops.cast(position_ids, "int32")
         if plan.packing is None:
             states = self.embeddings(
                 input_ids,

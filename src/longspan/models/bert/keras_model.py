@@ -92,7 +92,7 @@ class TFBertTask(TaskModel, TFBertPreTrainedModel):
         return super().run(inputs, flags, labels, padding_states=self.states_read(labels, flags[-1]), **further)
 
 
-class _WithPredictionHead(TFBertTask):
+class TFBertWordTask(TFBertTask):
     """A BERT class whose `cls.predictions` scores the vocabulary."""
 
     has_next_sentence_head: ClassVar[bool] = False
@@ -133,7 +133,7 @@ class TFBertForPreTrainingOutput(TFModelOutput):
 
 
 @register
-class TFBertForPreTraining(_WithPredictionHead):
+class TFBertForPreTraining(TFBertWordTask):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
     `labels` are the ids of the masked tokens, -100 elsewhere, (B, S); `next_sentence_label` is 0 if the second segment
@@ -187,7 +187,7 @@ class TFBertForPreTraining(_WithPredictionHead):
 
 
 @register
-class TFBertLMHeadModel(_WithPredictionHead):
+class TFBertLMHeadModel(TFBertWordTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
@@ -212,7 +212,8 @@ class TFBertLMHeadModel(_WithPredictionHead):
     def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         if not config.is_decoder:
-            warnings.warn("TFBertLMHeadModel attends in both directions unless config.is_decoder=True", stacklevel=2)
+            name = type(self).__name__
+            warnings.warn(f"{name} attends in both directions unless config.is_decoder=True", stacklevel=2)
 
     def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """Next-token cross-entropy, (1,)."""
@@ -245,7 +246,7 @@ class TFBertLMHeadModel(_WithPredictionHead):
 
 
 @register
-class TFBertForMaskedLM(_WithPredictionHead):
+class TFBertForMaskedLM(TFBertWordTask):
     """BERT that predicts masked tokens.
 
     `labels` are the ids of the masked tokens, -100 elsewhere, (B, S). A call returns `TFMaskedLMOutput`.
@@ -268,7 +269,8 @@ class TFBertForMaskedLM(_WithPredictionHead):
     def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         if config.is_decoder:
-            warnings.warn("TFBertForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
+            name = type(self).__name__
+            warnings.warn(f"{name} should see both directions: set config.is_decoder=False", stacklevel=2)
 
 
 @register

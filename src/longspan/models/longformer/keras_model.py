@@ -32,14 +32,14 @@ from longspan.models.longformer.keras_outputs import (
 )
 from longspan.models.longformer.names import NAMES
 from longspan.nn.keras.base import TFPreTrainedModel, register
-from longspan.nn.keras.checks import Size, check_input, check_length, input_shape
+from longspan.nn.keras.checks import Size, check_input, input_shape
 from longspan.nn.keras.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
 from longspan.nn.keras.inputs import unpack_inputs
 from longspan.nn.keras.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.keras.outputs import TFModelOutput, resolve
-from longspan.nn.keras.post_norm import Embeddings, prune_layers
+from longspan.nn.keras.post_norm import Embeddings, positions_behind_padding, prune_layers
 from longspan.nn.keras.resizing import replace_layer
-from longspan.nn.keras.runtime import after, is_concrete, values_visible
+from longspan.nn.keras.runtime import after, values_visible
 from longspan.nn.keras.tasks import (
     Inputs,
     MultipleChoiceModel,
@@ -205,20 +205,10 @@ class TFLongformerModel(TFLongformerPreTrainedModel):
         self, input_ids: Tensor | None, position_ids: Tensor | None, shape: tuple[Size, Size]
     ) -> tuple[Tensor, list[Any]]:
         """Rows of the position table, (B, S) or (1, S), and assertions."""
-        config = self.config
-        limit_name = "max_position_embeddings - pad_token_id - 1"
-        if position_ids is not None:
-            assertions = check_input(position_ids, "position_ids", config, batch=shape[0], tokens=shape[1])
-            return ops.cast(position_ids, "int32"), assertions
-        padding = config.pad_token_id or 0
-        if input_ids is None:
-            assertions = check_length(shape[1], config.max_length, limit_name=limit_name)
-            return ops.arange(shape[1], dtype="int32")[None] + (padding + 1), assertions
-        is_token = ops.cast(ops.not_equal(input_ids, padding), "int32")
-        count = ops.cumsum(is_token, axis=1)
-        longest = ops.max(count, initial=0)
-        longest = int(longest) if is_concrete(longest) else longest
-        return count * is_token + padding, check_length(longest, config.max_length, limit_name=limit_name)
+        if position_ids is None:
+            return positions_behind_padding(self.config, input_ids, length=shape[1])
+        assertions = check_input(position_ids, "position_ids", self.config, batch=shape[0], tokens=shape[1])
+        return ops.cast(position_ids, "int32"), assertions
 
 
 class TFLongformerTask(TaskModel, TFLongformerPreTrainedModel):

@@ -15,8 +15,10 @@ from keras import ops
 
 from longspan.errors import InputError
 from longspan.nn.keras.activations import get_activation
+from longspan.nn.keras.checks import Size, check_length
 from longspan.nn.keras.layers import Block, embedding, layer_norm, linear, look_up
 from longspan.nn.keras.resizing import keep_features, remaining_features, replace_layer
+from longspan.nn.keras.runtime import is_concrete
 from longspan.ops.keras import Tensor
 
 
@@ -66,6 +68,35 @@ class Embeddings(Block):
                 self.position_embeddings, position_ids, padding_index=self.position_padding
             )
         return self.dropout(self.LayerNorm(embeddings), training=training)
+
+
+def positions_behind_padding(
+    config: Any, input_ids: Tensor | None, *, length: Size, past_length: Size = 0
+) -> tuple[Tensor, list[Any]]:
+    """Positions that begin behind the padding id: of the tokens that are not padding, or of all embeddings.
+
+    Args:
+        config: Has `pad_token_id` and `max_length`.
+        input_ids: (B, S), or None.
+        length: S.
+        past_length: Number of cached tokens.
+
+    Returns:
+        Rows of the position table, (B, S) or (1, S), and assertions as of `check_ids`.
+
+    Raises:
+        InputError: there are more tokens than positions.
+    """
+    padding = config.pad_token_id or 0
+    longest: Size = past_length + length
+    if input_ids is None:
+        positions = past_length + ops.arange(length, dtype="int32")[None] + (padding + 1)
+    else:
+        is_token = ops.cast(ops.not_equal(input_ids, padding), "int32")
+        count = (ops.cumsum(is_token, axis=1) + past_length) * is_token
+        positions, longest = count + padding, ops.max(count, initial=0)
+        longest = int(longest) if is_concrete(longest) else longest
+    return positions, check_length(longest, config.max_length, limit_name="max_position_embeddings - pad_token_id - 1")
 
 
 class Intermediate(Block):

@@ -1,0 +1,155 @@
+"""RoBERTa and XLM-R in Keras 3 (Liu et al., 2019, https://arxiv.org/abs/1907.11692; Conneau et al., 2020).
+
+BERT's layers and task classes with other positions and heads. The classes take a configuration of XLM-R as well.
+Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from keras import ops
+
+from longspan.checkpoints.names import ParameterNames
+from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel
+from longspan.models.bert.keras_model import (
+    TFBertForMaskedLM,
+    TFBertForMultipleChoice,
+    TFBertForQuestionAnswering,
+    TFBertForTokenClassification,
+    TFBertLMHeadModel,
+    TFBertTask,
+    TFBertWordTask,
+)
+from longspan.models.roberta.config import RobertaConfig
+from longspan.models.roberta.names import NAMES
+from longspan.nn.keras.base import register
+from longspan.nn.keras.checks import Size, input_shape
+from longspan.nn.keras.heads import FirstTokenClassificationHead, LanguageModelHead
+from longspan.nn.keras.outputs import TFModelOutput, TFSequenceClassifierOutput
+from longspan.nn.keras.post_norm import positions_behind_padding
+from longspan.nn.keras.tasks import Inputs, Scores, SequenceClassificationModel
+from longspan.ops.keras import Tensor
+
+
+class TFRobertaPreTrainedModel(TFBertPreTrainedModel):
+    """What all RoBERTa classes share."""
+
+    config_class: ClassVar[type[RobertaConfig]] = RobertaConfig
+    base_model_prefix: ClassVar[str] = "roberta"
+    names: ClassVar[ParameterNames] = NAMES
+    config: RobertaConfig
+
+
+@register
+class TFRobertaModel(TFRobertaPreTrainedModel, TFBertModel):
+    """RoBERTa without a head: a `TFBertModel` whose positions count the tokens that are not padding.
+
+    The first token has the position `pad_token_id + 1`, padding has `pad_token_id`; given `position_ids` are taken as
+    they are. Arguments of a call are those of `TFBertModel.call`.
+
+    Args:
+        config: Settings; the weights are random.
+        add_pooling_layer: Have the pooler, which gives `pooler_output`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaModel
+        >>> model = TFRobertaModel(RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1))
+        >>> tuple(model(np.array([[0, 31414, 2]])).last_hidden_state.shape)
+        (1, 3, 32)
+    """
+
+    @property
+    def position_padding(self) -> int | None:
+        """The id of the padding token; its row learns nothing."""
+        return self.config.pad_token_id
+
+    def default_positions(self, input_ids: Tensor | None, length: Size, past_length: Size) -> tuple[Tensor, list[Any]]:
+        """Positions behind the padding id: of the tokens that are not padding, or of all embeddings."""
+        return positions_behind_padding(self.config, input_ids, length=length, past_length=past_length)
+
+
+class TFRobertaTask(TFRobertaPreTrainedModel, TFBertTask):
+    """A RoBERTa with a head."""
+
+    base_class = TFRobertaModel
+
+
+class TFRobertaWordTask(TFRobertaTask, TFBertWordTask):
+    """A RoBERTa that scores the words of its vocabulary at each token."""
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        self.lm_head = LanguageModelHead(self.config, dtype=self.dtype_policy, name="lm_head")
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> Scores:
+        """Scores of the vocabulary, (B, S, V)."""
+        table = self.get_input_embeddings()
+        return {"logits": self.lm_head(outputs["last_hidden_state"], word_embeddings=table)}
+
+    def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
+        """Give the projection onto the vocabulary `size` outputs."""
+        self.lm_head.resize(size, mean_resizing=mean_resizing)
+
+
+@register
+class TFRobertaForMaskedLM(TFRobertaWordTask, TFBertForMaskedLM):
+    """RoBERTa that predicts masked tokens; see `TFBertForMaskedLM`."""
+
+
+@register
+class TFRobertaForCausalLM(TFRobertaWordTask, TFBertLMHeadModel):
+    """RoBERTa that predicts the next token; set `config.is_decoder=True`. See `TFBertLMHeadModel`."""
+
+
+@register
+class TFRobertaForSequenceClassification(SequenceClassificationModel, TFRobertaTask):
+    """RoBERTa with a classification or regression head on the first token.
+
+    Labels and output as of `TFBertForSequenceClassification`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForSequenceClassification
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=3)
+        >>> tuple(TFRobertaForSequenceClassification(config)(np.array([[0, 31414, 2]])).logits.shape)
+        (1, 3)
+    """
+
+    output_class = TFSequenceClassifierOutput
+
+    def make_head(self) -> None:
+        """Make the layers of the head."""
+        rate, policy = self.make_dropout().rate, self.dtype_policy
+        self.classifier = FirstTokenClassificationHead(self.config, dropout=rate, dtype=policy, name="classifier")
+
+    def encode(self, inputs: Inputs, training: bool | None) -> Any:
+        """As of every class; the head reads the first token also where that is padding."""
+        shape = input_shape(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+        first = ops.broadcast_to(ops.arange(shape[1]) == 0, shape)
+        return super().encode({**inputs, "padding_states": first}, training)
+
+    def head(self, outputs: TFModelOutput, training: bool | None) -> Scores:
+        """Scores of the classes, (B, N)."""
+        return {"logits": self.classifier(outputs["last_hidden_state"], training=training)}
+
+
+@register
+class TFRobertaForTokenClassification(TFRobertaTask, TFBertForTokenClassification):
+    """RoBERTa with a classification head on every token; see `TFBertForTokenClassification`."""
+
+
+@register
+class TFRobertaForQuestionAnswering(TFRobertaTask, TFBertForQuestionAnswering):
+    """RoBERTa that scores each token as start and as end of an answer; see `TFBertForQuestionAnswering`."""
+
+
+@register
+class TFRobertaForMultipleChoice(TFRobertaTask, TFBertForMultipleChoice):
+    """RoBERTa that scores each of several choices; see `TFBertForMultipleChoice`."""
