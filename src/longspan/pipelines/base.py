@@ -23,6 +23,7 @@ from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
+from longspan.inputs import padding_of
 from longspan.pipelines.backends import TaskModel, load_task_model
 from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
 from longspan.pipelines.options import (
@@ -408,11 +409,11 @@ class Pipeline(FixedAttributes, ABC):
             "input_ids": pad([row.ids for row in rows], batch.shape, self._pad_token_id or 0),
             "attention_mask": np.arange(length) < lengths[:, None],
         }
-        if "token_type_ids" in self._input_names:
-            inputs["token_type_ids"] = pad([row.segments for row in rows], batch.shape, 0)
-        masks = [row.is_global for row in rows if row.is_global is not None]
-        if "global_attention_mask" in self._input_names and len(masks) == len(rows):
-            inputs["global_attention_mask"] = pad([mask.astype(np.int32) for mask in masks], batch.shape, 0)
+        masks = [row.is_global.astype(np.int32) for row in rows if row.is_global is not None]
+        further = {"token_type_ids": [row.segments for row in rows], "global_attention_mask": masks}
+        for name, values in further.items():
+            if name in self._input_names and len(values) == len(rows):
+                inputs[name] = pad(values, batch.shape, padding_of(name, self.model.config))
         return inputs
 
     def prepare(self, item: Any, options: Options) -> Job:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from longspan.errors import InputError
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.torch_layers import (
+    LongT5LayerAttention,
     LongT5LayerFF,
     LongT5LayerNorm,
     LongT5Projections,
@@ -148,38 +149,24 @@ class LongT5CrossAttention(LongT5Projections):
         return key, value
 
 
-class LongT5LayerSelfAttention(nn.Module):
+class LongT5LayerSelfAttention(LongT5LayerAttention):
     """x + dropout(self-attention(norm(x)))."""
 
+    attention_name = "SelfAttention"
+
     def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
-        super().__init__()
-        self.SelfAttention = LongT5SelfAttention(
-            config, layer_index=layer_index, has_relative_attention_bias=layer_index == 0
-        )
-        self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """(B, T, H) -> (B, T, H) and the weights."""
-        context, weights = self.SelfAttention(self.layer_norm(hidden_states), **arguments)
-        return hidden_states + self.dropout(context), weights
+        has_bias = layer_index == 0
+        attention = LongT5SelfAttention(config, layer_index=layer_index, has_relative_attention_bias=has_bias)
+        super().__init__(config, attention)
 
 
-class LongT5LayerCrossAttention(nn.Module):
+class LongT5LayerCrossAttention(LongT5LayerAttention):
     """x + dropout(cross-attention(norm(x), e))."""
 
-    def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
-        super().__init__()
-        self.EncDecAttention = LongT5CrossAttention(config, layer_index=layer_index)
-        self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+    attention_name = "EncDecAttention"
 
-    def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, **arguments: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, H), (B, S, H) -> (B, T, H) and the weights."""
-        context, weights = self.EncDecAttention(self.layer_norm(hidden_states), encoder_hidden_states, **arguments)
-        return hidden_states + self.dropout(context), weights
+    def __init__(self, config: LongT5Config, *, layer_index: int) -> None:
+        super().__init__(config, LongT5CrossAttention(config, layer_index=layer_index))
 
 
 class LongT5DecoderBlock(nn.Module):
@@ -206,7 +193,7 @@ class LongT5DecoderBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """(B, T, H), (B, S, H) -> (B, T, H), self- and cross-attention weights, and the bias for the layers behind."""
         first: Any = self.layer[0]
-        plan = first.SelfAttention.add_bias(plan)
+        plan = first.attention.add_bias(plan)
         hidden_states, weights = first(hidden_states, plan=plan, head_mask=head_mask)
         cross_weights = None
         if encoder_hidden_states is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.torch_layers import (
+    LongT5LayerAttention,
     LongT5LayerFF,
     LongT5LayerNorm,
     LongT5Projections,
@@ -210,46 +211,24 @@ class LongT5TransientGlobalAttention(LongT5LocalAttention):
         return ExtraKeys(key, value, plan.summaries.filled, plan.summary_bias, plan.summaries.position)
 
 
-class LongT5LayerLocalSelfAttention(nn.Module):
+class LongT5LayerLocalSelfAttention(LongT5LayerAttention):
     """x + dropout(attention(norm(x))), with local attention."""
 
+    attention_name = "LocalSelfAttention"
+
     def __init__(self, config: LongT5Config, *, has_relative_attention_bias: bool) -> None:
-        super().__init__()
-        self.LocalSelfAttention = LongT5LocalAttention(config, has_relative_attention_bias=has_relative_attention_bias)
-        self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    @property
-    def attention(self) -> LongT5LocalAttention:
-        """The attention, whatever its name in checkpoints."""
-        return self.LocalSelfAttention
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """(B, S, H) -> (B, S, H) and the weights."""
-        context, weights = self.attention(self.layer_norm(hidden_states), **arguments)
-        return hidden_states + self.dropout(context), weights
+        attention = LongT5LocalAttention(config, has_relative_attention_bias=has_relative_attention_bias)
+        super().__init__(config, attention)
 
 
-class LongT5LayerTransientGlobalSelfAttention(nn.Module):
+class LongT5LayerTransientGlobalSelfAttention(LongT5LayerAttention):
     """x + dropout(attention(norm(x))), with transient-global attention."""
 
+    attention_name = "TransientGlobalSelfAttention"
+
     def __init__(self, config: LongT5Config, *, has_relative_attention_bias: bool) -> None:
-        super().__init__()
-        self.TransientGlobalSelfAttention = LongT5TransientGlobalAttention(
-            config, has_relative_attention_bias=has_relative_attention_bias
-        )
-        self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    @property
-    def attention(self) -> LongT5TransientGlobalAttention:
-        """The attention, whatever its name in checkpoints."""
-        return self.TransientGlobalSelfAttention
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """(B, S, H) -> (B, S, H) and the weights."""
-        context, weights = self.attention(self.layer_norm(hidden_states), **arguments)
-        return hidden_states + self.dropout(context), weights
+        attention = LongT5TransientGlobalAttention(config, has_relative_attention_bias=has_relative_attention_bias)
+        super().__init__(config, attention)
 
 
 class LongT5EncoderBlock(nn.Module):

@@ -7,6 +7,8 @@ In float16 the residual and the last product of the feed-forward layers are floa
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,6 +102,28 @@ class LongT5LayerFF(nn.Module):
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
+
+
+class LongT5LayerAttention(nn.Module):
+    """x + dropout(attention(norm(x))); subclasses say what attends, and its name in checkpoints."""
+
+    attention_name: ClassVar[str]
+
+    def __init__(self, config: LongT5Config, attention: nn.Module) -> None:
+        super().__init__()
+        self.add_module(self.attention_name, attention)
+        self.layer_norm = LongT5LayerNorm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    @property
+    def attention(self) -> Any:
+        """The attention, whatever its name in checkpoints."""
+        return getattr(self, self.attention_name)
+
+    def forward(self, hidden_states: Tensor, *others: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        """(B, S, H) -> (B, S, H) and the weights; the other arguments are those of the attention."""
+        context, weights = self.attention(self.layer_norm(hidden_states), *others, **arguments)
+        return hidden_states + self.dropout(context), weights
 
 
 class LongT5Projections(nn.Module):
