@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from tests.tolerances import assert_close, gradient_error
+from tests.jaxprs import largest_array
+from tests.tolerances import assert_close, assert_gradients_close, gradient_error
 
 import longspan
 from longspan.nn.flax.losses import cross_entropy
@@ -20,6 +21,15 @@ LONGT5 = longspan.LongT5Config(
     vocab_size=40, d_model=12, d_kv=4, d_ff=10, num_heads=2, num_layers=1, local_radius=2, global_block_size=4,
     encoder_attention_type="transient-global",
 )  # fmt: skip
+DIFFLLAMA = longspan.DiffLlamaConfig(
+    vocab_size=40, hidden_size=12, intermediate_size=10, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+    num_hidden_layers=1,
+)  # fmt: skip
+MEGA = longspan.MegaConfig(
+    vocab_size=40, hidden_size=12, num_hidden_layers=1, intermediate_size=14, ema_projection_size=3,
+    shared_representation_size=8, nffn_hidden_size=10,
+)  # fmt: skip
+CHUNKED = longspan.MegaConfig(**{**MEGA.to_dict(), "use_chunking": True, "chunk_size": 64})
 
 
 def batch(length, rows=3):
@@ -35,17 +45,29 @@ OPTIMISED = {
     "xla_llvm_disable_expensive_passes": False,
     "xla_cpu_use_fusion_emitters": True,
 }
+#: class -> settings
+SMALL = {
+    "FlaxBertForQuestionAnswering": BERT,
+    "FlaxLongT5ForConditionalGeneration": LONGT5,
+    "FlaxDiffLlamaForCausalLM": DIFFLLAMA,
+    "FlaxMegaForTokenClassification": CHUNKED,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("FlaxBertForQuestionAnswering", "eager"), ("FlaxLongT5ForConditionalGeneration", "blocked")],
+    [
+        ("FlaxBertForQuestionAnswering", "eager"),
+        ("FlaxLongT5ForConditionalGeneration", "blocked"),
+        ("FlaxDiffLlamaForCausalLM", "chunked"),
+        ("FlaxMegaForTokenClassification", "tiled"),
+    ],
 )
 def test_optimised_programs_compute_the_same(name, implementation):
-    small = BERT if "Bert" in name else LONGT5
+    small = SMALL[name]
     model = getattr(longspan, name)(type(small)(**{**small.to_dict(), "attn_implementation": implementation}))
     ids, mask = batch(13)
-    targets = {} if small is BERT else {"decoder_input_ids": ids[:, :3]}
+    targets = {"decoder_input_ids": ids[:, :3]} if small is LONGT5 else {}
 
     def loss(params):
         output = model(ids, mask, params=params, return_dict=False, **targets)[0]
@@ -55,17 +77,20 @@ def test_optimised_programs_compute_the_same(name, implementation):
     (_, output), gradients = program.compile()(model.params)
     (_, expected), wanted = program.compile(compiler_options=OPTIMISED)(model.params)
     assert_close(output, expected)
+    if small is DIFFLLAMA:  # the gradients of λ are small sums over all tokens, whose terms cancel
+        named = [dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (gradients, wanted)]
+        assert_gradients_close(*({str(path): leaf for path, leaf in leaves.items()} for leaves in named))
+        return
     for mine, theirs in zip(*map(jax.tree_util.tree_leaves, (gradients, wanted)), strict=True):
         assert gradient_error(mine, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["FlaxBertForQuestionAnswering", "FlaxLongT5ForConditionalGeneration"])
+@pytest.mark.parametrize("name", SMALL)
 def test_an_export_serves_every_length(name):
-    is_bert = "Bert" in name
-    model = getattr(longspan, name)(BERT if is_bert else LONGT5)
+    model = getattr(longspan, name)(SMALL[name])
 
     def run(params, ids, mask):
-        targets = {} if is_bert else {"decoder_input_ids": ids[:, :3]}
+        targets = {"decoder_input_ids": ids[:, :3]} if "LongT5" in name else {}
         return model(ids, mask, params=params, return_dict=False, **targets)[0]
 
     shapes = jax.tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
@@ -74,6 +99,22 @@ def test_an_export_serves_every_length(name):
     for length, rows in ((9, 3), (17, 2)):
         inputs = batch(length, rows)
         assert_close(exported.call(model.params, *inputs), run(model.params, *inputs))
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("FlaxDiffLlamaForCausalLM", DIFFLLAMA), ("FlaxMegaForMaskedLM", MEGA), ("FlaxMegaForMaskedLM", CHUNKED)],
+    ids=["diffllama", "mega", "mega-chunks"],
+)
+def test_no_array_of_tokens_by_tokens_in_either_pass(name, config):
+    length = 2048
+    model = getattr(longspan, name)(config, _do_init=False)
+
+    def loss(params, ids, mask):
+        return jnp.square(model(ids, mask, params=params).logits).sum()
+
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    assert largest_array(jax.grad(loss), model.params_shape_tree, ids, ids) <= 4 * 128 * length < length * length
 
 
 @pytest.mark.parametrize("name", ["FlaxBertForTokenClassification", "FlaxBertForMaskedLM", "FlaxBertModel"])
