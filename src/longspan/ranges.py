@@ -48,7 +48,7 @@ Number = Annotated[int, Range("must be a whole number", -_LARGEST, _LARGEST)]
 PositiveNumber = Annotated[float, Range("must be positive", 1e-30, 1e30)]
 TokenId = Annotated[int, Range("must be an id, or -1 for none", -1, _LARGEST)]
 Probability = Annotated[float, Range("must lie in [0, 1)", 0.0, 1.0, below=True)]
-Epsilon = Annotated[float, Range("must lie in [0, 1)", 0.0, 1.0, below=True)]
+Epsilon = Annotated[float, Range("must lie in [0, 1]", 0.0, 1.0)]
 Deviation = Annotated[float, Range("must be a finite number from 0", 0.0, 1e6)]
 
 

@@ -127,6 +127,27 @@ def test_gradient_checkpointing_changes_no_gradient(family, reentrant):
         assert_close(got[name], gradient)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_config_leaves_the_configuration_as_it_is(family):
+    config = longspan.AutoConfig.for_model(family, **SMALL[family])
+    kind = getattr(longspan, LM[family])
+    model = kind._from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
+    assert type(model) is kind
+    model.resize_token_embeddings(45)
+    assert (model.vocab_size, config.vocab_size) == (45, 40)
+    assert (model.config.attn_implementation, config.attn_implementation) == ("eager", "auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="no_such"):
+        kind._from_config(config, no_such=1)
+
+
+def test_an_epsilon_of_one_is_taken():
+    """The reference's own tests calm random models with it."""
+    assert longspan.BertConfig(layer_norm_eps=1.0).layer_norm_eps == 1.0
+    with pytest.raises(ValueError, match=r"layer_norm_eps must be at most 1\. Received: layer_norm_eps=1.5"):
+        longspan.BertConfig(layer_norm_eps=1.5)
+
+
 @pytest.mark.parametrize("attention", ["local", "transient-global"])
 def test_gradients_of_what_longt5_returns(attention):
     """Hidden states and attentions are part of the graph, whose gradients are the reference's."""

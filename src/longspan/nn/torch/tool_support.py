@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
@@ -48,10 +50,23 @@ class ToolSupport(ModuleInfo):
     #: tags of the model on the hub; `add_model_tags` adds some
     model_tags: list[str] | None = None
 
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, dtype: torch.dtype | None = None, **settings: Any) -> Self:
+        """A model with random weights; `attn_implementation` and other settings win over those of `config`."""
+        config = copy.deepcopy(config)
+        config.update(settings)
+        model = cls(config)
+        return model if dtype is None else model.to(dtype)
+
     @property
     def name_or_path(self) -> str:
         """Where the model was loaded from."""
         return self.config.name_or_path
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.config.vocab_size
 
     @property
     def num_labels(self) -> int:
