@@ -330,3 +330,9 @@ def test_errors(settings, inputs, message):
 def test_settings_that_no_model_can_have(name, settings, message):
     with pytest.raises(ConfigError, match=message):
         getattr(longspan, name)(longspan.MegaConfig(**{**SETTINGS, **settings}))
+
+
+def test_a_masked_language_model_that_sees_one_direction_is_warned_of_where_it_is_made():
+    with pytest.warns(UserWarning, match="FlaxMegaForMaskedLM should see both directions") as warned:
+        longspan.FlaxMegaForMaskedLM(longspan.MegaConfig(**{**SETTINGS, **DECODER}), _do_init=False)
+    assert warned[0].filename == __file__

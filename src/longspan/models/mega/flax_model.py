@@ -174,7 +174,7 @@ class FlaxMegaForMaskedLM(FlaxMegaPreTrainedModel):
     def _check_use(self) -> None:
         super()._check_use()
         if self.config.is_decoder:
-            warnings.warn("FlaxMegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=4)
+            warnings.warn("FlaxMegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=3)
 
 
 class FlaxMegaForSequenceClassificationModule(FlaxMegaTaskModule):
