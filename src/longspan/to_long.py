@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from longspan.checkpoints.files import LazyTensor, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import CheckpointReader
+from longspan.checkpoints.untrusted import parse_json, reading
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, read_json
 from longspan.errors import CheckpointError, InputError
 from longspan.models.longformer.lengthen import Lengthened, Origin, lengthen
@@ -242,7 +243,7 @@ def _other_files(source: Source, model_type: str, max_length: int) -> dict[str, 
             files[name] = path.read_bytes() if name not in _LENGTHS else _with_length(path, _LENGTHS[name], max_length)
     if any(name in files for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         # the family of the model changes, that of its tokenizer does not: the file must name it
-        content = json.loads(files.get("tokenizer_config.json", b"{}"))
+        content = parse_json(files.get("tokenizer_config.json", b"{}"))
         named = {"tokenizer_class": _TOKENIZER_CLASSES[model_type], "model_max_length": max_length}
         files["tokenizer_config.json"] = _dump({**named, **content})
     return files
@@ -269,10 +270,12 @@ def _copy_pooling(source: Source, destination: Path) -> None:
     modules = source.find("modules.json")
     if modules is None:
         return
-    for module in json.loads(modules.read_bytes()):
-        for name in ("config.json", "model.safetensors") if module.get("path") else ():
-            path = source.find(f"{module['path']}/{name}")
+    with reading(modules, "the list of modules"):
+        folders = [str(module["path"]) for module in parse_json(modules.read_bytes()) if module.get("path")]
+    for folder_name in folders:
+        for name in ("config.json", "model.safetensors"):
+            path = source.find(f"{folder_name}/{name}")
             if path is not None:
-                folder = destination / module["path"]
+                folder = destination / folder_name
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(path.read_bytes())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,26 @@ def test_lines_of_texts_that_are_not_the_file_itself(index: PassageStore, tiny: 
     assert (page.hit.line_start, page.hit.line_end, page.has_line_numbers, page.line) == (1, 4, False, 1)
     assert record.lines == ("python", "data model")
     assert (record.line, record.has_line_numbers) == (1, False)
+
+
+#: what a query may not import: other frameworks and formats, the readers of documents, the writers of text in files
+NOT_FOR_A_QUERY = {
+    "jax", "keras", "tensorflow", "transformers", "pandas", "pyarrow", "pypdf", "h5py", "huggingface_hub",
+    "torch._dynamo", "torch._inductor", "sympy", "longspan.documents.readers", "longspan.embeddings.embed_files",
+    "longspan.pipelines.base", "longspan.to_long", "longspan.models.longformer.lengthen",
+}  # fmt: skip
+
+
+def test_a_query_imports_what_it_needs(tmp_path: Path, corpus: Path, tiny_dir: Path):
+    embed_files([corpus], tmp_path / "out.npz", encoder=SentenceEncoder(tiny_dir))
+    code = "import sys; from longspan.cli.main import app; app(sys.argv[1:], standalone_mode=False)"
+    shown = f"{code}; print(*sys.modules, sep='\\n', file=sys.stderr)"
+    command = [sys.executable, "-c", shown, "search", str(tmp_path / "out.npz"), "log"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = set(done.stderr.split("\n"))
+    assert "longspan.search.npz" in imported
+    assert "log" in done.stdout
+    assert not imported & NOT_FOR_A_QUERY
 
 
 def test_no_queries_no_answers(index: PassageStore, tiny: SentenceEncoder):

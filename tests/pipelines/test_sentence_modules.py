@@ -138,6 +138,7 @@ DENSE = {"in_features": HIDDEN, "out_features": 4, "bias": False, "activation_fu
         (lambda f: _set_kind(f, 1, "Dropout"), "A sentence model must have a Pooling module"),
         (lambda f: write_json(f / "modules.json", []), r"modules.json must list at least one module. Received: \[\]"),
         (lambda f: (f / "modules.json").write_text("{"), "modules.json must be valid JSON"),
+        (lambda f: (f / "modules.json").write_text("[" * 100_000), "modules.json must be valid JSON.*nests too deep"),
         (lambda f: (f / "1_Pooling" / "config.json").unlink(), "has no file .*config.json"),
         (
             lambda f: _edit(f / "1_Pooling" / "config.json", pooling_mode="median"),

@@ -249,6 +249,20 @@ def test_other_files_are_no_indexes(tmp_path: Path):
             open_index(tmp_path / name)
 
 
+def test_metadata_that_nests_too_deep(tmp_path: Path, everything: Passages, records: list[FileRecord]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    deep = "[" * 100_000
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"longspan": deep}), tmp_path / "out.parquet")
+    np.savez(tmp_path / "out.npz", metadata=np.array(deep))
+    write(tmp_path / "out.index", everything, records)
+    (tmp_path / "out.index" / "manifest.json").write_text(deep)
+    for kind in ("parquet", "npz", "index"):
+        with pytest.raises(IndexFileError, match="must be .*whole.*nests too deep"):
+            open_index(tmp_path / f"out.{kind}")
+
+
 # The journal
 
 

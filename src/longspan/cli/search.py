@@ -92,15 +92,17 @@ def _open(
     path: Path, model: str | None, settings: dict[str, Any], stack: ExitStack, *, show_progress: bool
 ) -> tuple[PassageStore, SentenceEncoder]:
     """The index and its model; files that are no index are embedded into one that lasts as long as `stack`."""
-    from longspan.embeddings.embed_files import embed_files
     from longspan.embeddings.search_index import load_encoder_of
-    from longspan.embeddings.sentence_encoder import SentenceEncoder
-    from longspan.pipelines.run.progress import progress_bar
     from longspan.search.index import is_index, open_index
 
     if is_index(path) or not path.exists():
         store = open_index(path)
         return store, load_encoder_of(store.info, model, **settings)
+
+    from longspan.embeddings.embed_files import embed_files  # reads documents, which a query does not
+    from longspan.embeddings.sentence_encoder import SentenceEncoder
+    from longspan.pipelines.run.progress import progress_bar
+
     encoder = SentenceEncoder(model, **settings)
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="longspan-")), "passages")
     with progress_bar(show_progress, unit="files") as progress:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, normalizers
 
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.untrusted import parse_json, read_json
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.embeddings.pooling import ACTIVATIONS, MAX, POOLING_MODES, Dense, Floats, LayerNorm, normalize
 from longspan.errors import CheckpointError, CheckpointNotFoundError
@@ -195,7 +196,7 @@ def _prompts(source: Source) -> dict[str, Any]:
 def _read_json(source: Source, filename: str) -> Any:
     path = source.require(filename)
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{filename} must be valid JSON. Received: {path} ({error})") from error
 
@@ -267,7 +268,7 @@ def write_sentence_modules(
 
 
 def _width(folder: Path) -> int:
-    return int(json.loads((folder / CONFIG_NAME).read_bytes())["hidden_size"])
+    return int(read_json(folder / CONFIG_NAME)["hidden_size"])
 
 
 def _write_layer(folder: Path, layer: Layer) -> None:

@@ -46,7 +46,7 @@ class SentenceTransformerNames:
         self.max_length = self._resolve_max_length(value)
 
     def _resolve_max_length(self, asked: int | None) -> int:
-        raise NotImplementedError
+        raise NotImplementedError("A class with these names must say which length is meant: _resolve_max_length")
 
     def get_max_seq_length(self) -> int:
         """See `max_seq_length`."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longspan.checkpoints.untrusted import parse_json
 from longspan.search.journal import SHARD, Slice
 from longspan.search.passages import IndexFileError, IndexInfo, Passages
 from longspan.search.shards import ShardReader, atomic_write
@@ -65,7 +66,7 @@ class DirectoryIndex:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            values = json.loads((folder / MANIFEST).read_bytes())
+            values = parse_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError as error:
             unfinished = (folder / "journal.jsonl").exists()
             reason = "its run was interrupted; run `longspan embed` again to finish it" if unfinished else "it has none"

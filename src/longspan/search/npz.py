@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longspan.checkpoints.untrusted import parse_json
 from longspan.search.passages import (
     INTEGER_COLUMNS,
     FileRecord,
@@ -87,11 +88,11 @@ class NpzIndex:
                     raise IndexFileError(
                         f"An npz index must be written by `longspan embed`. Received: {path}, which is not"
                     )
-                self.info = IndexInfo.from_json(json.loads(str(arrays["metadata"]))["index"])
+                self.info = IndexInfo.from_json(parse_json(str(arrays["metadata"]).encode())["index"])
                 self._columns = {name: arrays[name] for name in INTEGER_COLUMNS}
                 self._text, self._text_ends = arrays["text"], arrays["text_ends"]
             self._embedding = _map_member(path, "embedding.npy")
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, TypeError) as error:
             if isinstance(error, IndexFileError):
                 raise
             raise IndexFileError(f"An index must be a whole npz file. Received: {path} ({error})") from error

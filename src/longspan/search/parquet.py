@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from longspan.checkpoints.untrusted import parse_json
 from longspan.errors import MissingFrameworkError
 from longspan.search.passages import INTEGER_COLUMNS, FileRecord, IndexFileError, IndexInfo, Passages
 from longspan.search.shards import atomic_write
@@ -68,7 +69,12 @@ class ParquetIndex:
         metadata = (self._file.schema_arrow.metadata or {}).get(_METADATA_KEY)
         if metadata is None:
             raise IndexFileError(f"A Parquet index must be written by `longspan embed`. Received: {path}, which is not")
-        self.info = IndexInfo.from_json(json.loads(metadata)["index"])
+        try:
+            self.info = IndexInfo.from_json(parse_json(metadata)["index"])
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, IndexFileError):
+                raise
+            raise IndexFileError(f"An index must be a whole Parquet file. Received: {path} ({error})") from error
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
 

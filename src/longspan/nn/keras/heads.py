@@ -82,7 +82,7 @@ class VocabularyHead(Block):
 
     def prepare(self, hidden_states: Tensor) -> Tensor:
         """(N, H) -> (N, H): what comes before the projection."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what comes before its projection: prepare")
 
     def call(self, hidden_states: Tensor, *, word_embeddings: keras.layers.Layer) -> Tensor:
         """(B, S, H), the layer of the word embeddings -> (B, S, V)."""

@@ -41,11 +41,11 @@ class Cache:
         Raises:
             InputError: If the tensors do not fit what is stored.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define update")
 
     def get_seq_length(self, layer_index: int = 0) -> int | Tensor:
         """Return how many tokens a layer holds: an int, or a 0-d tensor where reading it would block."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define get_seq_length")
 
     def get_max_cache_shape(self) -> int | None:
         """Return the largest number of tokens that fit, or None if there is no limit."""
@@ -53,7 +53,7 @@ class Cache:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows `beam_idx` (B,) of the batch in that order, as beam search needs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define reorder_cache")
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row of the batch `repeats` times in place, keeping copies of one row together.
@@ -68,10 +68,10 @@ class Cache:
         return tuple(self)
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define __len__")
 
     def __getitem__(self, layer_index: int) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define __getitem__")
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for layer_index in range(len(self)):

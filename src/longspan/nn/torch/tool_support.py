@@ -181,7 +181,7 @@ class ToolSupport(ModuleInfo):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write the model into a directory."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say how it is written: save_pretrained")
 
     def register_for_auto_class(self, auto_class: str = "AutoModel") -> None:
         """The reference saves code beside a model with it; a longspan checkpoint holds no code.

@@ -18,7 +18,6 @@ from longspan.errors import InputError
 from longspan.models.registry import Framework
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
-from longspan.to_long import to_long
 
 
 class _TorchBackend(base.Backend):
@@ -141,6 +140,8 @@ class WriterBackend(_TorchBackend, base.Writer):
 
 def _lengthened(source: Source, max_length: int, dtype: str | None) -> Any:
     """The model as a Longformer that reads `max_length` tokens."""
+    from longspan.to_long import to_long  # with the Longformer, which few encoders become
+
     with open_checkpoint(source):  # brings the weights of a hub repository to this machine
         folder = source.require(CONFIG_NAME).parent
     return to_long(folder, max_length=max_length).to(getattr(torch, dtype or "float32"))

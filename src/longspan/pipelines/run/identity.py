@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.untrusted import read_json
 from longspan.configuration import CONFIG_NAME
 from longspan.pipelines.backends.base import Backend
 
@@ -77,5 +78,5 @@ def _weight_files(source: Source) -> list[Path]:
         path = reader.path
     if not path.name.endswith(".index.json"):
         return [path]
-    names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    names = sorted(set(read_json(path)["weight_map"].values()))
     return [path, *(source.require(name) for name in names)]
