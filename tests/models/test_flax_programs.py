@@ -17,6 +17,10 @@ BERT = longspan.BertConfig(
     vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10,
     max_position_embeddings=32,
 )  # fmt: skip
+LONGFORMER = longspan.LongformerConfig(
+    vocab_size=40, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10,
+    max_position_embeddings=32, attention_window=4, num_global_slots=20,
+)  # fmt: skip
 LONGT5 = longspan.LongT5Config(
     vocab_size=40, d_model=12, d_kv=4, d_ff=10, num_heads=2, num_layers=1, local_radius=2, global_block_size=4,
     encoder_attention_type="transient-global",
@@ -48,6 +52,7 @@ OPTIMISED = {
 #: class -> settings
 SMALL = {
     "FlaxBertForQuestionAnswering": BERT,
+    "FlaxLongformerForQuestionAnswering": LONGFORMER,
     "FlaxLongT5ForConditionalGeneration": LONGT5,
     "FlaxDiffLlamaForCausalLM": DIFFLLAMA,
     "FlaxMegaForTokenClassification": CHUNKED,
@@ -98,6 +103,7 @@ def test_an_export_serves_every_length(name):
     exported = export.export(jax.jit(run))(shapes, ids, ids)
     for length, rows in ((9, 3), (17, 2)):
         inputs = batch(length, rows)
+        inputs[0][:, 3] = 2  # Longformer's separator: the question before it attends globally
         assert_close(exported.call(model.params, *inputs), run(model.params, *inputs))
 
 

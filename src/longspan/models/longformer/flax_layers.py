@@ -101,7 +101,8 @@ def global_tokens(attention_mask: Any, global_attention_mask: Any) -> Any:
 
 def first_token(ids: ArrayLike) -> Any:
     """Global attention on the first token of each row; here and below ids have the shape (..., S)."""
-    return ids * 0 + np.arange(ids.shape[-1]) == 0
+    xp = np if isinstance(ids, np.ndarray) else jnp  # which alone knows symbolic lengths
+    return ids * 0 + xp.arange(ids.shape[-1]) == 0
 
 
 def before_separator(input_ids: ArrayLike, token_type_ids: ArrayLike | None, separator: int | None) -> tuple[Any, Any]:
