@@ -257,3 +257,14 @@ def test_few_programs_serve_many_lengths_and_vmap_goes_through(pair):
 def test_errors(pair, inputs, message):
     with pytest.raises(InputError, match=message):
         pair("DiffLlamaForTokenClassification")[0](**inputs)
+
+
+def test_files_go_both_ways_and_auto_classes_find_them(pair, tmp_path):
+    _, theirs = pair("DiffLlamaForSequenceClassification")
+    theirs.save_pretrained(tmp_path / "torch")
+    ours = longspan.FlaxAutoModelForSequenceClassification.from_pretrained(tmp_path / "torch")
+    assert type(ours) is longspan.FlaxDiffLlamaForSequenceClassification
+    ours.save_pretrained(tmp_path / "flax")
+    back = longspan.DiffLlamaForSequenceClassification.from_pretrained(tmp_path / "flax")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name

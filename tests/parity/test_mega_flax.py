@@ -336,3 +336,14 @@ def test_a_masked_language_model_that_sees_one_direction_is_warned_of_where_it_i
     with pytest.warns(UserWarning, match="FlaxMegaForMaskedLM should see both directions") as warned:
         longspan.FlaxMegaForMaskedLM(longspan.MegaConfig(**{**SETTINGS, **DECODER}), _do_init=False)
     assert warned[0].filename == __file__
+
+
+def test_files_go_both_ways_and_auto_classes_find_them(pair, tmp_path):
+    _, theirs = pair("MegaForCausalLM", **DECODER)
+    theirs.save_pretrained(tmp_path / "torch")
+    ours = longspan.FlaxAutoModelForCausalLM.from_pretrained(tmp_path / "torch")
+    assert type(ours) is longspan.FlaxMegaForCausalLM
+    ours.save_pretrained(tmp_path / "flax")
+    back = longspan.MegaForCausalLM.from_pretrained(tmp_path / "flax")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
