@@ -219,7 +219,9 @@ class TestResizing:
         model.resize_token_embeddings(40, mean_resizing=False)
         assert 0 < model.get_input_embeddings().weight[30:].std() < 0.1
         assert model.resize_token_embeddings().num_embeddings == 40
-        with pytest.raises(InputError, match="new_num_tokens must be positive. Received: new_num_tokens=0"):
+        with pytest.raises(
+            InputError, match="new_num_tokens must be a positive whole number. Received: new_num_tokens=0"
+        ):
             model.resize_token_embeddings(0)
 
     def test_resized_models_save_and_load_in_the_reference(self, tmp_path):

@@ -139,6 +139,12 @@ def test_from_config_leaves_the_configuration_as_it_is(family):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     with pytest.raises(ValueError, match="no_such"):
         kind._from_config(config, no_such=1)
+    model.set_attn_implementation("auto")
+    assert model.config.attn_implementation == "auto"
+    with pytest.raises(InputError, match="no_such"):
+        model.set_attn_implementation("no_such")
+    with pytest.raises(InputError, match="pad_to_multiple_of must be a positive whole number. Received: .*1.5"):
+        model.resize_token_embeddings(40, pad_to_multiple_of=1.5)
 
 
 def test_an_epsilon_of_one_is_taken():

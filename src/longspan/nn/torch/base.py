@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,6 +114,15 @@ class PreTrainedModel(ToolSupport):
 
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Take another implementation of attention from the next call on.
+
+        Raises:
+            InputError: the family has no such implementation.
+        """
+        self.check_implementation(attn_implementation)
+        self.config.attn_implementation = attn_implementation
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         if self.attention_in is None:
@@ -335,15 +345,15 @@ class PreTrainedModel(ToolSupport):
             The input embeddings.
 
         Raises:
-            InputError: a size is not positive.
+            InputError: a size is no whole number above 0.
         """
         embeddings = self.get_input_embeddings()
         if not isinstance(embeddings, nn.Embedding):
             raise InputError(f"only nn.Embedding can be resized. Received: {type(embeddings).__name__}")
         size = embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if value is not None and value <= 0:
-                raise InputError(f"{name} must be positive. Received: {name}={value}")
+            if value is not None and (value <= 0 or not isinstance(value, Integral)):
+                raise InputError(f"{name} must be a positive whole number. Received: {name}={value}")
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size != embeddings.num_embeddings:
