@@ -96,12 +96,36 @@ class TFRobertaWordTask(TFRobertaTask, TFBertWordTask):
 
 @register
 class TFRobertaForMaskedLM(TFRobertaWordTask, TFBertForMaskedLM):
-    """RoBERTa that predicts masked tokens; see `TFBertForMaskedLM`."""
+    """RoBERTa that predicts masked tokens; see `TFBertForMaskedLM`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForMaskedLM
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> tuple(TFRobertaForMaskedLM(config)(np.array([[0, 50264, 2]])).logits.shape)
+        (1, 3, 50265)
+    """
 
 
 @register
 class TFRobertaForCausalLM(TFRobertaWordTask, TFBertLMHeadModel):
-    """RoBERTa that predicts the next token; set `config.is_decoder=True`. See `TFBertLMHeadModel`."""
+    """RoBERTa that predicts the next token; set `config.is_decoder=True`. See `TFBertLMHeadModel`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForCausalLM
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
+        >>> tuple(TFRobertaForCausalLM(config)(np.array([[0, 31414]])).logits.shape)
+        (1, 2, 50265)
+    """
 
 
 @register
@@ -142,14 +166,50 @@ class TFRobertaForSequenceClassification(SequenceClassificationModel, TFRobertaT
 
 @register
 class TFRobertaForTokenClassification(TFRobertaTask, TFBertForTokenClassification):
-    """RoBERTa with a classification head on every token; see `TFBertForTokenClassification`."""
+    """RoBERTa with a classification head on every token; see `TFBertForTokenClassification`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForTokenClassification
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, num_labels=5)
+        >>> tuple(TFRobertaForTokenClassification(config)(np.array([[0, 31414, 2]])).logits.shape)
+        (1, 3, 5)
+    """
 
 
 @register
 class TFRobertaForQuestionAnswering(TFRobertaTask, TFBertForQuestionAnswering):
-    """RoBERTa that scores each token as start and as end of an answer; see `TFBertForQuestionAnswering`."""
+    """RoBERTa that scores each token as start and as end of an answer; see `TFBertForQuestionAnswering`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForQuestionAnswering
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> tuple(TFRobertaForQuestionAnswering(config)(np.array([[0, 31414, 2]])).start_logits.shape)
+        (1, 3)
+    """
 
 
 @register
 class TFRobertaForMultipleChoice(TFRobertaTask, TFBertForMultipleChoice):
-    """RoBERTa that scores each of several choices; see `TFBertForMultipleChoice`."""
+    """RoBERTa that scores each of several choices; see `TFBertForMultipleChoice`.
+
+    Args:
+        config: Settings; the weights are random.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Example:
+        >>> import numpy as np
+        >>> from longspan import RobertaConfig, TFRobertaForMultipleChoice
+        >>> config = RobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+        >>> tuple(TFRobertaForMultipleChoice(config)(np.array([[[0, 31414, 2], [0, 812, 2]]])).logits.shape)
+        (1, 2)
+    """
