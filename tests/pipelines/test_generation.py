@@ -113,11 +113,16 @@ def test_options_of_writing(causal: Path, seq2seq: Path) -> None:
     assert go_on("program", prefix="The ", return_full_text=False) == go_on("The program", return_full_text=False)
 
 
+def test_a_causal_model_writes_the_same_in_flax(causal: Path) -> None:
+    settings = {"max_new_tokens": 4, "return_full_text": False}
+    texts = TEXTS[:2]
+    expected = pipeline("text-generation", causal, **settings)(texts)
+    assert pipeline("text-generation", causal, framework="flax", **settings)(texts) == expected
+
+
 def test_errors(causal: Path, seq2seq: Path) -> None:
     with pytest.raises(InputError, match="Models of torch and flax write text; .*Received: framework='keras'"):
         pipeline("text-generation", causal, framework="tf")
-    with pytest.raises(ConfigError, match="'diffllama' has no classes for flax. Received: framework='flax'"):
-        pipeline("text-generation", causal, framework="flax")
     with pytest.raises(ConfigError, match="'diffllama' must have a class for the task 'text2text-generation'"):
         pipeline("summarization", causal)
     with pytest.raises(InputError, match="inputs must be one text or an iterable of texts. Received: int"):
