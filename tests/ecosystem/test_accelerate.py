@@ -111,6 +111,6 @@ def test_states_of_a_run(name, tmp_path):
 def test_two_processes_with_ddp_and_fsdp2():
     worker = Path(__file__).with_name("parallel_worker.py")
     done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("equal") == 10
     assert done.stdout.count("generates the same") == 4

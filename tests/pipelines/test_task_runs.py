@@ -226,12 +226,15 @@ def test_a_signal_says_how_to_go_on(
     output = records.with_name("out.jsonl")
     arguments = ("classify", records, "-m", model, "-o", output)
     number = getattr(signal, name)
-    before = signal.getsignal(number)
-    interrupt(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
-    code, _, err = cli(*arguments)
-    assert code == 128 + number
-    assert f"error: stopped by {name}: finished work is kept, the same command goes on" in err
-    assert signal.getsignal(number) == before
+    inherited = signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        interrupt(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
+        code, _, err = cli(*arguments)
+        assert code == 128 + number
+        assert f"error: stopped by {name}: finished work is kept, the same command goes on" in err
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, inherited)
     monkeypatch.setattr(task_journal, "append_line", append_line)
     assert cli(*arguments)[0] == 0
     assert len(output.read_text().splitlines()) == 200
