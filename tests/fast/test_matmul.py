@@ -14,6 +14,8 @@ from longspan.fast import matmul as ops
 from longspan.fast.gated_linear import as_function, gated_linear
 from longspan.fast.matmul import linear, linear_function, matmul
 from longspan.nn.torch.apply import project
+from longspan.ops.torch.differential import differential_attention
+from longspan.ops.torch.sliding_window import sliding_window_attention
 
 
 @pytest.fixture(autouse=True)
@@ -213,7 +215,7 @@ def test_linear_silu(fused, dtype, has_bias):
     bias = torch.randn(48).to(dtype) if has_bias else None
     exact = F.silu(F.linear(x.double(), weight.double(), None if bias is None else bias.double()))
     has_fused_kernel = dtype in ops._inference_dtypes()
-    if dtype == torch.float32 or has_fused_kernel or dtype in ops._widened_dtypes():
+    if dtype == torch.float32 or has_fused_kernel or dtype in ops.widened_dtypes():
         tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1.01 * rounding(dtype), "atol": 1e-5}
         torch.testing.assert_close(linear_silu(x, weight, bias).double(), exact, **tolerance)
     assert fused == ["swish"] * has_fused_kernel
@@ -234,7 +236,7 @@ def test_linear_silu_in_two_steps_rounds_twice(fused, dtype, rows):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_without_instructions_for_it_is_rounded_once(monkeypatch, dtype):
-    monkeypatch.setattr(ops, "_widened_dtypes", lambda: (torch.bfloat16, torch.float16))
+    monkeypatch.setattr(ops, "widened_dtypes", lambda: (torch.bfloat16, torch.float16))
     monkeypatch.setattr(ops, "_inference_dtypes", lambda: (torch.float32,))
     x, weight, bias = torch.randn(2, 40, 64).to(dtype), torch.randn(48, 64).to(dtype), torch.randn(48).to(dtype)
     product = F.linear(x.double(), weight.double(), bias.double())
@@ -309,3 +311,35 @@ def test_gradients_of_a_gated_product_equal_the_definition():
     (F.silu(exact[0](x.double())) * exact[1](x.double())).square().sum().backward()
     for ours, theirs in zip((gate, up), exact, strict=True):
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad.float(), rtol=1e-4, atol=1e-4)
+
+
+class _HalfProducts(TorchDispatchMode):
+    """Names of the batched products of half precision that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        is_half = any(isinstance(arg, torch.Tensor) and arg.dtype in (torch.bfloat16, torch.float16) for arg in args)
+        if is_half and func.overloadpacket.__name__ in ("bmm", "baddbmm", "baddbmm_"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_widened", [True, False])
+@pytest.mark.parametrize("operation", ["windows", "differential"])
+def test_attention_takes_no_half_precision_product_that_the_cpu_lacks(operation, is_widened, monkeypatch):
+    monkeypatch.setattr(ops, "widened_dtypes", lambda: (torch.bfloat16,) if is_widened else ())
+    states = [torch.randn(1, 4, 600, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def run():
+        if operation == "windows":
+            return sliding_window_attention(*states, left=20, right=20, scale=0.25, implementation="chunked")
+        return differential_attention(*states, torch.tensor(0.5), implementation="chunked").output
+
+    with torch.no_grad(), _HalfProducts() as products:
+        assert run().dtype == torch.bfloat16
+    assert bool(products.found) != is_widened
+    run().float().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.dtype == torch.bfloat16 for tensor in states)

@@ -133,6 +133,7 @@ def test_maps_are_those_before_the_subtraction():
 @pytest.mark.parametrize("kind", ["causal", "static", "padded", "dead"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("half_products")
 def test_half_precision(implementation, kind, dtype):
     case = Case(kind)
     name = str(dtype).removeprefix("torch.")
@@ -148,6 +149,7 @@ def test_half_precision(implementation, kind, dtype):
 
 @pytest.mark.parametrize(("num_maps", "num_kv"), HEADS)
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("half_products")
 def test_half_precision_with_any_number_of_key_value_heads(num_maps, num_kv):
     case = Case("padded", num_maps=num_maps, num_kv=num_kv)
     with torch.no_grad():
@@ -158,6 +160,7 @@ def test_half_precision_with_any_number_of_key_value_heads(num_maps, num_kv):
 @pytest.mark.parametrize("kind", ["causal", "static", "scattered"])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(70, 70), (130, 133), (40, 200)])
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("half_products")
 def test_half_precision_in_many_blocks(num_queries, num_keys, kind):
     """Blocks end at, before and behind the places where their masks begin."""
     case = Case(kind, num_queries=num_queries, num_keys=num_keys)
@@ -181,6 +184,7 @@ def test_keys_and_values_may_lie_in_memory_as_a_model_makes_them(dtype):
 
 @pytest.mark.parametrize("num_kv", [2, 3])
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("native_half")
 def test_half_precision_products_are_given_what_lies_in_one_piece(num_kv, monkeypatch):
     """They copy anything else, into fresh memory at each call."""
     case = Case("causal", num_queries=70, num_keys=70, num_kv=num_kv, num_maps=2 * num_kv)
@@ -236,6 +240,7 @@ def attend_to_exact_scores(scores, *, dtype=torch.bfloat16):
     ],
 )
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("native_half")
 def test_rows_are_shifted_by_their_maximum_where_powers_leave_the_range(scores, shifted, shifts):
     output, expected = attend_to_exact_scores(torch.tensor(scores))
     assert_close(output, expected.numpy(), "bfloat16")
@@ -276,6 +281,7 @@ def test_scores_of_any_size_give_no_nan(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.usefixtures("half_products")
 def test_lambda_is_not_rounded_to_the_dtype_of_the_maps(implementation):
     """One key: both maps are 1, the output is (1 − λ) v. bfloat16 would round this λ to 1."""
     value = torch.ones(1, 2, 1, HEAD_DIM, dtype=torch.bfloat16)

@@ -161,6 +161,7 @@ def test_dropout_drops_the_stated_share_and_keeps_the_mean(implementation):
 @pytest.mark.parametrize("implementation", ["eager", "tiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.usefixtures("half_products")
 def test_dtypes(activation, dtype, implementation):
     case = Case("rotary", queries=40, keys=40)
     rounded = [tensor.double().numpy() for tensor in case.tensors(dtype)]

@@ -108,6 +108,7 @@ class TestAgainstOracle:
 
     @pytest.mark.parametrize("mask", [None, "dead"])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.usefixtures("half_products")
     def test_half_precision(self, implementation, dtype, mask):
         case = Case(150, 10, 10, 3, bias=True, extra_bias=True, mask=mask)
         check_against_oracle(case, implementation, dtype, HALF_TOLERANCE[dtype])

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from longspan.fast.few_rows import one_query_attention
-from longspan.fast.matmul import batched_matmul
+from longspan.fast.matmul import batched_matmul, lacks_instructions
 
 #: size of the block of scores, and its fewest rows
 BLOCK_BYTES = 8 * 2**20
@@ -56,14 +56,16 @@ def chunked_attention(
     Returns:
         (B, S, A/2, 2D).
     """
+    rest = (lam, position, key_mask, segment_ids, seed, scale, dropout)
+    if lacks_instructions(query) and query.shape[2] > 1:
+        return chunked_attention(query.float(), key.float(), value.float(), *rest).to(query.dtype)
     if _needs_gradient(query, key, value, lam):
-        arguments = (query, key, value, lam, position, key_mask, segment_ids, seed, scale, dropout)
-        output: Tensor = torch.ops.longspan.differential_attention(*arguments)
+        output: Tensor = torch.ops.longspan.differential_attention(query, key, value, *rest)
         return output
     is_last = query.shape[2] == 1 and position is None and segment_ids is None and dropout == 0.0
     if is_last and query.device.type == "cpu":
         return one_query_attention(query, key, value, lam, key_mask=key_mask, scale=scale)
-    return _forward(query, key, value, lam, position, key_mask, segment_ids, seed, scale, dropout)
+    return _forward(query, key, value, *rest)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from longspan.fast.matmul import matmul
+from longspan.fast.matmul import lacks_instructions, matmul
 from longspan.ops.torch.gated_attention import Settings, attention_weights, toeplitz_matrix
 
 #: most queries of a tile
@@ -86,8 +86,12 @@ def tiled_attention(
     Returns:
         (R, T, V).
     """
+    dtype = query.dtype
+    if lacks_instructions(query):
+        query, key, value = query.float(), key.float(), value.float()
+        table = None if table is None else table.float()
     output: Tensor = _TiledAttention.apply(query, key, value, table, mask, settings)
-    return output
+    return output.to(dtype)
 
 
 class _TiledAttention(torch.autograd.Function):

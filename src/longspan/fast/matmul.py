@@ -2,7 +2,7 @@
 
 PyTorch gives float32 products to the BLAS that it was built with, which does not use the wide vectors of every CPU.
 oneDNN, which PyTorch holds as well, does: on a CPU with AVX-512 from another maker than the BLAS it ran the same
-product 2.2 times as fast, with the same rounding errors. Without AVX-512 it took 1.1 to 1.3 times as long as the BLAS.
+product 2.2 times as fast, with the same rounding errors. Without AVX-512 the BLAS is faster.
 Where it is not there or not faster, all goes as usual. It keeps half a megabyte for every number of rows that a product
 is called with, so that products are given to it in pieces of few sizes.
 bfloat16 products are oneDNN's anyway; without gradients its linear layer is called by a shorter way. On a CPU without
@@ -70,13 +70,18 @@ def _inference_dtypes() -> tuple[torch.dtype, ...]:
 
 
 @functools.cache
-def _widened_dtypes() -> tuple[torch.dtype, ...]:
+def widened_dtypes() -> tuple[torch.dtype, ...]:
     """Half-precision dtypes that this CPU has no instructions for."""
     if not has_onednn():
         return ()
     native = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
     native[torch.float16] = torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return tuple(dtype for dtype, is_native in native.items() if not is_native)
+
+
+def lacks_instructions(states: Tensor) -> bool:
+    """True if this CPU takes several times as long for products of such half-precision states as for float32 ones."""
+    return not torch.compiler.is_compiling() and states.device.type == "cpu" and states.dtype in widened_dtypes()
 
 
 # The checks below come before each product. After a large product they are no longer in the caches of the core, and
@@ -278,7 +283,7 @@ def _inference_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor 
 
 def _is_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """True if the product is to be taken in float32: half precision, no instructions for it, many rows, no gradient."""
-    if torch.compiler.is_compiling() or x.dtype not in _widened_dtypes() or torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or x.dtype not in widened_dtypes() or torch.is_grad_enabled():
         return False
     return x.numel() >= _MIN_ROWS * x.shape[-1] and _serves(x, weight, bias, dtype=x.dtype)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longspan.fast.matmul import lacks_instructions
 from longspan.ops import patterns
 from longspan.ops.torch.sliding_window_blocked import bias_tile
 
@@ -45,7 +46,8 @@ def chunked_attention(
 ) -> Tensor:
     """Output (B, H, S, E); see `sliding_window_attention`."""
     dtype = query.dtype
-    if dtype == torch.float16 and query.device.type == "cpu":  # no fast float16 products; and no overflow
+    # no overflow in float16; and half-precision products without instructions for them are several times as slow
+    if lacks_instructions(query) or (dtype == torch.float16 and query.device.type == "cpu"):
         query, key, value = query.float(), key.float(), value.float()
         if extra is not None:
             extra = extra._replace(key=extra.key.float(), value=extra.value.float())

@@ -134,9 +134,10 @@ class FlaxGenerationMixin(StoredGenerationConfig):
         """
         if is_traced(input_ids) and explicit_mesh(input_ids, params, kwargs):
             arrays = {name: kwargs.pop(name) for name in list(kwargs) if isinstance(kwargs[name], Array)}
-            write = lambda ids, key, params, arrays: self.generate(  # noqa: E731
-                ids, generation_config, key, trace, params, **arrays, **kwargs
-            )
+
+            def write(ids: Array, key: Any, params: Any, arrays: dict[str, Array]) -> FlaxGenerateOutput:
+                return self.generate(ids, generation_config, key, trace, params, **arrays, **kwargs)
+
             output: FlaxGenerateOutput = on_auto_axes(write, input_ids, prng_key, params, arrays, rows=input_ids)
             return output
         config, inputs = self._split(generation_config, kwargs)
