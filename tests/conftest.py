@@ -17,6 +17,7 @@ os.environ.setdefault(
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
 )
 
+import gc
 import importlib.util
 import random
 import sys
@@ -47,3 +48,20 @@ def _seed() -> None:
     # a test that builds Keras layers has imported Keras by now, since its file does so
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled():
+    """Keep what a file leaves behind out of later searches for unreachable objects.
+
+    Keras makes one for every variable that it deletes, which takes seconds among the objects of whole frameworks and
+    of all that JAX has compiled.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
