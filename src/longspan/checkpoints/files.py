@@ -140,6 +140,7 @@ class ShardedReader(CheckpointReader):
     def __init__(self, path: Path, shards: Mapping[str, CheckpointReader], weight_map: Mapping[str, str]) -> None:
         super().__init__(path)
         self.format = next((shard.format for shard in shards.values()), "")
+        self.is_concurrent = all(shard.is_concurrent for shard in shards.values())
         self._shards = shards
         self.repeats = {name: kept for shard in shards.values() for name, kept in shard.repeats.items()}
         self._home: dict[str, CheckpointReader] = {}

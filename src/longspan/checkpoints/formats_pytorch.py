@@ -178,6 +178,7 @@ class PytorchReader(CheckpointReader):
     """
 
     format = "pytorch"
+    is_concurrent = True
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         super().__init__(path)

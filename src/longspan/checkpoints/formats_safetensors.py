@@ -54,6 +54,7 @@ class SafetensorsReader(CheckpointReader):
     """
 
     format = "safetensors"
+    is_concurrent = True
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         super().__init__(path)

@@ -62,9 +62,11 @@ class CheckpointReader(ABC):
         path: The file, or the index file of a sharded checkpoint.
         metadata: Free text that the file carries about itself.
         repeats: Name in the file of a further copy of a tensor, to the name of the copy that is read.
+        is_concurrent: Tensors may be read from several threads at once.
     """
 
     format: str = ""
+    is_concurrent: bool = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -200,12 +202,18 @@ class CheckpointReader(ABC):
         entry = self._entry(key)
         if tuple(tensor.shape) != entry.shape:
             raise CheckpointError(f"{key} has the shape {entry.shape} in the file. Received: {tuple(tensor.shape)}")
-        direct = tensor.dtype == getattr(torch, entry.dtype.name) and tensor.device.type == "cpu"
         with torch.no_grad():
-            if direct and tensor.is_contiguous():
+            if self.is_direct(key, tensor):
                 self._read(key, tensor.detach().reshape(-1).view(torch.uint8).numpy())
             else:
                 tensor.copy_(self.read_torch(key))
+
+    def is_direct(self, key: str, tensor: torch.Tensor) -> bool:
+        """True if `fill_torch` reads straight into this tensor, so that it takes no memory besides."""
+        import torch
+
+        is_of_type = tensor.dtype == getattr(torch, self._entry(key).dtype.name)
+        return is_of_type and tensor.device.type == "cpu" and tensor.is_contiguous()
 
     def _read(self, key: str, out: Bytes) -> None:
         with reading(self.path, f"the values of {shown(key)}"):
