@@ -54,6 +54,10 @@ bench-fresh-memory: $(VENV)/test.stamp
 gpu: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+# the documentation site, in build/site; then its pages in a headless browser
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -94,6 +98,10 @@ $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp: $(VENV)/%.stamp:
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
 	$(PIP) install -q -c constraints.txt -e '.[lint]'
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/test.stamp
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:

@@ -1,0 +1,108 @@
+"""What `mkdocs build` adds to docs/: the reference of the API, and pages for files outside docs/ that pages link to.
+
+On a code host the links of the pages lead to those files themselves; in the site to `source/<path>.html`, with the
+lines numbered, so that everything can be read offline.
+"""
+
+from __future__ import annotations
+
+import html
+import posixpath
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import markdown
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import TextLexer, get_lexer_for_filename
+from pygments.util import ClassNotFound
+
+sys.path.insert(0, str(Path(__file__).parent))
+import docs_api
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(?:#L(\d+))?\)")
+LANGUAGES = {"en": "", "zh": ".zh"}
+#: files outside docs/ that pages link to
+_linked: set[str] = set()
+
+
+def on_config(config: Any) -> Any:
+    """Build from a copy of docs/ that holds the reference of the API too, and list the pages of folders."""
+    copy = ROOT / "build" / "docs"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(DOCS, copy)
+    (copy / "api").mkdir()
+    for language, end in LANGUAGES.items():
+        for page, text in docs_api.pages(language).items():
+            (copy / "api" / f"{page}{end}.md").write_text(text, encoding="utf-8")
+    config.docs_dir = str(copy)
+    listed = {
+        "Guides": [f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md"))],
+        "Examples": [f"examples/{path.name}" for path in sorted((DOCS / "examples").glob("*.md"))],
+        "Reference": ["api/index.md", *(f"api/{page}.md" for page in docs_api.page_names())],
+    }
+    for entry in config.nav:
+        for name, pages in listed.items():
+            if isinstance(entry, dict) and name in entry:
+                entry[name] = [page for page in pages if ".zh." not in page]
+    config.nav = [entry for entry in config.nav if isinstance(entry, str) or all(entry.values())]
+    return config
+
+
+def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
+    """Mark links that leave docs/, which MkDocs cannot follow."""
+    folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+
+    def mark(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link.group(1)))
+        if path.startswith(("docs/", "..")):
+            return link.group()
+        if not (ROOT / path).exists():
+            raise FileNotFoundError(f"{page.file.src_uri} links to {path}, which does not exist")
+        _linked.add(path)
+        return f"](source:{path}{f'#L-{link.group(2)}' if link.group(2) else ''})"
+
+    return LINK.sub(mark, text)
+
+
+def on_page_content(text: str, page: Any, config: Any, files: Any) -> str:
+    """Turn marked links into relative ones."""
+    up = "../" * page.url.count("/")
+    return re.sub(r'href="source:([^"#]+)', lambda link: f'href="{up}source/{link.group(1)}.html', text)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the pages of linked files."""
+    for path in sorted(_linked):
+        target = Path(config.site_dir) / "source" / f"{path}.html"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source_page(ROOT / path, path), encoding="utf-8")
+
+
+def source_page(file: Path, title: str) -> str:
+    """A file or folder as a page."""
+    if file.is_dir():
+        body = "<ul>" + "".join(f"<li>{html.escape(one.name)}</li>" for one in sorted(file.iterdir())) + "</ul>"
+    elif file.suffix == ".md":
+        body = markdown.markdown(file.read_text(encoding="utf-8"), extensions=["tables", "fenced_code"])
+    else:
+        try:
+            lexer = get_lexer_for_filename(file.name)
+        except ClassNotFound:
+            lexer = TextLexer()
+        formatter = HtmlFormatter(linenos="inline", lineanchors="L", anchorlinenos=True)
+        body = highlight(file.read_text(encoding="utf-8"), lexer, formatter)
+    light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "monokai"))
+    return (
+        f'<!doctype html><html><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"><style>:root{color-scheme:light dark}'
+        "body{max-width:75rem;margin:1rem auto;padding:0 1rem;font-family:sans-serif;overflow-x:auto}"
+        "table{border-collapse:collapse}td,th{border:1px solid #8888;padding:.2rem .5rem}"
+        f"{light}@media(prefers-color-scheme:dark){{{dark}}}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>{body}</body></html>"
+    )
