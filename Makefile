@@ -16,7 +16,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
 
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # a part of the tests as on a CPU without wide vectors: no result may depend on the instructions
 LOWERED := tests/test_instructions.py tests/fast/test_matmul.py tests/ops/test_sliding_window.py tests/ops/test_differential.py \

@@ -26,6 +26,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+#: files of few tests that take more than half a minute: they start first, so that none is left to run alone at the end
+LONG_FILES = (
+    "models/test_longt5_flax_training.py",
+    "hardening/test_concurrency.py",
+    "pipelines/test_task_kill.py",
+    "keras/test_backends.py",
+    "pipelines/test_memory.py",
+    "ecosystem/test_ray.py",
+    "ecosystem/test_trainer.py",
+    "hardening/test_kills.py",
+    "keras/test_task.py",
+    "pipelines/test_kill.py",
+    "keras/test_saving.py",
+    "keras/test_contract.py",
+    "models/test_longt5_flax_docs.py",
+    "pipelines/test_long_global.py",
+)
+
 
 @pytest.fixture(scope="session")
 def minilm_dir() -> Path:
@@ -65,3 +83,7 @@ def _settled():
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG_FILES))
