@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +347,28 @@ def test_foreign_journals_are_refused(tmp_path: Path):
     (tmp_path / "journal.jsonl").write_text('{"format": "other"}\n')
     with pytest.raises(IndexFileError, match="A journal must be of format longspan-journal, version 1"):
         reopen(tmp_path)
+
+
+def test_a_search_imports_no_pandas(tmp_path: Path, everything: Passages, records: list[FileRecord]):
+    """It takes longer to import than the search itself."""
+    write(tmp_path / "out.parquet", everything, records)
+    code = (
+        "import sys; from longspan.search.index import open_index; store = open_index(sys.argv[1]);"
+        "list(store.embedding_blocks()), store.take([5, 0]), store.rows(0, 2);"
+        "print(sorted({'pandas', 'pyarrow.compute', 'torch'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out.parquet")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_parquet_with_holes_is_refused(tmp_path: Path, everything: Passages, records: list[FileRecord]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write(tmp_path / "out.parquet", everything, records)
+    table = pq.read_table(tmp_path / "out.parquet")
+    place = table.column_names.index("char_start")
+    holes = pa.array([None] * len(table), pa.int64())
+    pq.write_table(table.set_column(place, "char_start", holes), tmp_path / "out.parquet")
+    with pytest.raises(IndexFileError, match="must hold a number in each row"):
+        open_index(tmp_path / "out.parquet").take([0])

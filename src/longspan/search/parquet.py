@@ -96,7 +96,7 @@ class ParquetIndex:
         groups = np.searchsorted(self._starts, np.asarray(rows)[order], side="right") - 1
         for group in np.unique(groups):
             inside = np.asarray(rows)[order[groups == group]] - self._starts[group]
-            parts.append(self._to_passages(self._file.read_row_group(group, columns=columns).take(inside)))
+            parts.append(self._to_passages(self._file.read_row_group(group, columns=columns), inside))
         found = Passages.concatenate(parts)
         back = np.argsort(order, kind="stable")
         return Passages(
@@ -111,18 +111,32 @@ class ParquetIndex:
             table = self._file.read_row_group(group, columns=["embedding"])
             yield int(self._starts[group]), self._to_matrix(table)
 
-    def _to_passages(self, table: Any) -> Passages:
+    def _to_passages(self, table: Any, rows: npt.NDArray[Any] | None = None) -> Passages:
+        text = table["text"]
         return Passages(
-            text=table["text"].to_pylist(),
-            embedding=self._to_matrix(table),
-            **{name: table[name].to_numpy() for name in INTEGER_COLUMNS},
+            text=text.to_pylist() if rows is None else [text[int(row)].as_py() for row in rows],
+            embedding=self._to_matrix(table) if rows is None else np.empty((len(rows), 0), np.float32),
+            **{name: _numbers(table[name].chunks)[slice(None) if rows is None else rows] for name in INTEGER_COLUMNS},
         )
 
     def _to_matrix(self, table: Any) -> npt.NDArray[np.float32]:
-        if "embedding" not in table.column_names:
-            return np.empty((len(table), 0), np.float32)
-        column = table["embedding"].combine_chunks()
-        return np.asarray(column.flatten(), dtype=np.float32).reshape(len(table), self.info.dimension)
+        size = self.info.dimension
+        lists = table["embedding"].chunks
+        values = _numbers([part.values.slice(part.offset * size, len(part) * size) for part in lists])
+        return np.asarray(values, np.float32).reshape(len(table), size)
+
+
+def _numbers(arrays: Sequence[Any]) -> npt.NDArray[Any]:
+    """Arrow arrays as one of NumPy. Arrow's own conversion imports pandas, which takes longer than many a search."""
+    if any(array.null_count for array in arrays):
+        raise IndexFileError("Columns of a Parquet index must hold a number in each row")
+    kinds = [np.dtype(array.type.to_pandas_dtype()) for array in arrays]
+    parts = [
+        np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind.itemsize)
+        for array, kind in zip(arrays, kinds, strict=True)
+        if len(array)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.int64)])
 
 
 def import_pyarrow() -> tuple[Any, Any]:
