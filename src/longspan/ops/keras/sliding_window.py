@@ -13,7 +13,6 @@ in the forward and in the backward pass. All is padded, cut and put together by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -24,6 +23,7 @@ from longspan.ops import patterns
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.attention import MASKED, Dropout, softmax
+from longspan.ops.keras.shapes import differ
 
 #: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
 BLOCK_ROWS = 64
@@ -230,7 +230,7 @@ def _check(
     if left < 0 or right < 0:
         raise InputError(f"left and right must not be negative. Received: left={left}, right={right}")
     shape, around = tuple(query.shape), "(batch, heads, tokens, head size)"
-    if len(shape) != 4 or _differ(key, shape) or _differ(value, (*shape[:3], None)):
+    if len(shape) != 4 or differ(key, shape) or differ(value, (*shape[:3], None)):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
         raise InputError(
             f"query, key and value must have the shape {around} and agree in all but the value's head size. "
@@ -251,13 +251,5 @@ def _check(
         if extra.bias is not None and extra.position is None:
             raise InputError("extra.bias needs extra.position. Received: extra.position=None")
     for name, tensor, expected in wanted:
-        if tensor is not None and _differ(tensor, expected):
+        if tensor is not None and differ(tensor, expected):
             raise InputError(f"{name} must have the shape {expected}. Received: {tuple(tensor.shape)}")
-
-
-def _differ(tensor: Tensor, expected: Sequence[int | None]) -> bool:
-    """True if the shape cannot be the expected one; sizes that are None fit all."""
-    shape = tuple(tensor.shape)
-    return len(shape) != len(expected) or any(
-        None not in pair and pair[0] != pair[1] for pair in zip(shape, expected, strict=True)
-    )
