@@ -119,6 +119,14 @@ from .models.diffllama.flax_model import (
 from .models.diffllama.flax_model import FlaxDiffLlamaForTokenClassification as FlaxDiffLlamaForTokenClassification
 from .models.diffllama.flax_model import FlaxDiffLlamaModel as FlaxDiffLlamaModel
 from .models.diffllama.flax_model import FlaxDiffLlamaPreTrainedModel as FlaxDiffLlamaPreTrainedModel
+from .models.diffllama.keras_model import TFDiffLlamaForCausalLM as TFDiffLlamaForCausalLM
+from .models.diffllama.keras_model import TFDiffLlamaForQuestionAnswering as TFDiffLlamaForQuestionAnswering
+from .models.diffllama.keras_model import (
+    TFDiffLlamaForSequenceClassification as TFDiffLlamaForSequenceClassification,
+)
+from .models.diffllama.keras_model import TFDiffLlamaForTokenClassification as TFDiffLlamaForTokenClassification
+from .models.diffllama.keras_model import TFDiffLlamaModel as TFDiffLlamaModel
+from .models.diffllama.keras_model import TFDiffLlamaPreTrainedModel as TFDiffLlamaPreTrainedModel
 from .models.diffllama.torch_backbone import DiffLlamaModel as DiffLlamaModel
 from .models.diffllama.torch_backbone import DiffLlamaPreTrainedModel as DiffLlamaPreTrainedModel
 from .models.diffllama.torch_model import DiffLlamaForCausalLM as DiffLlamaForCausalLM

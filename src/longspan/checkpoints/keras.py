@@ -129,7 +129,7 @@ def _walk(layer: keras.layers.Layer, prefix: str) -> Iterator[Leaf]:
             continue
         key = prefix + name.removesuffix("_")
         if isinstance(value, keras.Variable):
-            yield Leaf(key, value, transposed=False, initialise=_zeros_like(value))
+            yield Leaf(key, value, transposed=False, initialise=_own_initialiser(layer, name, value))
         elif isinstance(value, keras.layers.Layer):
             yield from _walk(value, key + ".")
         elif isinstance(value, list | tuple):
@@ -138,8 +138,9 @@ def _walk(layer: keras.layers.Layer, prefix: str) -> Iterator[Leaf]:
                     yield from _walk(item, f"{key}.{index}.")
 
 
-def _zeros_like(variable: keras.Variable) -> Callable[[], Any]:
-    return lambda: ops.zeros(variable.shape, variable.dtype)
+def _own_initialiser(layer: keras.layers.Layer, name: str, variable: keras.Variable) -> Callable[[], Any]:
+    draw = getattr(layer, "initializers", {}).get(name, ops.zeros)
+    return lambda: draw(tuple(variable.shape), dtype=variable.dtype)
 
 
 def _keras_leaves(layer: keras.layers.Layer, prefix: str) -> Iterator[Leaf]:

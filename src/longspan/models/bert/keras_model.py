@@ -16,7 +16,7 @@ from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedMod
 from longspan.models.bert.keras_layers import BertHeads
 from longspan.nn.keras.base import register
 from longspan.nn.keras.inputs import unpack_inputs
-from longspan.nn.keras.losses import causal_lm_loss, cross_entropy
+from longspan.nn.keras.losses import cross_entropy
 from longspan.nn.keras.outputs import (
     KeyValues,
     Tensors,
@@ -32,6 +32,7 @@ from longspan.nn.keras.outputs import (
     resolve,
 )
 from longspan.nn.keras.tasks import (
+    CausalLMModel,
     Flags,
     Labels,
     MultipleChoiceModel,
@@ -187,7 +188,7 @@ class TFBertForPreTraining(TFBertWordTask):
 
 
 @register
-class TFBertLMHeadModel(TFBertWordTask):
+class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
@@ -207,21 +208,12 @@ class TFBertLMHeadModel(TFBertWordTask):
     """
 
     output_class = TFCausalLMOutputWithCrossAttentions
-    token_label: ClassVar[str | None] = "labels"
 
     def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
         super().__init__(config, *inputs, **kwargs)
         if not config.is_decoder:
             name = type(self).__name__
             warnings.warn(f"{name} attends in both directions unless config.is_decoder=True", stacklevel=2)
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Next-token cross-entropy, (1,)."""
-        return causal_lm_loss(output["logits"], labels["labels"], weights=weights)
-
-    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The score at i belongs to the label at i + 1."""
-        return labels[:, 1:], scores[:, :-1]
 
     @unpack_inputs
     def call(

@@ -22,10 +22,18 @@ class Block(keras.layers.Layer):
     def __init__(self, width: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.width = width
+        #: how each weight of this layer itself is drawn, by its name
+        self.initializers: dict[str, Any] = {}
 
     def build(self, input_shape: Any = None) -> None:
         """Make the weights of the sub-layers that have none yet."""
         build_all(self, self.width)
+
+    def add_parameter(self, name: str, shape: tuple[int, ...], initializer: Any, **kwargs: Any) -> keras.Variable:
+        """A weight of this layer itself, which mixed precision leaves in its own dtype; it can be drawn again."""
+        self.initializers[name] = keras.initializers.get(initializer)
+        kwargs = {"autocast": False, **kwargs}
+        return self.add_weight(shape=shape, initializer=self.initializers[name], name=name, **kwargs)
 
 
 def build_all(parent: keras.layers.Layer, width: int) -> None:

@@ -21,7 +21,12 @@ from longspan.inputs import get_input
 from longspan.nn.keras.base import TFPreTrainedModel
 from longspan.nn.keras.heads import fold_choices
 from longspan.nn.keras.layers import linear
-from longspan.nn.keras.losses import cross_entropy, question_answering_loss, sequence_classification_loss
+from longspan.nn.keras.losses import (
+    causal_lm_loss,
+    cross_entropy,
+    question_answering_loss,
+    sequence_classification_loss,
+)
 from longspan.nn.keras.outputs import TFModelOutput
 from longspan.ops.keras import Tensor
 
@@ -45,8 +50,8 @@ class TaskModel(TFPreTrainedModel):
     base_class: ClassVar[type[TFPreTrainedModel]]
     #: what a call returns
     output_class: ClassVar[type[TFModelOutput]]
-    #: the head reads the pooled first token
-    has_pooler: ClassVar[bool] = False
+    #: the head reads the pooled first token; None if backbones of the family have no pooler
+    has_pooler: ClassVar[bool | None] = False
     #: inputs of the backbone that `run` takes, in the order in which `call` hands them on
     input_names: ClassVar[tuple[str, ...]]
 
@@ -54,8 +59,8 @@ class TaskModel(TFPreTrainedModel):
         super().__init__(config, *inputs, **kwargs)
         base: Any = self.base_class
         prefix = self.base_model_prefix
-        backbone = base(self.config, add_pooling_layer=self.has_pooler, dtype=self.dtype_policy, name=prefix)
-        setattr(self, prefix, backbone)
+        pooler = {} if self.has_pooler is None else {"add_pooling_layer": self.has_pooler}
+        setattr(self, prefix, base(self.config, **pooler, dtype=self.dtype_policy, name=prefix))
         self.make_head()
         self.build()
 
@@ -99,9 +104,10 @@ class TaskModel(TFPreTrainedModel):
         output = self.scores({name: value for name, value in named.items() if value is not None}, training)
         return self.finish(self.with_loss(output, **labels), return_dict)
 
-    def make_linear(self, units: int, name: str) -> keras.layers.Dense:
+    def make_linear(self, units: int, name: str, *, use_bias: bool = True) -> keras.layers.Dense:
         """A projection of the head."""
-        return linear(units, stddev=self.config.initializer_range, dtype=self.dtype_policy, name=name)
+        stddev = self.config.initializer_range
+        return linear(units, stddev=stddev, dtype=self.dtype_policy, name=name, use_bias=use_bias)
 
     def make_dropout(self) -> keras.layers.Dropout:
         """The dropout of the head: `classifier_dropout`, or that of the hidden states."""
@@ -148,6 +154,20 @@ class MultipleChoiceModel(PooledClassificationModel):
     def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """Cross-entropy over the choices, (1,)."""
         return cross_entropy(output["logits"], ops.reshape(labels["labels"], (-1,)), weights=weights)
+
+
+class CausalLMModel(TaskModel):
+    """A task class that predicts the next token; labels are ids, -100 is ignored, (B, S), and are shifted here."""
+
+    token_label: ClassVar[str | None] = "labels"
+
+    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """Next-token cross-entropy, (1,)."""
+        return causal_lm_loss(output["logits"], labels["labels"], weights=weights)
+
+    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The score at i belongs to the label at i + 1."""
+        return labels[:, 1:], scores[:, :-1]
 
 
 class TokenClassificationModel(TaskModel):
