@@ -164,6 +164,10 @@ from .models.longt5.flax_model import FlaxLongT5EncoderModel as FlaxLongT5Encode
 from .models.longt5.flax_model import FlaxLongT5ForConditionalGeneration as FlaxLongT5ForConditionalGeneration
 from .models.longt5.flax_model import FlaxLongT5Model as FlaxLongT5Model
 from .models.longt5.flax_model import FlaxLongT5PreTrainedModel as FlaxLongT5PreTrainedModel
+from .models.longt5.keras_model import TFLongT5EncoderModel as TFLongT5EncoderModel
+from .models.longt5.keras_model import TFLongT5ForConditionalGeneration as TFLongT5ForConditionalGeneration
+from .models.longt5.keras_model import TFLongT5Model as TFLongT5Model
+from .models.longt5.keras_model import TFLongT5PreTrainedModel as TFLongT5PreTrainedModel
 from .models.longt5.torch_encoder import blocked_attentions_to_dense as blocked_attentions_to_dense
 from .models.longt5.torch_model import LongT5EncoderModel as LongT5EncoderModel
 from .models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5ForConditionalGeneration

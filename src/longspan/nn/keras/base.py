@@ -179,8 +179,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             filepath: Where to write.
             format: `"tf_saved_model"`, `"onnx"`, ...
             verbose: Print what was written; default not for a SavedModel.
-            input_signature: Shapes and dtypes of the inputs. Default: a dict of int32 `input_ids`, `attention_mask` and
-                `token_type_ids` of any batch size and length.
+            input_signature: Shapes and dtypes of the inputs. Default: a dict of int32 `input_ids`, `attention_mask`,
+                `token_type_ids` and `decoder_input_ids`, as the model has them, of any batch size and length.
             **kwargs: Further arguments of the format.
         """
         if input_signature is None:
@@ -196,8 +196,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         archive.write_out(os.fspath(filepath), verbose=bool(verbose))
 
     def get_input_signature(self) -> dict[str, keras.InputSpec]:
-        """Shapes and dtypes of the usual inputs: ids, mask and segments, (B, S), of multiple choice (B, C, S)."""
-        usual = ("input_ids", "attention_mask", "token_type_ids")
+        """Shapes and dtypes of the usual inputs: ids, mask, segments, target, (B, S), of multiple choice (B, C, S)."""
+        usual = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
         names = [name for name in usual if name in self.call_signature_parameters]
         shapes = {name: shape_of(name, {}, choices=self.has_choices) for name in names}
         return {name: keras.InputSpec(shape=shape, dtype="int32", name=name) for name, shape in shapes.items()}

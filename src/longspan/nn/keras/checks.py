@@ -102,20 +102,29 @@ def check_shape(tensor: Tensor | None, expected: Sequence[Size], *, name: str, a
         raise InputError(f"{name} must have the shape {axes} = {known}. Received: {shape}")
 
 
-def input_shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Size, Size]:
+def input_shape(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, *, prefix: str = "", advice: str = ""
+) -> tuple[Size, Size]:
     """Batch size and length, from exactly one of ids (B, S) and embeddings (B, S, H): integers where they are known.
+
+    Args:
+        input_ids: (B, S), or None.
+        inputs_embeds: (B, S, H), or None.
+        prefix: What comes before both names.
+        advice: What an error says of other ways to give them.
 
     Raises:
         InputError: neither or both were given, or the shape is wrong.
     """
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
-        raise InputError(f"exactly one of input_ids and inputs_embeds must be given. Received: {given}")
+        names = f"{prefix}input_ids and {prefix}inputs_embeds"
+        raise InputError(f"exactly one of {names} must be given{advice}. Received: {given}")
     if input_ids is not None and len(input_ids.shape) != 2:
-        raise InputError(f"input_ids must have the shape (batch, tokens). Received: {static_shape(input_ids)}")
+        raise InputError(f"{prefix}input_ids must have the shape (batch, tokens). Received: {static_shape(input_ids)}")
     if inputs_embeds is not None and len(inputs_embeds.shape) != 3:
         raise InputError(
-            f"inputs_embeds must have the shape (batch, tokens, width). Received: {static_shape(inputs_embeds)}"
+            f"{prefix}inputs_embeds must have the shape (batch, tokens, width). Received: {static_shape(inputs_embeds)}"
         )
     shape = ops.shape(inputs_embeds if input_ids is None else input_ids)
     return shape[0], shape[1]

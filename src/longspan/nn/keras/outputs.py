@@ -109,6 +109,46 @@ class TFBaseModelOutputWithPoolingAndCrossAttentions(TFModelOutput):
 
 
 @model_output
+class TFBaseModelOutputWithPastAndCrossAttentions(TFModelOutput):
+    """`last_hidden_state` (B, T, H) of a decoder."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: KeyValues | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@model_output
+class TFSeq2SeqModelOutput(TFModelOutput):
+    """`last_hidden_state` (B, T, H) of the decoder, `encoder_last_hidden_state` (B, S, H)."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: KeyValues | None = None
+    decoder_hidden_states: Tensors | None = None
+    decoder_attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: Tensors | None = None
+    encoder_attentions: Tensors | None = None
+
+
+@model_output
+class TFSeq2SeqLMOutput(TFModelOutput):
+    """`loss` (1,), `logits` (B, T, V), `encoder_last_hidden_state` (B, S, H)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KeyValues | None = None
+    decoder_hidden_states: Tensors | None = None
+    decoder_attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: Tensors | None = None
+    encoder_attentions: Tensors | None = None
+
+
+@model_output
 class TFCausalLMOutputWithCrossAttentions(TFModelOutput):
     """`loss` (1,), next-token `logits` (B, S, V)."""
 

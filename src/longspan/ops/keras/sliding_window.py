@@ -163,7 +163,7 @@ def bias_tile(bias: Tensor, rows: int) -> Tensor:
     Returns:
         (H, R, R + W - 1): row r holds the bias from column r on, and 0 elsewhere.
     """
-    heads, width = bias.shape
+    heads, width = ops.shape(bias)
     pitch = rows + width  # one more than a row: row r begins r columns later
     repeated = ops.broadcast_to(ops.pad(bias, ((0, 0), (0, rows)))[:, None], (heads, rows, pitch))
     flat = ops.reshape(repeated, (heads, rows * pitch))[:, : rows * (pitch - 1)]
