@@ -29,6 +29,8 @@ LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(?:#L(\d+))?\)")
 LANGUAGES = {"en": "", "zh": ".zh"}
 #: files outside docs/ that pages link to
 _linked: set[str] = set()
+#: public name -> page of the reference
+_pages = {name: page for page, names in docs_api.page_names().items() for name in names}
 
 
 def on_config(config: Any) -> Any:
@@ -71,9 +73,19 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(text: str, page: Any, config: Any, files: Any) -> str:
-    """Turn marked links into relative ones."""
+    """Turn marked links into relative ones, and names into links to the reference."""
     up = "../" * page.url.count("/")
-    return re.sub(r'href="source:([^"#]+)', lambda link: f'href="{up}source/{link.group(1)}.html', text)
+    text = re.sub(r'href="source:([^"#]+)', lambda link: f'href="{up}source/{link.group(1)}.html', text)
+    root = up + ("zh/" if page.url.startswith("zh/") else "")
+
+    def to_reference(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f'<a href="{root}api/{_pages[name]}.html#{name.lower()}">{match.group()}</a>' if name in _pages else (
+            match.group()
+        )  # fmt: skip
+
+    # not in headings, links and tables of contents
+    return re.sub(r"(?<=[\s>(（，、。：])(?<!\">)<code>(\w+)</code>(?!</a>|</h)", to_reference, text)
 
 
 def on_post_build(config: Any) -> None:
