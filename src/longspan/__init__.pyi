@@ -182,6 +182,14 @@ from .models.mega.flax_model import FlaxMegaForSequenceClassification as FlaxMeg
 from .models.mega.flax_model import FlaxMegaForTokenClassification as FlaxMegaForTokenClassification
 from .models.mega.flax_model import FlaxMegaModel as FlaxMegaModel
 from .models.mega.flax_model import FlaxMegaPreTrainedModel as FlaxMegaPreTrainedModel
+from .models.mega.keras_model import TFMegaForCausalLM as TFMegaForCausalLM
+from .models.mega.keras_model import TFMegaForMaskedLM as TFMegaForMaskedLM
+from .models.mega.keras_model import TFMegaForMultipleChoice as TFMegaForMultipleChoice
+from .models.mega.keras_model import TFMegaForQuestionAnswering as TFMegaForQuestionAnswering
+from .models.mega.keras_model import TFMegaForSequenceClassification as TFMegaForSequenceClassification
+from .models.mega.keras_model import TFMegaForTokenClassification as TFMegaForTokenClassification
+from .models.mega.keras_model import TFMegaModel as TFMegaModel
+from .models.mega.keras_model import TFMegaPreTrainedModel as TFMegaPreTrainedModel
 from .models.mega.torch_cache import MegaCache as MegaCache
 from .models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
 from .models.mega.torch_model import MegaForMaskedLM as MegaForMaskedLM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +9,7 @@ from keras import ops
 
 from longspan.errors import ConfigError
 from longspan.ops.keras import Tensor
+from longspan.ops.keras.gated_attention import laplace, relu2
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -25,17 +25,8 @@ def _gelu_10(x: Tensor) -> Tensor:
     return ops.clip(_gelu_erf(x), -10.0, 10.0)
 
 
-def _relu2(x: Tensor) -> Tensor:
-    return ops.square(ops.relu(x))
-
-
 def _mish(x: Tensor) -> Tensor:
     return x * ops.tanh(ops.softplus(x))
-
-
-def _laplace(x: Tensor) -> Tensor:
-    """Gaussian CDF with mean sqrt(1/2) and standard deviation sqrt(1/(4π)) (MEGA, appendix E)."""
-    return 0.5 * (1.0 + ops.erf((x - math.sqrt(0.5)) / math.sqrt(0.5 / math.pi)))
 
 
 def _linear(x: Tensor) -> Tensor:
@@ -50,13 +41,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": _gelu_tanh,
     "gelu_python": _gelu_erf,
     "gelu_pytorch_tanh": _gelu_tanh,
-    "laplace": _laplace,
+    "laplace": laplace,
     "leaky_relu": partial(ops.leaky_relu, negative_slope=0.01),
     "linear": _linear,
     "mish": _mish,
     "quick_gelu": _quick_gelu,
     "relu": ops.relu,
-    "relu2": _relu2,
+    "relu2": relu2,
     "relu6": ops.relu6,
     "sigmoid": ops.sigmoid,
     "silu": ops.silu,

@@ -18,6 +18,7 @@ from longspan.checkpoints.keras import fill, tensors_to_save
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
+from longspan.checkpoints.writer import LazyTensor
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.inputs import shape_of
@@ -101,6 +102,10 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
     @classmethod
     def check_implementation(cls, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
+
+    def tensors_to_save(self) -> dict[str, LazyTensor]:
+        """The weights by key, as a checkpoint holds them."""
+        return tensors_to_save(self)
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         raise InputError(f"{type(self).__name__} cannot prune attention heads")
@@ -302,7 +307,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         config.dtype = self.variable_dtype
         save_checkpoint(
             Path(save_directory),
-            tensors_to_save(self),
+            self.tensors_to_save(),
             files={CONFIG_NAME: config.to_json_string().encode()},
             max_shard_size=max_shard_size,
         )

@@ -86,9 +86,9 @@ def take_tokens(states: Tensor, positions: Tensor) -> Tensor:
     return ops.take(flat, first + positions, axis=0)
 
 
-def layer_norm(epsilon: float, *, dtype: Any, name: str) -> keras.layers.LayerNormalization:
-    """Layer normalisation over the last axis."""
-    return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
+def layer_norm(epsilon: float, *, dtype: Any, name: str, affine: bool = True) -> keras.layers.LayerNormalization:
+    """Layer normalisation over the last axis, with a scale and a shift if `affine`."""
+    return keras.layers.LayerNormalization(epsilon=epsilon, center=affine, scale=affine, dtype=dtype, name=name)
 
 
 def score_rows(states: Tensor, layer: keras.layers.Layer) -> Tensor:

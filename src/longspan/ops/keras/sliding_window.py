@@ -102,9 +102,9 @@ def sliding_window_attention(
         bias = None if bias is None else bias[:, max(left - most, 0) : left + min(right, most) + 1]
         left, right, rows = min(left, most), min(right, most), min(rows, most + 1)
     span, blocks = rows + left + right, -(-length // rows)
-    queries = _cut(query * scale, blocks, rows, before=0, columns=rows)  # (B, H, N, R, D)
-    keys = ops.transpose(_cut(key, blocks, rows, before=left, columns=span), (0, 1, 2, 4, 3))
-    values = _cut(value, blocks, rows, before=left, columns=span)
+    queries = cut_spans(query * scale, blocks, rows, before=0, columns=rows)  # (B, H, N, R, D)
+    keys = ops.transpose(cut_spans(key, blocks, rows, before=left, columns=span), (0, 1, 2, 4, 3))
+    values = cut_spans(value, blocks, rows, before=left, columns=span)
     present = _present(mask, length, blocks, rows, left, span)  # (B or 1, 1, N, 1, C)
     allowed = ops.logical_and(present, patterns.band(rows, left, right))
     masking = ops.where(allowed, 0.0, MASKED)
@@ -170,7 +170,7 @@ def bias_tile(bias: Tensor, rows: int) -> Tensor:
     return ops.reshape(flat, (heads, rows, pitch - 1))
 
 
-def _cut(states: Tensor, blocks: Any, rows: int, *, before: int, columns: int) -> Tensor:
+def cut_spans(states: Tensor, blocks: Any, rows: int, *, before: int, columns: int) -> Tensor:
     """Overlapping spans (B, X, S, D) -> (B, X, N, columns, D), each put together from pieces of R tokens.
 
     The span of a block begins `before` tokens before it; places outside the sequence hold zeros.
@@ -192,7 +192,7 @@ def _cut(states: Tensor, blocks: Any, rows: int, *, before: int, columns: int) -
 def _present(mask: Tensor | None, length: Any, blocks: Any, rows: int, left: int, span: int) -> Tensor:
     """Which places of the span of each block hold tokens that may be seen, boolean (B or 1, 1, N, 1, C)."""
     seen = ops.ones((1, length), "int32") if mask is None else ops.cast(mask, "int32")
-    spans = _cut(seen[:, None, :, None], blocks, rows, before=left, columns=span)
+    spans = cut_spans(seen[:, None, :, None], blocks, rows, before=left, columns=span)
     return ops.transpose(spans, (0, 1, 2, 4, 3)) > 0
 
 
