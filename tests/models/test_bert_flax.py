@@ -180,7 +180,6 @@ class TestBadInput:
         ("implementation", "arguments", "reason"),
         [
             ("packed", {"output_attentions": True}, "attention weights are returned by 'eager' only"),
-            ("sdpa", {"output_attentions": True}, "attention weights are returned by 'eager' only"),
             ("packed", {"attention_mask": np.ones((2, 6, 6))}, r"packing needs an attention_mask of the shape \(batch"),
         ],
     )
@@ -189,6 +188,12 @@ class TestBadInput:
         with pytest.raises(InputError, match=f"attn_implementation='{implementation}' cannot serve .*{reason}"):
             chosen(IDS, **arguments)
 
+    def test_sdpa_leaves_attention_weights_to_eager(self, model):
+        found = _with(model, attn_implementation="sdpa")(IDS, output_attentions=True)
+        expected = _with(model, attn_implementation="eager")(IDS, output_attentions=True)
+        for mine, theirs in zip(found.attentions, expected.attentions, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
     def test_more_implementations_that_cannot_serve(self, model, decoder):
         packed = _with(model, attn_implementation="packed")
         with pytest.raises(InputError, match="packing reads the mask, which is slow on an accelerator and impossible"):
@@ -196,7 +201,7 @@ class TestBadInput:
         with pytest.raises(InputError, match="packing works without a cache and without cross-attention"):
             _with(decoder, attn_implementation="packed")(IDS, past_key_values=decoder.init_cache(2, 8))
         with pytest.raises(InputError, match="relative position scores are computed by 'eager' only"):
-            _with(model, attn_implementation="sdpa", position_embedding_type="relative_key")(IDS)
+            _with(model, attn_implementation="packed", position_embedding_type="relative_key")(IDS)
         with pytest.raises(InputError, match="the states at padding are needed, as for the loss of question answering"):
             make("FlaxBertForQuestionAnswering", attn_implementation="packed")(IDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from tests.tolerances import assert_close
 import longspan
 from longspan import BertConfig, BertModel
 from longspan.errors import InputError
+from longspan.ops import dispatch
 from longspan.ops.dispatch import recording
 
 SETTINGS = {
@@ -79,16 +81,10 @@ class TestBadInput:
         ("settings", "extra", "message"),
         [
             (
-                {"attn_implementation": "sdpa"},
-                {"output_attentions": True},
-                "'sdpa' cannot serve.*returned by 'eager' only",
-            ),
-            (
                 {"attn_implementation": "packed"},
                 {"output_attentions": True},
                 "'packed' cannot serve.*returned by 'eager'",
             ),
-            ({"attn_implementation": "sdpa", "position_embedding_type": "relative_key"}, {}, "'sdpa' cannot.*relative"),
             (
                 {"attn_implementation": "packed", "position_embedding_type": "relative_key"},
                 {},
@@ -109,6 +105,28 @@ class TestBadInput:
     def test_an_implementation_that_cannot_serve_says_why(self, settings, extra, message):
         with pytest.raises(InputError, match=message):
             make(**settings)(IDS, **extra)
+
+    @pytest.mark.parametrize(
+        ("settings", "extra", "reason"),
+        [
+            ({}, {"output_attentions": True}, "attention weights are returned by 'eager' only"),
+            ({"position_embedding_type": "relative_key"}, {}, "relative position scores are computed by 'eager' only"),
+        ],
+    )
+    def test_sdpa_that_cannot_serve_leaves_the_call_to_eager_with_a_warning(
+        self, caplog, monkeypatch, settings, extra, reason
+    ):
+        monkeypatch.setattr(dispatch, "_announced", set())
+        model = make(attn_implementation="sdpa", **settings)
+        with recording() as ran, caplog.at_level(logging.WARNING, logger="longspan"):
+            output = model(IDS, **extra)
+        assert ran == ["eager"]
+        [record] = caplog.records
+        assert record.message.endswith(f"{reason}; 'eager' serves it")
+        model.set_attn_implementation("eager")
+        expected = model(IDS, **extra)
+        assert output.keys() == expected.keys()
+        assert torch.equal(output.last_hidden_state, expected.last_hidden_state)
 
     @pytest.mark.parametrize(
         ("name", "labels", "message"),

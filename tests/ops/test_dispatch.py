@@ -10,9 +10,17 @@ from longspan.errors import InputError
 from longspan.ops import dispatch
 
 
+def odd(n):
+    return "n must be even" if n % 2 else None
+
+
+def no(n):
+    return None
+
+
 @pytest.fixture
 def dispatcher():
-    return dispatch.Dispatcher("toys", {"fast": lambda n: "n must be even" if n % 2 else None, "slow": lambda n: None})
+    return dispatch.Dispatcher("toys", {"fast": odd, "slow": no})
 
 
 def test_auto_takes_the_first_that_serves_and_says_so_once(dispatcher, caplog, monkeypatch):
@@ -32,6 +40,19 @@ def test_an_explicit_name_serves_or_raises(dispatcher):
         dispatcher.choose("fast", 3)
     with pytest.raises(InputError, match="must be one of auto, fast, slow for toys. Received: 'flash'"):
         dispatcher.choose("flash", 2)
+
+
+def test_a_name_of_the_reference_that_cannot_serve_is_a_choice_with_one_warning(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_announced", set())
+    dispatcher = dispatch.Dispatcher(
+        "toys", {"fast": lambda n: None if n == 4 else "n is not 4", "sdpa": odd, "eager": no}
+    )
+    with caplog.at_level(logging.WARNING, logger="longspan"), dispatch.recording() as ran:
+        assert [dispatcher.choose("sdpa", n) for n in (2, 3, 4, 5)] == ["sdpa", "eager", "sdpa", "eager"]
+    assert ran == ["sdpa", "eager", "sdpa", "eager"]
+    assert [record.message for record in caplog.records] == [
+        "attn_implementation='sdpa' cannot serve this call of toys: n must be even; 'eager' serves it"
+    ]
 
 
 def test_recording_nests_and_ends(dispatcher):

@@ -186,6 +186,30 @@ def test_question_answering(pairs: Any, kind: str) -> None:
     same(ours({"question": questions[1], "context": TEXTS[1]}), quiet(theirs, question=questions[1], context=TEXTS[1]))
 
 
+@pytest.mark.parametrize(
+    ("task", "inputs", "old"),
+    [
+        ("text-classification", {"inputs": TEXTS[0]}, {"return_all_scores": True}),
+        ("text-classification", {"inputs": TEXTS}, {"return_all_scores": True}),
+        ("text-classification", {"inputs": TEXTS[0]}, {"return_all_scores": False}),
+        ("text-classification", {"inputs": TEXTS[0]}, {"return_all_scores": True, "top_k": 2}),
+        ("token-classification", {"inputs": TEXTS}, {"grouped_entities": True}),
+        ("token-classification", {"inputs": TEXTS}, {"grouped_entities": True, "ignore_subwords": True}),
+        ("token-classification", {"inputs": TEXTS}, {"grouped_entities": False, "aggregation_strategy": "max"}),
+        ("question-answering", {"question": "Where?", "context": CONTEXT}, {"topk": 3}),
+    ],
+)
+def test_old_words_mean_what_they_meant(pairs: Any, task: str, inputs: Any, old: dict[str, Any]) -> None:
+    ours, theirs = pairs(task, "wordpiece", **({"num_labels": 4} if task == "text-classification" else {}))
+    expected = quiet(theirs, **inputs, **old)
+    if "top_k" in old:
+        same(ours(**inputs, **old), expected)
+    else:
+        with pytest.warns(UserWarning, match=f"{next(iter(old))}.* is deprecated: it is read as"):
+            found = ours(**inputs, **old)
+        same(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "byte_level"])
 def test_fill_mask(pairs: Any, kind: str) -> None:
     ours, theirs = pairs("fill-mask", kind)

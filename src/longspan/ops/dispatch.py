@@ -1,7 +1,8 @@
 """Which implementation of an operation runs.
 
-An implementation has a name and says *why not* when it cannot serve a request. An explicit name that cannot serve
-raises with that reason; only `"auto"` chooses, in a stated order, and logs once what it chose.
+An implementation has a name and says *why not* when it cannot serve a request. A name of this package that cannot
+serve raises with that reason. `"auto"` chooses, in a stated order, and logs once what it chose; a name of the reference
+that cannot serve is a choice too, as there, with one warning in the log.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ REFERENCE_NAMES = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "f
 WhyNot = Callable[[Request], str | None]
 
 _recorders: ContextVar[tuple[list[str], ...]] = ContextVar("longspan_recorders", default=())
-_announced: set[tuple[str, str]] = set()
+_announced: set[str] = set()
 
 
 class Dispatcher(Generic[Request]):
@@ -56,8 +57,8 @@ class Dispatcher(Generic[Request]):
         """The name of the implementation that serves `request`.
 
         Args:
-            name: `"auto"`, or the name that must serve. A name of the reference that is none of this operation's
-                stands for `"auto"`: the results are the same, only the way there differs.
+            name: `"auto"`, or the name that must serve. A name of the reference that is none of this operation's, or
+                cannot serve, stands for `"auto"`: the results are the same, only the way there differs.
             request: What is asked of the operation.
             tracing: A graph is being traced: neither log nor record.
 
@@ -65,23 +66,27 @@ class Dispatcher(Generic[Request]):
             InputError: the name is unknown or cannot serve; the message says why.
         """
         self.check_name(name)
-        if name in self.implementations:
-            reason = self.implementations[name](request)
-            if reason is not None:
-                raise InputError(f"attn_implementation={name!r} cannot serve this call of {self.operation}: {reason}")
+        reason = self.implementations[name](request) if name in self.implementations else None
+        if name in self.implementations and reason is None:
             chosen = name
         else:
             chosen = next(key for key, why_not in self.implementations.items() if why_not(request) is None)
+        if reason is not None:
+            message = f"attn_implementation={name!r} cannot serve this call of {self.operation}: {reason}"
+            if name not in REFERENCE_NAMES:
+                raise InputError(message)
+            if not tracing:
+                _log_once(logging.WARNING, f"{message}; {chosen!r} serves it")
         if not tracing:
-            self._announce(chosen)
+            _log_once(logging.INFO, f"{self.operation} runs attn_implementation={chosen!r}")
             record(chosen)
         return chosen
 
-    def _announce(self, chosen: str) -> None:
-        key = (self.operation, chosen)
-        if key not in _announced:
-            _announced.add(key)
-            logger.info("%s runs attn_implementation=%r", self.operation, chosen)
+
+def _log_once(level: int, message: str) -> None:
+    if message not in _announced:
+        _announced.add(message)
+        logger.log(level, message)
 
 
 def record(implementation: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, get_args
@@ -65,6 +66,7 @@ class Options:
             settings = {**(settings.pop(name, None) or {}), **settings}
         check_choice("padding", str(settings.pop("padding", False)), _PADDINGS)
         settings.pop("num_workers", None)
+        settings = self._renamed(settings)
         if "truncation" in settings:
             settings["on_long"] = _on_long(settings.pop("truncation"), settings.get("on_long", self.on_long))
         known = [field.name for field in fields(self)]
@@ -74,6 +76,15 @@ class Options:
                 f"The options of {task} are {', '.join(known)}. Received: {unknown[0]}={settings[unknown[0]]!r}"
             )
         return replace(self, **settings)
+
+    def _renamed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """`settings` with the reference's old words for options of the task put as those of today."""
+        return settings
+
+
+def warn_of_old_word(word: str, today: str) -> None:
+    """Warn, as the reference does, that `word` is an old one, and say what it is read as."""
+    warnings.warn(f"{word} is deprecated: it is read as {today}", UserWarning, stacklevel=2)
 
 
 def _on_long(truncation: Any, otherwise: OnLong) -> OnLong:

@@ -13,7 +13,7 @@ from longspan.errors import InputError
 from longspan.pipelines.base import Job, Pipeline, check_text
 from longspan.pipelines.long.merging import Floats, SpanLogits, best_spans, characters_of
 from longspan.pipelines.long.rows import Row
-from longspan.pipelines.options import Options, check_at_least
+from longspan.pipelines.options import Options, check_at_least, warn_of_old_word
 
 #: More spans than answers are looked at, as several may be the same words.
 _MORE_SPANS = 10
@@ -49,6 +49,13 @@ class QuestionAnsweringOptions(Options):
         for ours, theirs in (("stride", self.doc_stride), ("max_length", self.max_seq_len)):
             if theirs is not None:
                 object.__setattr__(self, ours, theirs)
+
+    def _renamed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        number = settings.pop("topk", None)
+        if number is not None and settings.get("top_k") is None:
+            warn_of_old_word("topk", "top_k")
+            settings["top_k"] = number
+        return settings
 
 
 class QuestionAnsweringPipeline(Pipeline):

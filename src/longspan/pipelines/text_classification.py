@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from longspan.documents.tokens import Tokens
 from longspan.errors import InputError
 from longspan.pipelines.base import Job, Pipeline, check_text
 from longspan.pipelines.long.merging import Floats, WindowPooling, pool_windows, sigmoid, softmax
 from longspan.pipelines.long.rows import Row
-from longspan.pipelines.options import Options, check_at_least, check_choice
+from longspan.pipelines.options import Options, check_at_least, check_choice, warn_of_old_word
 
 _FUNCTIONS = ("sigmoid", "softmax", "none")
 #: Stands for a `top_k` that was not given, which has its own form of output.
 _NOT_GIVEN = -1
+#: Stands for the old `return_all_scores=True`: all labels, in the model's order.
+_ALL_IN_ORDER = -2
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,15 @@ class TextClassificationOptions(Options):
         check_choice("window_pooling", self.window_pooling, get_args(WindowPooling))
         if self.function_to_apply is not None:
             check_choice("function_to_apply", self.function_to_apply.lower(), _FUNCTIONS)
-        if self.top_k != _NOT_GIVEN:
+        if self.top_k not in (_NOT_GIVEN, _ALL_IN_ORDER):
             check_at_least("top_k", self.top_k, 1)
+
+    def _renamed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        all_scores = settings.pop("return_all_scores", None)
+        if all_scores is not None and "top_k" not in settings:
+            warn_of_old_word("return_all_scores", "top_k=None, all labels, unsorted" if all_scores else "top_k=1")
+            settings["top_k"] = _ALL_IN_ORDER if all_scores else _NOT_GIVEN
+        return settings
 
 
 class TextClassificationPipeline(Pipeline):
@@ -109,7 +119,7 @@ class TextClassificationPipeline(Pipeline):
         spans = [job.tokens.span(*window) if window[1] else (0, 0) for window in job.windows] \
             if options.return_windows else []  # fmt: skip
         results: list[dict[str, Any]] = []
-        for index in np.argsort(-scores, kind="stable")[: _number_of(options.top_k)].tolist():
+        for index in _chosen(scores, options.top_k).tolist():
             result = {"label": self.model.config.id2label[index], "score": float(scores[index])}
             if options.return_windows:
                 result["windows"] = [
@@ -127,5 +137,8 @@ def _default_function(config: Any) -> str:
     return "sigmoid" if problem == "multi_label_classification" or config.num_labels == 1 else "softmax"
 
 
-def _number_of(top_k: int | None) -> int | None:
-    return 1 if top_k == _NOT_GIVEN else top_k
+def _chosen(scores: Floats, top_k: int | None) -> npt.NDArray[np.int64]:
+    """The labels that are returned, in their order."""
+    if top_k == _ALL_IN_ORDER:
+        return np.arange(len(scores))
+    return np.argsort(-scores, kind="stable")[: 1 if top_k == _NOT_GIVEN else top_k]

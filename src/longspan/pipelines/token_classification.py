@@ -15,7 +15,7 @@ from longspan.pipelines.base import Job, Pipeline, check_text
 from longspan.pipelines.long.aggregation import STRATEGIES, Aggregator
 from longspan.pipelines.long.merging import Floats, merge_windows, softmax
 from longspan.pipelines.long.rows import Row
-from longspan.pipelines.options import Options, check_choice
+from longspan.pipelines.options import Options, check_choice, warn_of_old_word
 
 _NO_TOKENS = Tokens(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -43,6 +43,15 @@ class TokenClassificationOptions(Options):
         strategy = str(getattr(self.aggregation_strategy, "value", self.aggregation_strategy)).lower()
         object.__setattr__(self, "aggregation_strategy", strategy)
         check_choice("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
+
+    def _renamed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        old = {word: settings.pop(word, None) for word in ("grouped_entities", "ignore_subwords")}
+        given = [word for word, value in old.items() if value is not None]
+        if given:
+            grouped = "first" if old["ignore_subwords"] else "simple"
+            settings["aggregation_strategy"] = grouped if old["grouped_entities"] else "none"
+            warn_of_old_word(" and ".join(given), f"aggregation_strategy={settings['aggregation_strategy']!r}")
+        return settings
 
 
 class TokenClassificationPipeline(Pipeline):
