@@ -24,7 +24,7 @@ from longspan.nn.flax.buckets import is_traced
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_length, check_shape
 from longspan.nn.flax.heads import Pooler
-from longspan.nn.flax.layers import Dtype
+from longspan.nn.flax.layers import PooledStack
 from longspan.nn.flax.masks import check_mask, drop_unseen_faults, expand_head_mask
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutputWithPooling,
@@ -37,20 +37,10 @@ from longspan.nn.flax.packing import Packing
 from longspan.nn.flax.parameters import kernel_init
 
 
-class FlaxBertModule(nn.Module):
-    """The backbone as a `linen.Module`; `FlaxBertModel` wraps it.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        add_pooling_layer: Have the pooler.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxBertModule(PooledStack):
+    """The backbone as a `linen.Module`; `FlaxBertModel` wraps it."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
-    add_pooling_layer: bool = True
-    gradient_checkpointing: bool = False
     embeddings_class: ClassVar[type[FlaxBertEmbeddings]] = FlaxBertEmbeddings
 
     def setup(self) -> None:

@@ -16,7 +16,7 @@ from jax import Array
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_attention import AttentionPlan
 from longspan.nn.flax.cache import extend_cache
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, Part, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.packing import Packing
 from longspan.nn.flax.parameters import kernel_init
@@ -24,15 +24,10 @@ from longspan.nn.flax.post_norm import AddAndNorm, PostNormFeedForward
 from longspan.ops.flax.attention import eager_attention, sdpa_attention
 
 
-class FlaxBertEmbeddings(nn.Module):
-    """LayerNorm(word + position + segment), with dropout.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxBertEmbeddings(Part):
+    """LayerNorm(word + position + segment), with dropout."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
     #: padding has a position of its own, which learns nothing
     pads_positions: ClassVar[bool] = False
 
@@ -223,17 +218,10 @@ class FlaxBertLayer(PostNormFeedForward):
         return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights, cross_weights
 
 
-class FlaxBertLayerCollection(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxBertLayerCollection(Stack):
+    """The layers, named by their index as in checkpoint keys."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""
@@ -264,17 +252,10 @@ class FlaxBertLayerCollection(nn.Module):
         return tuple(states), tuple(attentions), tuple(cross_attentions)  # type: ignore[arg-type]  # None if not wanted
 
 
-class FlaxBertEncoder(nn.Module):
-    """The stack of layers.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxBertEncoder(Stack):
+    """The stack of layers."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -21,7 +21,7 @@ from longspan.model_output import ModelOutput
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.flax_backbone import FlaxBertModel, FlaxBertModule, FlaxBertPreTrainedModel
 from longspan.nn.flax.heads import PredictionHeadTransform
-from longspan.nn.flax.layers import Dense, Dtype, Embedding
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, Part
 from longspan.nn.flax.outputs import (
     Arrays,
     FlaxCausalLMOutputWithCrossAttentions,
@@ -50,15 +50,10 @@ __all__ = [
 ]
 
 
-class FlaxBertLMPredictionHead(nn.Module):
-    """Scores over the vocabulary: LayerNorm(act(W x + b)) Eᵀ + bias, with the word embeddings E if they are tied.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxBertLMPredictionHead(Part):
+    """Scores over the vocabulary: LayerNorm(act(W x + b)) Eᵀ + bias, with the word embeddings E if they are tied."""
 
     config: BertConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""

@@ -26,7 +26,7 @@ from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape
-from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.layers import Embedding, Stack
 from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import Arrays, FlaxCache, finish, model_output, resolve
 from longspan.nn.flax.parameters import kernel_init
@@ -44,18 +44,10 @@ class FlaxDiffLlamaModelOutput(ModelOutput):
     differential_attentions: Arrays | None = None
 
 
-class FlaxDiffLlamaModule(nn.Module):
-    """The backbone as a `linen.Module`; `FlaxDiffLlamaModel` wraps it.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxDiffLlamaModule(Stack):
+    """The backbone as a `linen.Module`; `FlaxDiffLlamaModel` wraps it."""
 
     config: DiffLlamaConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

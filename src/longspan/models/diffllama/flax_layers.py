@@ -17,7 +17,7 @@ from jax.nn.initializers import normal, ones
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
-from longspan.nn.flax.layers import Dense, Dtype, spread
+from longspan.nn.flax.layers import Dense, Dtype, NumberedPart, Part, Stack, spread
 from longspan.nn.flax.parameters import kernel_init, parameter
 from longspan.ops.flax.differential import DifferentialAttention, differential_attention
 from longspan.ops.flax.rms_norm import rms_norm
@@ -104,15 +104,10 @@ def _documents(position_ids: Any) -> Array:
 LAMBDA_NAMES = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 
-class FlaxDiffLlamaRMSNorm(nn.Module):
-    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019).
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxDiffLlamaRMSNorm(Part):
+    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019)."""
 
     config: DiffLlamaConfig
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, hidden_states: Array) -> Array:
@@ -122,22 +117,16 @@ class FlaxDiffLlamaRMSNorm(nn.Module):
         return rms_norm(hidden_states.astype(self.dtype), weight, self.config.rms_norm_eps)
 
 
-class FlaxDiffLlamaAttention(nn.Module):
+class FlaxDiffLlamaAttention(NumberedPart):
     """Differential attention with rotary positions and grouped keys and values.
 
         λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init,  λ_init = 0.8 − 0.6 · exp(−0.3 · layer)
         head_j = (1 − λ_init) · RMSNorm((softmax(Q_j Kᵀ/√D) − λ · softmax(Q_{j+A/2} Kᵀ/√D)) V_j)
 
     The layer counts from 0. λ is computed and applied in float32, whatever the dtype of the weights.
-
-    Attributes:
-        config: Settings of the model.
-        layer_index: Number of the layer.
     """
 
     config: DiffLlamaConfig
-    layer_index: int
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -202,15 +191,10 @@ def linear(config: DiffLlamaConfig, features: int, *, use_bias: bool = False, dt
     return Dense(features, kernel_init=kernel_init(config), use_bias=use_bias, dtype=dtype)
 
 
-class FlaxDiffLlamaMLP(nn.Module):
-    """down(act(gate(x)) ∘ up(x)) (Shazeer, 2020).
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxDiffLlamaMLP(Part):
+    """down(act(gate(x)) ∘ up(x)) (Shazeer, 2020)."""
 
     config: DiffLlamaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -225,17 +209,10 @@ class FlaxDiffLlamaMLP(nn.Module):
         return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-class FlaxDiffLlamaDecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Attributes:
-        config: Settings of the model.
-        layer_index: Number of the layer.
-    """
+class FlaxDiffLlamaDecoderLayer(NumberedPart):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     config: DiffLlamaConfig
-    layer_index: int
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -255,17 +232,10 @@ class FlaxDiffLlamaDecoderLayer(nn.Module):
         return hidden_states, *weights
 
 
-class FlaxDiffLlamaLayers(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxDiffLlamaLayers(Stack):
+    """The layers, named by their index as in checkpoint keys."""
 
     config: DiffLlamaConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

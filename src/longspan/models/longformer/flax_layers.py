@@ -16,7 +16,7 @@ from jax import Array
 
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.flax.checks import ArrayLike
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
 from longspan.nn.flax.post_norm import AddAndNorm, PostNormFeedForward
@@ -134,15 +134,10 @@ def after_separator(input_ids: ArrayLike, separator: int | None) -> tuple[Any, A
     return xp.where(lacking[..., None], first_token(input_ids), behind), lacking
 
 
-class FlaxLongformerEmbeddings(nn.Module):
-    """LayerNorm(word + position + segment), with dropout; positions are counted over real tokens, from pad id + 1.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongformerEmbeddings(Part):
+    """LayerNorm(word + position + segment), with dropout; positions are counted over real tokens, from pad id + 1."""
 
     config: LongformerConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -186,7 +181,7 @@ class FlaxLongformerEmbeddings(nn.Module):
         return Embedding(size, config.hidden_size, kernel_init(config), padding_idx=padding_idx, dtype=self.dtype)
 
 
-class FlaxLongformerSelfAttention(nn.Module):
+class FlaxLongformerSelfAttention(NumberedPart):
     """Windowed attention, plus global attention of a few tokens, without the output projection.
 
     A token i without global attention sees its window and the global tokens g, in one softmax:
@@ -196,15 +191,9 @@ class FlaxLongformerSelfAttention(nn.Module):
     A global token sees all tokens, through projections of its own:
 
         c_g = Σⱼ softmax(q'(x_g)·k'(xⱼ)/√D) v'(xⱼ)      over all j
-
-    Attributes:
-        config: Settings of the model.
-        layer_index: Number of the layer, which may have a window of its own.
     """
 
     config: LongformerConfig
-    layer_index: int
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -290,17 +279,10 @@ def _pick(states: Array, positions: Array) -> Array:
     return states[jnp.arange(states.shape[0])[:, None], positions]
 
 
-class FlaxLongformerAttention(nn.Module):
-    """Attention with output projection, residual and norm, and projections of its own for global tokens.
-
-    Attributes:
-        config: Settings of the model.
-        layer_index: Number of the layer.
-    """
+class FlaxLongformerAttention(NumberedPart):
+    """Attention with output projection, residual and norm, and projections of its own for global tokens."""
 
     config: LongformerConfig
-    layer_index: int
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -340,17 +322,10 @@ class FlaxLongformerLayer(PostNormFeedForward):
         return self.feed_forward(hidden_states, deterministic=plan.deterministic), weights, global_weights
 
 
-class FlaxLongformerLayers(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxLongformerLayers(Stack):
+    """The layers, named by their index as in checkpoint keys."""
 
     config: LongformerConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""
@@ -375,17 +350,10 @@ class FlaxLongformerLayers(nn.Module):
         return tuple(states), tuple(weights), tuple(global_weights)
 
 
-class FlaxLongformerEncoder(nn.Module):
-    """The stack of layers.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxLongformerEncoder(Stack):
+    """The stack of layers."""
 
     config: LongformerConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -50,7 +50,7 @@ from longspan.nn.flax.checks import (
     values_visible,
 )
 from longspan.nn.flax.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
-from longspan.nn.flax.layers import Dtype
+from longspan.nn.flax.layers import PooledStack
 from longspan.nn.flax.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.flax.outputs import finish, resolve
 from longspan.nn.flax.parameters import kernel_init
@@ -73,20 +73,10 @@ _INDICES = ("input_ids", "token_type_ids", "position_ids")
 _MASKS = ("attention_mask", "global_attention_mask", "head_mask")
 
 
-class FlaxLongformerModule(nn.Module):
-    """The backbone as a `linen.Module`; `FlaxLongformerModel` wraps it.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        add_pooling_layer: Have the pooler.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxLongformerModule(PooledStack):
+    """The backbone as a `linen.Module`; `FlaxLongformerModel` wraps it."""
 
     config: LongformerConfig
-    dtype: Dtype = jnp.float32
-    add_pooling_layer: bool = True
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -109,11 +109,7 @@ class FlaxLongT5SelfAttention(FlaxLongT5Projections):
 
 
 class FlaxLongT5CrossAttention(FlaxLongT5Projections):
-    """Attention to the encoder's states: Σⱼ softmax(qᵢ·kⱼ) vⱼ over the source tokens j.
-
-    Attributes:
-        config: Settings of the model.
-    """
+    """Attention to the encoder's states: Σⱼ softmax(qᵢ·kⱼ) vⱼ over the source tokens j."""
 
     def __call__(
         self, hidden_states: Array, encoder_hidden_states: Array, plan: DecoderPlan
@@ -170,11 +166,7 @@ class FlaxLongT5LayerSelfAttention(FlaxLongT5Sublayer):
 
 
 class FlaxLongT5LayerCrossAttention(FlaxLongT5Sublayer):
-    """x + dropout(cross-attention(norm(x), e)).
-
-    Attributes:
-        config: Settings of the model.
-    """
+    """x + dropout(cross-attention(norm(x), e))."""
 
     def setup(self) -> None:
         """Make the parts."""

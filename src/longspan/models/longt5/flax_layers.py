@@ -18,7 +18,7 @@ from jax.nn.initializers import constant, normal
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, spread
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, Part, Stack, spread
 from longspan.nn.flax.parameters import parameter
 from longspan.ops import patterns
 
@@ -28,15 +28,10 @@ def linear(config: LongT5Config, features: int, *, std: float, dtype: Dtype) -> 
     return Dense(features, kernel_init=normal(config.initializer_factor * std), use_bias=False, dtype=dtype)
 
 
-class FlaxLongT5LayerNorm(nn.Module):
-    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019), computed in float32.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongT5LayerNorm(Part):
+    """w · x / √(mean(x²) + ε) (Zhang and Sennrich, 2019), computed in float32."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, hidden_states: Array) -> Array:
@@ -49,15 +44,10 @@ class FlaxLongT5LayerNorm(nn.Module):
         return (normalised * spread(weight.astype(jnp.float32), normalised)).astype(self.dtype)
 
 
-class FlaxLongT5DenseActDense(nn.Module):
-    """W₂ act(W₁ x).
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongT5DenseActDense(Part):
+    """W₂ act(W₁ x)."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -72,15 +62,10 @@ class FlaxLongT5DenseActDense(nn.Module):
         return self.wo(self.dropout(self.activation(self.wi(hidden_states)), deterministic=deterministic))
 
 
-class FlaxLongT5DenseGatedActDense(nn.Module):
-    """W₂ (act(W₀ x) ⊙ W₁ x) (Shazeer, 2020).
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongT5DenseGatedActDense(Part):
+    """W₂ (act(W₀ x) ⊙ W₁ x) (Shazeer, 2020)."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -97,15 +82,10 @@ class FlaxLongT5DenseGatedActDense(nn.Module):
         return self.wo(self.dropout(gate.astype(wide(self.dtype)) * states, deterministic=deterministic))
 
 
-class FlaxLongT5Sublayer(nn.Module):
-    """x + dropout(f(norm(x))); subclasses bring f.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongT5Sublayer(Part):
+    """x + dropout(f(norm(x))); subclasses bring f."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -118,11 +98,7 @@ class FlaxLongT5Sublayer(nn.Module):
 
 
 class FlaxLongT5LayerFF(FlaxLongT5Sublayer):
-    """x + dropout(FF(norm(x))).
-
-    Attributes:
-        config: Settings of the model.
-    """
+    """x + dropout(FF(norm(x)))."""
 
     def setup(self) -> None:
         """Make the parts."""
@@ -136,15 +112,10 @@ class FlaxLongT5LayerFF(FlaxLongT5Sublayer):
         return self.add(hidden_states, states, deterministic=deterministic)
 
 
-class FlaxLongT5Projections(nn.Module):
-    """The four projections of an attention layer; without scaling, which T5 leaves to the initial weights.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxLongT5Projections(Part):
+    """The four projections of an attention layer; without scaling, which T5 leaves to the initial weights."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -278,17 +249,10 @@ class FlaxLongT5Blocks(nn.Module):
         return self.blocks[0].biases(*arguments)
 
 
-class FlaxLongT5Stack(nn.Module):
-    """Embeddings through all layers and a last norm.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxLongT5Stack(Stack):
+    """Embeddings through all layers and a last norm."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import normal
 
@@ -34,7 +33,7 @@ from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_shape, values_visible
-from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.layers import Embedding, Stack
 from longspan.nn.flax.losses import IGNORE_INDEX
 from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import (
@@ -390,18 +389,10 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         return self._shapes_of_cache((batch, length, source), make_inputs, method="decode")
 
 
-class FlaxLongT5EncoderModule(nn.Module):
-    """`FlaxLongT5EncoderModel` as a `linen.Module`.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxLongT5EncoderModule(Stack):
+    """`FlaxLongT5EncoderModel` as a `linen.Module`."""
 
     config: LongT5Config
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

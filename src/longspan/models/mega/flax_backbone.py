@@ -28,7 +28,7 @@ from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens, 
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
 from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape
 from longspan.nn.flax.heads import Pooler
-from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.layers import Embedding, Part, PooledStack
 from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutputWithPoolingAndCrossAttentions,
@@ -40,15 +40,10 @@ from longspan.nn.flax.parameters import kernel_init
 from longspan.ops.flax.gated_attention import GATED_ATTENTION
 
 
-class FlaxMegaEmbeddings(nn.Module):
-    """Word embeddings, with token type embeddings if configured.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxMegaEmbeddings(Part):
+    """Word embeddings, with token type embeddings if configured."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -68,20 +63,10 @@ class FlaxMegaEmbeddings(nn.Module):
         return embeddings + self.token_type_embeddings(types)
 
 
-class FlaxMegaModule(nn.Module):
-    """The backbone as a `linen.Module`; `FlaxMegaModel` wraps it.
-
-    Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        add_pooling_layer: Have the pooler.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxMegaModule(PooledStack):
+    """The backbone as a `linen.Module`; `FlaxMegaModel` wraps it."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
-    add_pooling_layer: bool = True
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -19,7 +19,7 @@ from longspan.configuration import require
 from longspan.models.mega.config import MegaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
-from longspan.nn.flax.layers import Dense, Dtype, LayerNorm
+from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
 from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
 from longspan.ops.flax.gated_attention import Keys, Queries, RotaryBias, ToeplitzBias, gated_attention
@@ -163,15 +163,10 @@ class FlaxMegaPlainLayerNorm(nn.Module):
         return rms_norm(wide - wide.mean(axis=-1, keepdims=True), 1.0, self.eps).astype(self.dtype)
 
 
-class FlaxMegaSequenceNorm(nn.Module):
-    """The configured normalisation.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxMegaSequenceNorm(Part):
+    """The configured normalisation."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -196,11 +191,7 @@ class FlaxMegaSequenceNorm(nn.Module):
 
 
 class FlaxMegaSimpleRelativePositionalBias(nn.Module):
-    """One learned number per distance.
-
-    Attributes:
-        config: Settings of the model.
-    """
+    """One learned number per distance."""
 
     config: MegaConfig
 
@@ -214,11 +205,7 @@ class FlaxMegaSimpleRelativePositionalBias(nn.Module):
 
 
 class FlaxMegaRotaryRelativePositionalBias(nn.Module):
-    """b_ij = ⟨R_i α, R_j β⟩ with learned α and β.
-
-    Attributes:
-        config: Settings of the model.
-    """
+    """b_ij = ⟨R_i α, R_j β⟩ with learned α and β."""
 
     config: MegaConfig
 
@@ -238,17 +225,13 @@ def make_bias(config: MegaConfig) -> Any:
     return FlaxMegaSimpleRelativePositionalBias(config) if simple else FlaxMegaRotaryRelativePositionalBias(config)
 
 
-class FlaxMegaMultiDimensionDampedEma(nn.Module):
+class FlaxMegaMultiDimensionDampedEma(Part):
     """silu(EMA(x) + ω ⊙ x): the multi-dimensional damped average over the tokens, with a residual (eq. 1-3, 5).
 
     h_t = α ⊙ β x_t + (1 − α ⊙ δ) ⊙ h_{t−1},  y_t = ηᵀ h_t,  in both directions if `config.bidirectional`.
-
-    Attributes:
-        config: Settings of the model.
     """
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parameters."""
@@ -308,7 +291,7 @@ def _alternating(std: float) -> Initializer:
     return draw
 
 
-class FlaxMegaMovingAverageGatedAttention(nn.Module):
+class FlaxMegaMovingAverageGatedAttention(Part):
     """Gated attention over averaged tokens (§3.2-3.3, eq. 6-14).
 
     With X the input and X' its damped average:
@@ -316,13 +299,9 @@ class FlaxMegaMovingAverageGatedAttention(nn.Module):
         Z = silu(X' W_z),  Q = κ_q ⊙ Z + μ_q,  K = κ_k ⊙ Z + μ_k,  V = act(X W_v)
         O = f(Q Kᵀ / τ + b) V,  γ = silu(X' W_γ),  φ = sigmoid(X' W_φ)
         Y = φ ⊙ act(X' W_h + (γ ⊙ O) U_h) + (1 − φ) ⊙ X
-
-    Attributes:
-        config: Settings of the model.
     """
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -468,20 +447,16 @@ def _update(hidden_states: Array, candidate: Array, gate: Array) -> Array:
     return hidden_states + share * (candidate - hidden_states)
 
 
-class FlaxMegaGatedCrossAttention(nn.Module):
+class FlaxMegaGatedCrossAttention(Part):
     """Gated attention of a decoder to the states of an encoder (§3.5).
 
     With X the decoder's tokens and E the encoder's states:
 
         [φ, γ, Q] = [sigmoid, silu, identity](X W_q),  K = E W_k,  V = act(E W_v)
         Y = φ ⊙ act((γ ⊙ f(Q Kᵀ / τ + b) V) W_h) + (1 − φ) ⊙ X
-
-    Attributes:
-        config: Settings of the model.
     """
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -520,15 +495,10 @@ class FlaxMegaGatedCrossAttention(nn.Module):
         return output if config.normalize_before_mega else self.norm(output), weights
 
 
-class FlaxMegaNormalizedFeedForwardNetwork(nn.Module):
-    """X + W₂ act(W₁ norm(X)), or norm(X + W₂ act(W₁ X)).
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxMegaNormalizedFeedForwardNetwork(Part):
+    """X + W₂ act(W₁ norm(X)), or norm(X + W₂ act(W₁ X))."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -549,15 +519,10 @@ class FlaxMegaNormalizedFeedForwardNetwork(nn.Module):
         return output if before else self.norm(output)
 
 
-class FlaxMegaBlock(nn.Module):
-    """One layer: gated attention, in a decoder with an encoder cross-attention, and the feed-forward layer.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxMegaBlock(Part):
+    """One layer: gated attention, in a decoder with an encoder cross-attention, and the feed-forward layer."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         """Make the parts."""
@@ -581,17 +546,10 @@ class FlaxMegaBlock(nn.Module):
         return hidden_states, weights, cross_weights
 
 
-class FlaxMegaLayers(nn.Module):
-    """The layers, named by their index as in checkpoint keys.
-
-    Attributes:
-        config: Settings of the model.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
-    """
+class FlaxMegaLayers(Stack):
+    """The layers, named by their index as in checkpoint keys."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     def setup(self) -> None:
         """Make the parts."""

@@ -23,7 +23,7 @@ from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.flax_backbone import FlaxMegaModel, FlaxMegaModule, FlaxMegaPreTrainedModel
 from longspan.models.mega.flax_layers import dense
 from longspan.nn.flax.heads import FirstTokenClassificationHead
-from longspan.nn.flax.layers import Dtype, Embedding
+from longspan.nn.flax.layers import Embedding, Part
 from longspan.nn.flax.outputs import (
     FlaxCausalLMOutputWithCrossAttentions,
     FlaxMaskedLMOutput,
@@ -51,15 +51,10 @@ def _classifier_dropout(config: MegaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-class FlaxMegaTiedHead(nn.Module):
-    """Scores E x + b over the vocabulary, with the word embeddings E.
-
-    Attributes:
-        config: Settings of the model.
-    """
+class FlaxMegaTiedHead(Part):
+    """Scores E x + b over the vocabulary, with the word embeddings E."""
 
     config: MegaConfig
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, states: Array, word_embeddings: Embedding) -> Array:

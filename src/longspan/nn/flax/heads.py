@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -11,7 +9,7 @@ from jax.nn.initializers import zeros
 
 from longspan.errors import InputError
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, Part
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
 
 
@@ -64,15 +62,8 @@ class FirstTokenClassificationHead(nn.Module):
         return self.out_proj(self.dropout(pooled, deterministic=deterministic))
 
 
-class LanguageModelHead(nn.Module):
-    """Scores over the vocabulary: LayerNorm(gelu(W x + b)) Eᵀ + bias, with the word embeddings E if they are tied.
-
-    Attributes:
-        config: Settings of the model.
-    """
-
-    config: Any
-    dtype: Dtype = jnp.float32
+class LanguageModelHead(Part):
+    """Scores over the vocabulary: LayerNorm(gelu(W x + b)) Eᵀ + bias, with the word embeddings E if they are tied."""
 
     def setup(self) -> None:
         """Make the parts."""

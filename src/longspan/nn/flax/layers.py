@@ -42,6 +42,54 @@ def spread(weights: Array, states: Array) -> Array:
     return product.reshape(states.shape)
 
 
+class Part(nn.Module):
+    """A part of a model that follows its configuration; `setup` makes the parts it consists of.
+
+    Attributes:
+        config: Settings of the model.
+        dtype: Dtype of the computation.
+    """
+
+    config: Any
+    dtype: Dtype = jnp.float32
+
+
+class Stack(Part):
+    """A part that holds the layers.
+
+    Attributes:
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    gradient_checkpointing: bool = False
+
+
+class PooledStack(Part):
+    """A part that holds the layers and, if wanted, a pooler.
+
+    Attributes:
+        add_pooling_layer: Have the pooler.
+        gradient_checkpointing: Recompute the layers' activations in the backward pass.
+    """
+
+    add_pooling_layer: bool = True
+    gradient_checkpointing: bool = False
+
+
+class NumberedPart(nn.Module):
+    """A part that depends on the layer it is in.
+
+    Attributes:
+        config: Settings of the model.
+        layer_index: Number of the layer.
+        dtype: Dtype of the computation.
+    """
+
+    config: Any
+    layer_index: int
+    dtype: Dtype = jnp.float32
+
+
 class Dense(nn.Module):
     """x W + b with W (in, out).
 

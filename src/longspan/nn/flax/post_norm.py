@@ -5,26 +5,17 @@ Axes: B batch, S tokens, H width, F width of the feed-forward layers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, Dtype, LayerNorm
+from longspan.nn.flax.layers import Dense, LayerNorm, Part
 from longspan.nn.flax.parameters import kernel_init
 
 
-class Intermediate(nn.Module):
-    """activation(W x + b).
-
-    Attributes:
-        config: Settings of the model.
-    """
-
-    config: Any
-    dtype: Dtype = jnp.float32
+class Intermediate(Part):
+    """activation(W x + b)."""
 
     def setup(self) -> None:
         """Make the parts."""
@@ -37,15 +28,8 @@ class Intermediate(nn.Module):
         return self.activation(self.dense(hidden_states))
 
 
-class AddAndNorm(nn.Module):
-    """LayerNorm(x + dropout(W c + b)).
-
-    Attributes:
-        config: Settings of the model.
-    """
-
-    config: Any
-    dtype: Dtype = jnp.float32
+class AddAndNorm(Part):
+    """LayerNorm(x + dropout(W c + b))."""
 
     def setup(self) -> None:
         """Make the parts."""

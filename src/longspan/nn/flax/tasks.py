@@ -12,32 +12,24 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from longspan.inputs import INPUTS
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.heads import fold_choices
-from longspan.nn.flax.layers import Dense, Dtype
+from longspan.nn.flax.layers import Dense, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
 
 
-class TaskModule(nn.Module):
+class TaskModule(Stack):
     """A backbone with a head; `setup` makes both.
 
     Attributes:
-        config: Settings of the model.
-        dtype: Dtype of the computation.
-        gradient_checkpointing: Recompute the layers' activations in the backward pass.
         backbone_name: Attribute that holds the backbone.
         output_class: What a call returns; its first fields are the scores in the head's order.
     """
-
-    config: Any
-    dtype: Dtype = jnp.float32
-    gradient_checkpointing: bool = False
 
     backbone_name: ClassVar[str]
     output_class: ClassVar[type[ModelOutput]]
