@@ -19,18 +19,14 @@ from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import values_visible
-from longspan.nn.torch.heads import PredictionHeadTransform, classifier_dropout
-from longspan.nn.torch.losses import cross_entropy, sequence_classification_loss
+from longspan.nn.torch.heads import PredictionHeadTransform
+from longspan.nn.torch.losses import cross_entropy
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
     DictOutput,
     MaskedLMOutput,
-    MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
     Tensors,
-    TokenClassifierOutput,
     model_output,
     resolve,
 )
@@ -40,7 +36,9 @@ from longspan.nn.torch.tasks import (
     Labels,
     MultipleChoiceModel,
     QuestionAnsweringModel,
+    SequenceClassificationModel,
     TaskModel,
+    TokenClassificationModel,
 )
 
 __all__ = [
@@ -58,11 +56,7 @@ __all__ = [
 
 
 class BertLMPredictionHead(nn.Module):
-    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b))).
-
-    Args:
-        config: Settings of the model.
-    """
+    """Scores over the vocabulary: decoder(LayerNorm(act(W x + b)))."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -106,11 +100,7 @@ class BertForPreTrainingOutput(DictOutput):
 
 
 class BertTask(TaskModel, BertPreTrainedModel):
-    """A BERT with a head: its inputs, and that labels may read states at padding.
-
-    Attributes:
-        backbone: What the head reads; a family with BERT's layers has one of its own.
-    """
+    """A BERT with a head: its inputs, and that labels may read states at padding."""
 
     backbone: ClassVar[type[BertModel]] = BertModel
     input_names: ClassVar[tuple[str, ...]] = (
@@ -124,9 +114,13 @@ class BertTask(TaskModel, BertPreTrainedModel):
         "encoder_attention_mask",
     )
 
-    def add_backbone(self, *, pooler: bool) -> None:
-        """Make the backbone; the attribute has the name of the family."""
-        setattr(self, self.base_model_prefix, self.backbone(self.config, add_pooling_layer=pooler))
+    def __init__(self, config: BertConfig) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+        """
+        super().__init__(config)
 
     def run(self, inputs: Inputs, labels: Labels, *flags: bool | None, **further: Any) -> Any:
         """As `TaskModel.run`; states at padding are computed if the loss reads them."""
@@ -178,13 +172,7 @@ class BertWordTask(BertTask):
 
     output_embeddings = "cls.predictions.decoder"
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=False)
-        self.add_word_head()
-        self.post_init()
-
-    def add_word_head(self) -> None:
+    def add_head(self) -> None:
         """Make the head."""
         self.cls = BertHeads(self.config, predictions=True, seq_relationship=False)
 
@@ -296,9 +284,6 @@ class BertSpanTask(QuestionAnsweringModel, BertTask):
 class BertForPreTraining(BertTask):
     """BERT with the two heads of its pre-training: masked language modelling and next sentence prediction.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import BertConfig, BertForPreTraining
@@ -310,12 +295,11 @@ class BertForPreTraining(BertTask):
 
     output_class = BertForPreTrainingOutput
     output_embeddings = "cls.predictions.decoder"
+    has_pooler = True
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=True)
-        self.cls = BertHeads(config, predictions=True, seq_relationship=True)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the heads."""
+        self.cls = BertHeads(self.config, predictions=True, seq_relationship=True)
 
     def forward(
         self,
@@ -353,9 +337,6 @@ class BertForPreTraining(BertTask):
 class BertLMHeadModel(GenerationMixin, BertCausalTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import BertConfig, BertLMHeadModel
@@ -368,6 +349,11 @@ class BertLMHeadModel(GenerationMixin, BertCausalTask):
     output_class = CausalLMOutputWithCrossAttentions
 
     def __init__(self, config: BertConfig) -> None:
+        """Make the backbone and the head; warn unless they are those of a decoder.
+
+        Args:
+            config: Settings; the weights are random.
+        """
         super().__init__(config)
         if not config.is_decoder:
             text = f"{type(self).__name__} attends in both directions unless config.is_decoder=True"
@@ -386,9 +372,6 @@ class BertLMHeadModel(GenerationMixin, BertCausalTask):
 class BertForMaskedLM(BertMaskedTask):
     """BERT that predicts masked tokens.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import BertConfig, BertForMaskedLM
@@ -400,6 +383,11 @@ class BertForMaskedLM(BertMaskedTask):
     output_class = MaskedLMOutput
 
     def __init__(self, config: BertConfig) -> None:
+        """Make the backbone and the head; warn unless they are those of an encoder.
+
+        Args:
+            config: Settings; the weights are random.
+        """
         super().__init__(config)
         if config.is_decoder:
             text = f"{type(self).__name__} should see both directions: set config.is_decoder=False"
@@ -408,9 +396,6 @@ class BertForMaskedLM(BertMaskedTask):
 
 class BertForNextSentencePrediction(BertLabelTask):
     """BERT that tells whether the second segment continues the first: labels 0 if so, 1 if it is random, (B,).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -422,12 +407,11 @@ class BertForNextSentencePrediction(BertLabelTask):
     """
 
     output_class = NextSentencePredictorOutput
+    has_pooler = True
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=True)
-        self.cls = BertHeads(config, predictions=False, seq_relationship=True)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the head."""
+        self.cls = BertHeads(self.config, predictions=False, seq_relationship=True)
 
     def head(self, outputs: Any) -> Tensor:
         """Scores of "continues" and of "is random", (B, 2)."""
@@ -438,14 +422,11 @@ class BertForNextSentencePrediction(BertLabelTask):
         return cross_entropy(logits, labels.reshape(-1))
 
 
-class BertForSequenceClassification(BertLabelTask):
+class BertForSequenceClassification(SequenceClassificationModel, BertLabelTask):
     """BERT with a classification or regression head on the pooled first token.
 
     Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
     `longspan.nn.torch.losses.sequence_classification_loss`.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -456,29 +437,20 @@ class BertForSequenceClassification(BertLabelTask):
         (torch.Size([1, 3]), torch.Size([]))
     """
 
-    output_class = SequenceClassifierOutput
+    has_pooler = True
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=True)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the head."""
+        self.dropout = nn.Dropout(self.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def head(self, outputs: Any) -> Tensor:
         """Scores of the classes, (B, N)."""
         return self.classifier(self.dropout(outputs.pooler_output))
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By `problem_type`."""
-        return sequence_classification_loss(self.config, logits, labels)
-
 
 class BertForMultipleChoice(MultipleChoiceModel, BertLabelTask):
     """BERT that scores each of several choices from its pooled first token; labels are the right ones, (B,).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -488,25 +460,9 @@ class BertForMultipleChoice(MultipleChoiceModel, BertLabelTask):
         torch.Size([1, 2])
     """
 
-    output_class = MultipleChoiceModelOutput
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=True)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output))
-
-
-class BertForTokenClassification(BertLabelTask):
+class BertForTokenClassification(TokenClassificationModel, BertLabelTask):
     """BERT with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -516,25 +472,9 @@ class BertForTokenClassification(BertLabelTask):
         torch.Size([1, 3, 5])
     """
 
-    output_class = TokenClassifierOutput
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=False)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state))
-
 
 class BertForQuestionAnswering(BertSpanTask):
     """BERT that scores each token as start and as end of an answer.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -543,11 +483,3 @@ class BertForQuestionAnswering(BertSpanTask):
         >>> model(torch.tensor([[101, 7592, 102]])).start_logits.shape
         torch.Size([1, 3])
     """
-
-    output_class = QuestionAnsweringModelOutput
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()

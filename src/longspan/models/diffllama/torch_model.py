@@ -17,7 +17,6 @@ from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
@@ -26,7 +25,7 @@ from longspan.nn.torch.outputs import (
     TokenClassifierOutput,
     model_output,
 )
-from longspan.nn.torch.tasks import CausalLMModel, QuestionAnsweringModel, TaskModel
+from longspan.nn.torch.tasks import CausalLMModel, QuestionAnsweringModel, SequenceClassificationModel, TaskModel
 
 
 @model_output
@@ -60,6 +59,7 @@ class DiffLlamaTokenClassifierOutput(TokenClassifierOutput):
 class DiffLlamaTask(TaskModel, DiffLlamaPreTrainedModel):
     """A DiffLlama with a head: its inputs."""
 
+    backbone = DiffLlamaModel
     input_names: ClassVar[tuple[str, ...]] = (
         "input_ids",
         "attention_mask",
@@ -68,6 +68,18 @@ class DiffLlamaTask(TaskModel, DiffLlamaPreTrainedModel):
         "inputs_embeds",
         "use_cache",
     )
+
+    def __init__(self, config: DiffLlamaConfig) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+        """
+        super().__init__(config)
+
+    def add_backbone(self) -> None:
+        """Make the backbone, which has no pooler."""
+        setattr(self, self.base_model_prefix, self.backbone(self.config))
 
 
 class DiffLlamaLabelTask(DiffLlamaTask):
@@ -104,9 +116,6 @@ class DiffLlamaLabelTask(DiffLlamaTask):
 class DiffLlamaForCausalLM(GenerationMixin, CausalLMModel, DiffLlamaTask):
     """DiffLlama with a language modelling head.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import DiffLlamaConfig, DiffLlamaForCausalLM
@@ -123,11 +132,9 @@ class DiffLlamaForCausalLM(GenerationMixin, CausalLMModel, DiffLlamaTask):
     output_class = DiffLlamaCausalLMOutput
     output_embeddings = "lm_head"
 
-    def __init__(self, config: DiffLlamaConfig) -> None:
-        super().__init__(config)
-        self.model = DiffLlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the head."""
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
 
     def forward(
         self,
@@ -172,15 +179,12 @@ class DiffLlamaForCausalLM(GenerationMixin, CausalLMModel, DiffLlamaTask):
         return project(self.lm_head, outputs.last_hidden_state)
 
 
-class DiffLlamaForSequenceClassification(DiffLlamaLabelTask):
+class DiffLlamaForSequenceClassification(SequenceClassificationModel, DiffLlamaLabelTask):
     """DiffLlama with a linear classifier on the last real token of each row.
 
     The last real token is the rightmost one that is not `config.pad_token_id`; it is simply the last token if no
     padding id is set or if `inputs_embeds` are given. Labels are class indices (B,), targets of a regression (B,) or
     (B, N), or multi-hot floats (B, N).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -195,11 +199,9 @@ class DiffLlamaForSequenceClassification(DiffLlamaLabelTask):
 
     output_class = DiffLlamaSequenceClassifierOutput
 
-    def __init__(self, config: DiffLlamaConfig) -> None:
-        super().__init__(config)
-        self.model = DiffLlamaModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.post_init()
+    def add_head(self) -> None:
+        """Make the head."""
+        self.score = nn.Linear(self.config.hidden_size, self.config.num_labels, bias=False)
 
     def encode(self, inputs: dict[str, Any]) -> Any:
         """The outputs of the backbone, of whose last states the last real token's is kept, (B, H)."""
@@ -212,16 +214,9 @@ class DiffLlamaForSequenceClassification(DiffLlamaLabelTask):
         """Scores of the classes, (B, N)."""
         return self.score(outputs.last_hidden_state)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By `problem_type`."""
-        return sequence_classification_loss(self.config, logits, labels)
-
 
 class DiffLlamaForQuestionAnswering(QuestionAnsweringModel, DiffLlamaTask):
     """DiffLlama with scores for the start and the end of an answer at each token.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -235,12 +230,6 @@ class DiffLlamaForQuestionAnswering(QuestionAnsweringModel, DiffLlamaTask):
     base_model_prefix: ClassVar[str] = "transformer"
     names: ClassVar[ParameterNames] = QUESTION_ANSWERING_NAMES
     output_class = DiffLlamaQuestionAnsweringOutput
-
-    def __init__(self, config: DiffLlamaConfig) -> None:
-        super().__init__(config)
-        self.transformer = DiffLlamaModel(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     def forward(
         self,
@@ -273,9 +262,6 @@ class DiffLlamaForTokenClassification(DiffLlamaLabelTask):
 
     The dropout before it is `config.classifier_dropout`, else `config.hidden_dropout`, else 0.1, as in the reference.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import DiffLlamaConfig, DiffLlamaForTokenClassification
@@ -288,13 +274,11 @@ class DiffLlamaForTokenClassification(DiffLlamaLabelTask):
 
     output_class = DiffLlamaTokenClassifierOutput
 
-    def __init__(self, config: DiffLlamaConfig) -> None:
-        super().__init__(config)
-        settings = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
-        self.model = DiffLlamaModel(config)
+    def add_head(self) -> None:
+        """Make the head."""
+        settings = (getattr(self.config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
         self.dropout = nn.Dropout(next((value for value in settings if value is not None), 0.1))
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
+        self.score = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def head(self, outputs: Any) -> Tensor:
         """Scores of the classes, (B, S, N)."""

@@ -9,7 +9,7 @@ import warnings
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.models.longformer.config import LongformerConfig
@@ -32,11 +32,16 @@ from longspan.models.longformer.torch_outputs import (
 )
 from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.checks import check_input, check_length, check_masked, input_shape
-from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
-from longspan.nn.torch.losses import sequence_classification_loss
+from longspan.nn.torch.heads import LanguageModelHead, Pooler
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import finish, resolve
-from longspan.nn.torch.tasks import MultipleChoiceModel, QuestionAnsweringModel, TaskModel
+from longspan.nn.torch.tasks import (
+    FirstTokenClassificationModel,
+    MultipleChoiceModel,
+    QuestionAnsweringModel,
+    TaskModel,
+    TokenClassificationModel,
+)
 from longspan.ops.torch.sliding_window import DISPATCHER, is_traced
 
 
@@ -183,6 +188,7 @@ class LongformerModel(LongformerPreTrainedModel):
 class LongformerTask(TaskModel, LongformerPreTrainedModel):
     """A Longformer with a head: its inputs, and which tokens attend globally by default."""
 
+    backbone = LongformerModel
     input_names: ClassVar[tuple[str, ...]] = (
         "input_ids",
         "attention_mask",
@@ -192,6 +198,19 @@ class LongformerTask(TaskModel, LongformerPreTrainedModel):
         "position_ids",
         "inputs_embeds",
     )
+
+    def __init__(self, config: LongformerConfig) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+        """
+        super().__init__(config)
+
+    @property
+    def head_dropout(self) -> float:
+        """Probability of the dropout before the head."""
+        return self.config.hidden_dropout_prob
 
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor | None:
         """Tokens with global attention if no mask says it, boolean (B, S); here none."""
@@ -237,9 +256,6 @@ class LongformerLabelTask(LongformerTask):
 class LongformerForMaskedLM(LongformerLabelTask):
     """Longformer that predicts masked tokens; labels are their ids, -100 elsewhere, (B, S).
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import LongformerConfig, LongformerForMaskedLM
@@ -251,26 +267,22 @@ class LongformerForMaskedLM(LongformerLabelTask):
     output_class = LongformerMaskedLMOutput
     output_embeddings = "lm_head.decoder"
 
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__(config)
-        self.longformer = LongformerModel(config, add_pooling_layer=False)
+    def add_head(self) -> None:
+        """Make the head."""
+        config = self.config
         self.lm_head = LanguageModelHead(
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, layer_norm_eps=config.layer_norm_eps
         )
-        self.post_init()
 
     def head(self, outputs: Any) -> Tensor:
         """Scores of the vocabulary, (B, S, V)."""
         return self.lm_head(outputs.last_hidden_state)
 
 
-class LongformerForSequenceClassification(LongformerLabelTask):
+class LongformerForSequenceClassification(FirstTokenClassificationModel, LongformerLabelTask):
     """Longformer with a classification or regression head on the first token, which attends globally by default.
 
     Labels are class indices (B,), values of a regression (B,), or multi-hot floats (B, N); see `problem_type`.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -282,22 +294,6 @@ class LongformerForSequenceClassification(LongformerLabelTask):
 
     output_class = LongformerSequenceClassifierOutput
 
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__(config)
-        self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.classifier = FirstTokenClassificationHead(
-            hidden_size=config.hidden_size, dropout=config.hidden_dropout_prob, num_labels=config.num_labels
-        )
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By `problem_type`."""
-        return sequence_classification_loss(self.config, logits, labels)
-
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """The first token."""
         return first_token(*_shape_and_device(inputs))
@@ -305,9 +301,6 @@ class LongformerForSequenceClassification(LongformerLabelTask):
 
 class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
     """Longformer that scores each token as start and as end of an answer; the question attends globally by default.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -318,12 +311,6 @@ class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
     """
 
     output_class = LongformerQuestionAnsweringModelOutput
-
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__(config)
-        self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     def forward(
         self,
@@ -360,11 +347,8 @@ class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
         return question
 
 
-class LongformerForTokenClassification(LongformerLabelTask):
+class LongformerForTokenClassification(TokenClassificationModel, LongformerLabelTask):
     """Longformer with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -376,23 +360,9 @@ class LongformerForTokenClassification(LongformerLabelTask):
 
     output_class = LongformerTokenClassifierOutput
 
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__(config)
-        self.longformer = LongformerModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state))
-
 
 class LongformerForMultipleChoice(MultipleChoiceModel, LongformerTask):
     """Longformer that scores each of several choices; a choice attends globally by default.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -404,13 +374,6 @@ class LongformerForMultipleChoice(MultipleChoiceModel, LongformerTask):
     """
 
     output_class = LongformerMultipleChoiceModelOutput
-
-    def __init__(self, config: LongformerConfig) -> None:
-        super().__init__(config)
-        self.longformer = LongformerModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
 
     def forward(
         self,
@@ -435,10 +398,6 @@ class LongformerForMultipleChoice(MultipleChoiceModel, LongformerTask):
         """
         row = (input_ids, attention_mask, global_attention_mask, head_mask, token_type_ids, position_ids, inputs_embeds)
         return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
-
-    def head(self, outputs: Any) -> Tensor:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output))
 
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """The choice."""

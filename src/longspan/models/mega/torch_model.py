@@ -21,18 +21,19 @@ from longspan.models.mega.torch_backbone import MegaModel, MegaPreTrainedModel
 from longspan.models.mega.torch_cache import MegaCache
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.heads import FirstTokenClassificationHead, classifier_dropout
-from longspan.nn.torch.losses import sequence_classification_loss
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
     resolve,
 )
-from longspan.nn.torch.tasks import CausalLMModel, MultipleChoiceModel, QuestionAnsweringModel, TaskModel
+from longspan.nn.torch.tasks import (
+    CausalLMModel,
+    FirstTokenClassificationModel,
+    MultipleChoiceModel,
+    QuestionAnsweringModel,
+    TaskModel,
+    TokenClassificationModel,
+)
 
 __all__ = [
     "MegaCache",
@@ -59,6 +60,7 @@ def _with_hidden_dense(dense: nn.Linear | None, states: Tensor) -> Tensor:
 class MegaTask(TaskModel, MegaPreTrainedModel):
     """A MEGA with a head: its inputs."""
 
+    backbone = MegaModel
     input_names: ClassVar[tuple[str, ...]] = (
         "input_ids",
         "attention_mask",
@@ -67,6 +69,14 @@ class MegaTask(TaskModel, MegaPreTrainedModel):
         "encoder_hidden_states",
         "encoder_attention_mask",
     )
+
+    def __init__(self, config: MegaConfig) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+        """
+        super().__init__(config)
 
 
 class MegaLabelTask(MegaTask):
@@ -98,9 +108,6 @@ class MegaLabelTask(MegaTask):
 class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
     """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Raises:
         ConfigError: the settings would show a token its future.
 
@@ -116,18 +123,20 @@ class MegaForCausalLM(GenerationMixin, CausalLMModel, MegaTask):
     output_class = CausalLMOutputWithCrossAttentions
     output_embeddings = "lm_head"
 
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
+    def add_backbone(self) -> None:
+        """Make the backbone, if it is a decoder's."""
         require(
-            config.is_decoder,
+            self.config.is_decoder,
             "MegaForCausalLM needs is_decoder=True and bidirectional=False: otherwise a token sees its future",
-            is_decoder=config.is_decoder,
-            bidirectional=config.bidirectional,
+            is_decoder=self.config.is_decoder,
+            bidirectional=self.config.bidirectional,
         )
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dense = _hidden_dense(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.post_init()
+        super().add_backbone()
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.dense = _hidden_dense(self.config)
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size)
 
     def forward(
         self,
@@ -210,10 +219,11 @@ class MegaForMaskedLM(MegaTask):
         super().__init__(config)
         if config.is_decoder:
             warnings.warn("MegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=2)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dense = _hidden_dense(config)
-        self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self.post_init()
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.dense = _hidden_dense(self.config)
+        self.mlm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size)
 
     def forward(
         self,
@@ -241,7 +251,7 @@ class MegaForMaskedLM(MegaTask):
         return project(self.mlm_head, _with_hidden_dense(self.dense, outputs.last_hidden_state))
 
 
-class MegaForSequenceClassification(MegaLabelTask):
+class MegaForSequenceClassification(FirstTokenClassificationModel, MegaLabelTask):
     """MEGA with a classifier or regressor on the first token.
 
     Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
@@ -258,30 +268,9 @@ class MegaForSequenceClassification(MegaLabelTask):
         (torch.Size([1, 3]), torch.Size([]))
     """
 
-    output_class = SequenceClassifierOutput
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.classifier = FirstTokenClassificationHead(
-            hidden_size=config.hidden_size, dropout=classifier_dropout(config), num_labels=config.num_labels
-        )
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By `problem_type`."""
-        return sequence_classification_loss(self.config, logits, labels)
-
 
 class MegaForMultipleChoice(MultipleChoiceModel, MegaTask):
     """MEGA that scores several continuations of one text.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -291,14 +280,10 @@ class MegaForMultipleChoice(MultipleChoiceModel, MegaTask):
         torch.Size([1, 2])
     """
 
-    output_class = MultipleChoiceModelOutput
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.mega = MegaModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
+    @property
+    def head_dropout(self) -> float:
+        """Probability of the dropout before the head."""
+        return self.config.hidden_dropout_prob
 
     def forward(
         self,
@@ -319,12 +304,8 @@ class MegaForMultipleChoice(MultipleChoiceModel, MegaTask):
         row = (input_ids, attention_mask, token_type_ids, inputs_embeds)
         return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict, use_cache=False)
 
-    def head(self, outputs: Any) -> Tensor:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output))
 
-
-class MegaForTokenClassification(MegaLabelTask):
+class MegaForTokenClassification(TokenClassificationModel, MegaLabelTask):
     """MEGA with a classifier on every token; labels are class indices, -100 is ignored, (B, S).
 
     Args:
@@ -338,25 +319,9 @@ class MegaForTokenClassification(MegaLabelTask):
         torch.Size([1, 3, 9])
     """
 
-    output_class = TokenClassifierOutput
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state))
-
 
 class MegaForQuestionAnswering(QuestionAnsweringModel, MegaTask):
     """MEGA that finds the span of an answer: scores of being its first and its last token.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -365,14 +330,6 @@ class MegaForQuestionAnswering(QuestionAnsweringModel, MegaTask):
         >>> output.start_logits.shape, output.end_logits.shape
         (torch.Size([1, 3]), torch.Size([1, 3]))
     """
-
-    output_class = QuestionAnsweringModelOutput
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.post_init()
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
@@ -24,10 +24,8 @@ from longspan.models.bert.torch_model import (
 from longspan.models.roberta.config import RobertaConfig, XLMRobertaConfig
 from longspan.models.roberta.names import NAMES
 from longspan.nn.torch.checks import check_length, values_visible
-from longspan.nn.torch.heads import FirstTokenClassificationHead, LanguageModelHead, classifier_dropout
-from longspan.nn.torch.losses import sequence_classification_loss
-from longspan.nn.torch.outputs import MultipleChoiceModelOutput, SequenceClassifierOutput
-from longspan.nn.torch.tasks import MultipleChoiceModel
+from longspan.nn.torch.heads import LanguageModelHead
+from longspan.nn.torch.tasks import FirstTokenClassificationModel, MultipleChoiceModel
 
 
 class RobertaPreTrainedModel(BertPreTrainedModel):
@@ -88,7 +86,7 @@ class RobertaWordTask(RobertaTask, BertWordTask):
 
     output_embeddings = "lm_head.decoder"
 
-    def add_word_head(self) -> None:
+    def add_head(self) -> None:
         """Make the head."""
         config = self.config
         self.lm_head = LanguageModelHead(
@@ -103,9 +101,6 @@ class RobertaWordTask(RobertaTask, BertWordTask):
 class RobertaForMaskedLM(RobertaWordTask, BertForMaskedLM):
     """RoBERTa that predicts masked tokens.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import RobertaConfig, RobertaForMaskedLM
@@ -117,9 +112,6 @@ class RobertaForMaskedLM(RobertaWordTask, BertForMaskedLM):
 
 class RobertaForCausalLM(RobertaWordTask, BertLMHeadModel):
     """RoBERTa that predicts the next token; set `config.is_decoder=True`.
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -139,13 +131,10 @@ class RobertaForCausalLM(RobertaWordTask, BertLMHeadModel):
         return super().positions_of(mask) + (self.config.pad_token_id or 0) + 1
 
 
-class RobertaForSequenceClassification(RobertaTask, BertLabelTask):
+class RobertaForSequenceClassification(FirstTokenClassificationModel, RobertaTask, BertLabelTask):
     """RoBERTa with a classification or regression head on the first token.
 
     Labels are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -155,35 +144,14 @@ class RobertaForSequenceClassification(RobertaTask, BertLabelTask):
         torch.Size([1, 3])
     """
 
-    output_class = SequenceClassifierOutput
-
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=False)
-        self.classifier = FirstTokenClassificationHead(
-            hidden_size=config.hidden_size, dropout=classifier_dropout(config), num_labels=config.num_labels
-        )
-        self.post_init()
-
     def encode(self, inputs: dict[str, Any]) -> Any:
         """As `TaskModel.encode`; the head reads the first token also where that is padding."""
         reads_padding = inputs["padding_states"] or self.roberta.first_is_padding(inputs["attention_mask"])
         return super().encode({**inputs, "padding_states": reads_padding})
 
-    def head(self, outputs: Any) -> Tensor:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """By `problem_type`."""
-        return sequence_classification_loss(self.config, logits, labels)
-
 
 class RobertaForTokenClassification(RobertaTask, BertForTokenClassification):
     """RoBERTa with a classification head on every token; labels are class indices, -100 is ignored, (B, S).
-
-    Args:
-        config: Settings; the weights are random.
 
     Example:
         >>> import torch
@@ -197,9 +165,6 @@ class RobertaForTokenClassification(RobertaTask, BertForTokenClassification):
 class RobertaForQuestionAnswering(RobertaTask, BertForQuestionAnswering):
     """RoBERTa that scores each token as start and as end of an answer.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import RobertaConfig, RobertaForQuestionAnswering
@@ -212,9 +177,6 @@ class RobertaForQuestionAnswering(RobertaTask, BertForQuestionAnswering):
 class RobertaForMultipleChoice(MultipleChoiceModel, RobertaTask):
     """RoBERTa that scores each of several choices from its pooled first token.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
         >>> import torch
         >>> from longspan import RobertaConfig, RobertaForMultipleChoice
@@ -223,14 +185,10 @@ class RobertaForMultipleChoice(MultipleChoiceModel, RobertaTask):
         torch.Size([1, 2])
     """
 
-    output_class = MultipleChoiceModelOutput
-
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        self.add_backbone(pooler=True)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
+    @property
+    def head_dropout(self) -> float:
+        """Probability of the dropout before the head."""
+        return self.config.hidden_dropout_prob
 
     def forward(
         self,
@@ -253,10 +211,6 @@ class RobertaForMultipleChoice(MultipleChoiceModel, RobertaTask):
         row = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
         return self.run(row, (labels,), output_attentions, output_hidden_states, return_dict)
 
-    def head(self, outputs: Any) -> Tensor:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output))
-
 
 class XLMRobertaModel(RobertaModel):
     """XLM-R without a head: a `RobertaModel`.
@@ -266,10 +220,9 @@ class XLMRobertaModel(RobertaModel):
         add_pooling_layer: Have the pooler, which gives `pooler_output`.
 
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaModel
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaModel(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaModel
+        >>> XLMRobertaModel.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -278,14 +231,10 @@ class XLMRobertaModel(RobertaModel):
 class XLMRobertaForMaskedLM(RobertaForMaskedLM):
     """XLM-R that predicts masked tokens: a `RobertaForMaskedLM`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForMaskedLM
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaForMaskedLM(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForMaskedLM
+        >>> XLMRobertaForMaskedLM.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -294,14 +243,10 @@ class XLMRobertaForMaskedLM(RobertaForMaskedLM):
 class XLMRobertaForCausalLM(RobertaForCausalLM):
     """XLM-R that predicts the next token; set `config.is_decoder=True`: a `RobertaForCausalLM`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForCausalLM
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, is_decoder=True)
-        >>> XLMRobertaForCausalLM(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForCausalLM
+        >>> XLMRobertaForCausalLM.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -310,14 +255,10 @@ class XLMRobertaForCausalLM(RobertaForCausalLM):
 class XLMRobertaForSequenceClassification(RobertaForSequenceClassification):
     """XLM-R with a classification or regression head on the first token: a `RobertaForSequenceClassification`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForSequenceClassification
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaForSequenceClassification(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForSequenceClassification
+        >>> XLMRobertaForSequenceClassification.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -326,14 +267,10 @@ class XLMRobertaForSequenceClassification(RobertaForSequenceClassification):
 class XLMRobertaForTokenClassification(RobertaForTokenClassification):
     """XLM-R with a classification head on every token: a `RobertaForTokenClassification`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForTokenClassification
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaForTokenClassification(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForTokenClassification
+        >>> XLMRobertaForTokenClassification.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -342,14 +279,10 @@ class XLMRobertaForTokenClassification(RobertaForTokenClassification):
 class XLMRobertaForQuestionAnswering(RobertaForQuestionAnswering):
     """XLM-R that scores each token as start and as end of an answer: a `RobertaForQuestionAnswering`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForQuestionAnswering
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaForQuestionAnswering(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForQuestionAnswering
+        >>> XLMRobertaForQuestionAnswering.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig
@@ -358,14 +291,10 @@ class XLMRobertaForQuestionAnswering(RobertaForQuestionAnswering):
 class XLMRobertaForMultipleChoice(RobertaForMultipleChoice):
     """XLM-R that scores each of several choices: a `RobertaForMultipleChoice`.
 
-    Args:
-        config: Settings; the weights are random.
-
     Example:
-        >>> from longspan import XLMRobertaConfig, XLMRobertaForMultipleChoice
-        >>> config = XLMRobertaConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-        >>> XLMRobertaForMultipleChoice(config).base_model_prefix
-        'roberta'
+        >>> from longspan import XLMRobertaForMultipleChoice
+        >>> XLMRobertaForMultipleChoice.config_class.model_type
+        'xlm-roberta'
     """
 
     config_class = XLMRobertaConfig

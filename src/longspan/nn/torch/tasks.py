@@ -3,7 +3,8 @@
     outputs = backbone(inputs);   scores = head(outputs);   loss = loss(scores, labels)
 
 A family writes one `forward` with its explicit signature for the classes whose labels are `labels`; a class with other
-labels or another order of arguments writes its own. Either is one call of `TaskModel.run`.
+labels or another order of arguments writes its own. Either is one call of `TaskModel.run`. Heads that several families
+have stand here: a class takes them by naming the task first among its bases.
 """
 
 from __future__ import annotations
@@ -18,9 +19,22 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.inputs import IGNORE_INDEX, get_input
 from longspan.nn.torch.base import PreTrainedModel
-from longspan.nn.torch.heads import fold_choices
-from longspan.nn.torch.losses import causal_lm_loss, cross_entropy, question_answering_loss
-from longspan.nn.torch.outputs import DictOutput, finish, resolve
+from longspan.nn.torch.heads import FirstTokenClassificationHead, classifier_dropout, fold_choices
+from longspan.nn.torch.losses import (
+    causal_lm_loss,
+    cross_entropy,
+    question_answering_loss,
+    sequence_classification_loss,
+)
+from longspan.nn.torch.outputs import (
+    DictOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    finish,
+    resolve,
+)
 
 Scores = Tensor | tuple[Tensor, ...]
 Inputs = tuple[Any, ...]
@@ -31,14 +45,42 @@ class TaskModel(PreTrainedModel):
     """A backbone with a head.
 
     Attributes:
+        backbone: Class of what the head reads; the attribute that holds it has the name `base_model_prefix`.
+        has_pooler: The head reads `pooler_output`.
         input_names: The backbone's inputs that `run` takes, in the order in which `forward` hands them on.
         output_class: What `forward` returns; its first fields are the loss and the scores in the head's order.
         output_embeddings: Path of the projection onto the vocabulary; empty if there is none.
     """
 
+    backbone: ClassVar[type[PreTrainedModel]]
+    has_pooler: ClassVar[bool] = False
     input_names: ClassVar[tuple[str, ...]]
     output_class: ClassVar[type[DictOutput]]
     output_embeddings: ClassVar[str] = ""
+
+    def __init__(self, config: Any) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+        """
+        super().__init__(config)
+        self.add_backbone()
+        self.add_head()
+        self.post_init()
+
+    def add_backbone(self) -> None:
+        """Make the backbone."""
+        setattr(self, self.base_model_prefix, self.backbone(self.config, add_pooling_layer=self.has_pooler))
+
+    def add_head(self) -> None:
+        """Make the head."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its head is")
+
+    @property
+    def head_dropout(self) -> float:
+        """Probability of the dropout before the head."""
+        return classifier_dropout(self.config)
 
     def head(self, outputs: Any) -> Scores:
         """The scores, from the outputs of the backbone."""
@@ -110,7 +152,19 @@ class TaskModel(PreTrainedModel):
 
 
 class MultipleChoiceModel(TaskModel):
-    """A task class that scores each of several choices, (B, C, S), from the row it makes of each."""
+    """A task class that scores each of several choices, (B, C, S), from the pooled first token of its row."""
+
+    output_class = MultipleChoiceModelOutput
+    has_pooler = True
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.dropout = nn.Dropout(self.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, 1)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output))
 
     def encode_and_score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
         """Outputs of B·C rows, and of their scores (B·C, 1) the scores of the choices, (B, C)."""
@@ -125,10 +179,53 @@ class MultipleChoiceModel(TaskModel):
         return cross_entropy(logits, labels.reshape(-1))
 
 
+class SequenceClassificationModel(TaskModel):
+    """A task class that scores each row, for a classification or a regression."""
+
+    output_class: ClassVar[type[DictOutput]] = SequenceClassifierOutput
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """By `problem_type`."""
+        return sequence_classification_loss(self.config, logits, labels)
+
+
+class FirstTokenClassificationModel(SequenceClassificationModel):
+    """A task class that scores each row from the state of its first token."""
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.classifier = FirstTokenClassificationHead(
+            hidden_size=self.config.hidden_size, dropout=self.head_dropout, num_labels=self.config.num_labels
+        )
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(outputs.last_hidden_state)
+
+
+class TokenClassificationModel(TaskModel):
+    """A task class that scores each token, linearly."""
+
+    output_class = TokenClassifierOutput
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.dropout = nn.Dropout(self.head_dropout)
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
+
+    def head(self, outputs: Any) -> Tensor:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state))
+
+
 class QuestionAnsweringModel(TaskModel):
     """A task class whose `qa_outputs` scores each token as start and as end of an answer."""
 
-    qa_outputs: nn.Linear
+    output_class = QuestionAnsweringModelOutput
+
+    def add_head(self) -> None:
+        """Make the head."""
+        self.qa_outputs = nn.Linear(self.config.hidden_size, 2)
 
     def head(self, outputs: Any) -> tuple[Tensor, ...]:
         """Scores of being the start and of being the end, (B, S) each."""
