@@ -22,6 +22,7 @@ from longspan.errors import CheckpointError, ConfigError, InputError
 from longspan.nn.flax import activations, casting, checks, losses, masks, outputs, packing
 from longspan.nn.torch import activations as torch_activations
 from longspan.nn.torch import losses as torch_losses
+from longspan.shapes import check_key_mask
 
 MODULES = [
     module.name
@@ -120,7 +121,7 @@ class TestMasks:
     @pytest.mark.parametrize("shape", [(3, 4), (2, 5), (4,), (2, 1, 1, 1, 4)])
     def test_shapes_that_do_not_fit(self, shape):
         with pytest.raises(InputError, match=r"mask must have the shape \(batch, keys\) = \(2, 4\), or \(batch, quer"):
-            masks.check_mask(np.ones(shape), batch=2, num_keys=4, name="mask")
+            check_key_mask(np.ones(shape), batch=2, num_keys=4, name="mask")
 
 
 class TestPacking:

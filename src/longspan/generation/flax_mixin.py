@@ -31,9 +31,10 @@ from longspan.generation.rules import Rules, rows_per_prompt
 from longspan.generation.stored import StoredGenerationConfig
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import bucket, is_traced, pad_tokens, real_tokens
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape, values_visible
+from longspan.nn.flax.checks import as_array, as_indices, check_ids, values_visible
 from longspan.nn.flax.outputs import model_output
 from longspan.nn.flax.sharding import explicit_mesh, on_auto_axes
+from longspan.shapes import check_shape
 
 #: settings that need to look at every step from outside of the program, with the value that switches each off
 _NEEDS_STEPS: dict[str, Any] = {

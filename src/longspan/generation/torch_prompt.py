@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longspan.errors import InputError
-from longspan.nn.torch.checks import check_shape
+from longspan.shapes import check_shape
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def num_blocks(length: int, rows: int) -> int:
+    """Blocks of R tokens that hold S tokens, at least one; S may be a symbolic length of `jax.export`, R not."""
+    return max(-(-length // rows), 1) if isinstance(length, int) else -(-length // rows)
+
+
 def band(rows: int, left: int, right: int) -> NDArray[np.bool_]:
     """Which keys of its span each query of a block sees.
 

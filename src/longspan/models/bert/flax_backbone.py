@@ -22,10 +22,10 @@ from longspan.models.bert.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import is_traced
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_length, check_shape
+from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_length
 from longspan.nn.flax.heads import Pooler
 from longspan.nn.flax.layers import PooledStack
-from longspan.nn.flax.masks import check_mask, drop_unseen_faults, expand_head_mask
+from longspan.nn.flax.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.flax.outputs import (
     FlaxBaseModelOutputWithPooling,
     FlaxBaseModelOutputWithPoolingAndCrossAttentions,
@@ -35,6 +35,7 @@ from longspan.nn.flax.outputs import (
 )
 from longspan.nn.flax.packing import Packing
 from longspan.nn.flax.parameters import kernel_init
+from longspan.shapes import check_key_mask, check_shape
 
 
 class FlaxBertModule(PooledStack):
@@ -327,7 +328,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
     def _check_masks(self, inputs: dict[str, Any], batch: int, length: int, cache: Any) -> None:
         mask, states = inputs["attention_mask"], inputs["encoder_hidden_states"]
         if mask is not None and cache is None:
-            check_mask(self._rows(mask), batch=batch, num_keys=length)
+            check_key_mask(self._rows(mask), batch=batch, num_keys=length)
         elif mask is not None:
             check_cached_mask(mask, cache, batch=batch, num_new=length)
         if states is None:
@@ -341,7 +342,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
         expected = (batch, states.shape[1] if states.ndim > 1 else 1, self.config.hidden_size)
         check_shape(states, expected, name="encoder_hidden_states", axes="(batch, tokens, hidden_size)")
         if inputs["encoder_attention_mask"] is not None:
-            check_mask(
+            check_key_mask(
                 inputs["encoder_attention_mask"], batch=batch, num_keys=states.shape[1], name="encoder_attention_mask"
             )
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from longspan.models.bert.config import BertConfig
 from longspan.nn.torch.cache import Cache
-from longspan.nn.torch.checks import check_shape, values_visible
+from longspan.nn.torch.checks import values_visible
 from longspan.nn.torch.masks import causal_mask, extend_mask, key_mask
 from longspan.nn.torch.packing import Packing, has_padding
 from longspan.ops.dispatch import Dispatcher
+from longspan.shapes import check_shape
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_
 from longspan.nn.torch.apply import lookup, project
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
-from longspan.nn.torch.checks import check_ids, check_length, check_masked, check_shape, input_shape, values_visible
+from longspan.nn.torch.checks import check_ids, check_length, check_masked, input_shape, values_visible
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.nn.torch.packing import Packing
 from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.ops.torch.attention import eager_attention, packed_attention, sdpa_attention
+from longspan.shapes import check_shape
 
 
 class BertEmbeddings(nn.Module):

@@ -25,12 +25,13 @@ from longspan.models.diffllama.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape
+from longspan.nn.flax.checks import as_array, as_indices, check_ids
 from longspan.nn.flax.layers import Embedding, Stack
 from longspan.nn.flax.masks import drop_unseen_faults
 from longspan.nn.flax.outputs import Arrays, FlaxCache, finish, model_output, resolve
 from longspan.nn.flax.parameters import kernel_init
 from longspan.ops.flax.differential import IMPLEMENTATIONS
+from longspan.shapes import check_shape
 
 
 @model_output

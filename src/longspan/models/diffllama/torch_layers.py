@@ -18,12 +18,13 @@ from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project, tokenwise
 from longspan.nn.torch.cache import Cache, DynamicCache, LegacyCache, as_cache
-from longspan.nn.torch.checks import check_shape, values_visible
+from longspan.nn.torch.checks import values_visible
 from longspan.nn.torch.masks import extend_mask
 from longspan.nn.torch.resizing import keep_features, remaining_features
 from longspan.ops.torch.differential import DifferentialAttention, differential_attention
 from longspan.ops.torch.rms_norm import rms_norm
 from longspan.ops.torch.rotary import apply_rotary, rotary_cos_sin, select_frequencies
+from longspan.shapes import check_shape
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,6 @@ from longspan.nn.flax.checks import (
     check_dropout_key,
     check_ids,
     check_length,
-    check_shape,
     values_visible,
 )
 from longspan.nn.flax.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
@@ -56,6 +55,7 @@ from longspan.nn.flax.outputs import finish, resolve
 from longspan.nn.flax.parameters import kernel_init
 from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
 from longspan.ops.flax.sliding_window import DISPATCHER
+from longspan.shapes import check_shape
 
 __all__ = [
     "FlaxLongformerForMaskedLM",

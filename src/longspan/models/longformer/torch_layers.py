@@ -17,7 +17,6 @@ from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.torch.apply import lookup, may_replace, project
 from longspan.nn.torch.base import CheckpointedLayers
-from longspan.nn.torch.checks import check_shape
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.ops.torch.modes import is_traced
@@ -27,6 +26,7 @@ from longspan.ops.torch.sliding_window import (
     sliding_window_attention_weights,
     weights_by_offset,
 )
+from longspan.shapes import check_shape
 
 
 @dataclass(frozen=True)

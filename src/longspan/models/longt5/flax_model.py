@@ -32,7 +32,7 @@ from longspan.models.longt5.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, check_shape, values_visible
+from longspan.nn.flax.checks import as_array, as_indices, check_dropout_key, check_ids, values_visible
 from longspan.nn.flax.layers import Embedding, Stack
 from longspan.nn.flax.losses import IGNORE_INDEX
 from longspan.nn.flax.masks import drop_unseen_faults
@@ -46,6 +46,7 @@ from longspan.nn.flax.outputs import (
     resolve,
 )
 from longspan.ops.flax.sliding_window import DISPATCHER
+from longspan.shapes import check_shape
 
 __all__ = [
     "FlaxLongT5EncoderModel",

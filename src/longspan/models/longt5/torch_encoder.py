@@ -24,7 +24,7 @@ from longspan.models.longt5.torch_layers import (
 )
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
-from longspan.nn.torch.checks import check_ids, check_shape, input_shape
+from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutput, finish, resolve
 from longspan.ops.torch.sliding_window import (
@@ -32,6 +32,7 @@ from longspan.ops.torch.sliding_window import (
     sliding_window_attention,
     sliding_window_attention_weights,
 )
+from longspan.shapes import check_shape
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from longspan.models.mega.names import NAMES
 from longspan.nn.flax.base import FlaxPreTrainedModel
 from longspan.nn.flax.buckets import bucket, cut_tokens, is_traced, pad_tokens, real_tokens
 from longspan.nn.flax.cache import check_cache, check_cached_mask, empty_cache, tokens_and_room
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, check_shape
+from longspan.nn.flax.checks import as_array, as_indices, check_ids
 from longspan.nn.flax.heads import Pooler
 from longspan.nn.flax.layers import Embedding, Part, PooledStack
 from longspan.nn.flax.masks import drop_unseen_faults
@@ -38,6 +38,7 @@ from longspan.nn.flax.outputs import (
 )
 from longspan.nn.flax.parameters import kernel_init
 from longspan.ops.flax.gated_attention import GATED_ATTENTION
+from longspan.shapes import check_shape
 
 
 class FlaxMegaEmbeddings(Part):

@@ -24,7 +24,7 @@ from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
 from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
 from longspan.ops.flax.gated_attention import Keys, Queries, RotaryBias, ToeplitzBias, gated_attention
 from longspan.ops.flax.rms_norm import rms_norm
-from longspan.ops.flax.shapes import num_blocks
+from longspan.ops.patterns import num_blocks
 
 #: parameters that keep their names and orientation in checkpoints
 RAW_PARAMETERS = frozenset(

@@ -36,13 +36,14 @@ from longspan.models.mega.torch_layers import (
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.checks import check_ids, check_shape, input_shape
+from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
 from longspan.ops.fast_paths import fast_path
 from longspan.ops.torch.gated_attention import GATED_ATTENTION, rotary_table
 from longspan.ops.torch.modes import is_traced
+from longspan.shapes import check_shape
 
 
 class MegaEmbeddings(nn.Module):

@@ -24,8 +24,8 @@ from jax import Array, lax
 from longspan.checkpoints.flax import flatten, unflatten
 from longspan.errors import InputError
 from longspan.nn.flax.checks import ArrayLike, values_visible
-from longspan.nn.flax.masks import check_mask
 from longspan.nn.flax.outputs import FlaxCache
+from longspan.shapes import check_key_mask
 
 _INDEX = "cache_index"
 _KEY, _VALUE = "cached_key", "cached_value"
@@ -198,7 +198,7 @@ def check_cached_mask(attention_mask: ArrayLike, cache: Mapping[str, Any], *, ba
             f"with a cache of max_length={room}, attention_mask must describe the tokens up to the new ones, or all "
             f"that fit: between {least} and {room}. Received: the shape {tuple(attention_mask.shape)}"
         )
-    check_mask(attention_mask, batch=batch, num_keys=covered)
+    check_key_mask(attention_mask, batch=batch, num_keys=covered)
 
 
 def _shapes(cache: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -61,22 +61,6 @@ def check_ids(ids: ArrayLike, limit: int, *, name: str, limit_name: str) -> None
         )
 
 
-def check_shape(array: ArrayLike | None, expected: tuple[int, ...], *, name: str, axes: str) -> None:
-    """Check the shape of an optional argument.
-
-    Args:
-        array: The argument, or None.
-        expected: The shape that it must have.
-        name: Name of the argument.
-        axes: What the axes mean, e.g. `"(batch, tokens)"`.
-
-    Raises:
-        InputError: naming both shapes.
-    """
-    if array is not None and tuple(array.shape) != tuple(expected):
-        raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(array.shape)}")
-
-
 def check_length(length: int, limit: int, *, limit_name: str = "max_position_embeddings") -> None:
     """Check that a sequence fits the positions of a model; a symbolic length of `jax.export` passes.
 

@@ -7,10 +7,10 @@ from flax import linen as nn
 from jax import Array
 from jax.nn.initializers import zeros
 
-from longspan.errors import InputError
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, Part
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
+from longspan.shapes import num_choices_of
 
 
 class Pooler(nn.Module):
@@ -108,22 +108,6 @@ class PredictionHeadTransform(nn.Module):
 
 
 def fold_choices(*inputs: Array | None) -> tuple[int, tuple[Array | None, ...]]:
-    """Fold the axis of choices into the batch.
-
-    Args:
-        *inputs: Each None or of the shape (B, C, ...), with one C.
-
-    Returns:
-        C, and the inputs as (B·C, ...).
-
-    Raises:
-        InputError: an input lacks the axis, or the inputs disagree in B or C.
-    """
-    shapes = {tuple(array.shape[:2]) for array in inputs if array is not None}
-    if len(shapes) != 1 or any(array is not None and array.ndim < 3 for array in inputs):
-        received = [tuple(array.shape) for array in inputs if array is not None]
-        raise InputError(
-            f"inputs of multiple choice must all have the shape (batch, choices, ...). Received: {received}"
-        )
-    num_choices = shapes.pop()[1]
-    return num_choices, tuple(None if array is None else array.reshape(-1, *array.shape[2:]) for array in inputs)
+    """Fold the axis of choices into the batch: (B, C, ...) -> C and (B·C, ...); `num_choices_of` says what fits."""
+    folded = tuple(None if array is None else array.reshape(-1, *array.shape[2:]) for array in inputs)
+    return num_choices_of(inputs), folded

@@ -12,8 +12,9 @@ from jax import Array
 
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
-from longspan.nn.flax.checks import ArrayLike, check_shape, values_visible
+from longspan.nn.flax.checks import ArrayLike, values_visible
 from longspan.nn.flax.sharding import on_auto_axes
+from longspan.shapes import check_shape
 
 IGNORE_INDEX = -100
 

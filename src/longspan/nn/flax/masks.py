@@ -8,22 +8,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from longspan.errors import InputError
 from longspan.nn.flax.checks import ArrayLike
-
-
-def check_mask(attention_mask: ArrayLike, *, batch: int, num_keys: int, name: str = "attention_mask") -> None:
-    """Check that a padding mask is (B, S), (B, T, S) or (B, 1, T, S).
-
-    Raises:
-        InputError: the shape does not fit.
-    """
-    shape = tuple(attention_mask.shape)
-    if len(shape) not in (2, 3, 4) or shape[0] != batch or shape[-1] != num_keys:
-        raise InputError(
-            f"{name} must have the shape (batch, keys) = ({batch}, {num_keys}), or (batch, queries, keys). "
-            f"Received: {shape}"
-        )
+from longspan.shapes import check_head_mask
 
 
 def key_mask(attention_mask: Array) -> Array:
@@ -75,23 +61,10 @@ def extend_mask(mask: Array, num_keys: int) -> Array:
 
 
 def expand_head_mask(head_mask: ArrayLike | None, *, num_layers: int, num_heads: int) -> Array | None:
-    """Bring a head mask to (L, H).
-
-    Args:
-        head_mask: (H,) for all layers, or (L, H); 1 keeps a head, 0 removes it.
-        num_layers: L.
-        num_heads: H.
-
-    Raises:
-        InputError: the shape does not fit.
-    """
+    """Bring a head mask, 1 keeps and 0 removes a head, to (L, H); `check_head_mask` says what fits."""
     if head_mask is None:
         return None
-    if tuple(head_mask.shape) not in ((num_heads,), (num_layers, num_heads)):
-        raise InputError(
-            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = "
-            f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
-        )
+    check_head_mask(head_mask, num_layers=num_layers, num_heads=num_heads)
     return jnp.broadcast_to(head_mask, (num_layers, num_heads))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
 from longspan.inputs import dynamic_axes, get_input
-from longspan.ops.torch.shapes import check_shape as check_shape
+from longspan.shapes import check_shape
 
 logger = logging.getLogger("longspan")
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longspan.errors import InputError
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project
+from longspan.shapes import num_choices_of
 
 
 def classifier_dropout(config: Any) -> float:
@@ -97,22 +97,6 @@ class PredictionHeadTransform(nn.Module):
 
 
 def fold_choices(*inputs: Tensor | None) -> tuple[int, tuple[Tensor | None, ...]]:
-    """Fold the axis of choices into the batch.
-
-    Args:
-        *inputs: Each None or of the shape (B, C, ...), with one C.
-
-    Returns:
-        C, and the inputs as (B·C, ...).
-
-    Raises:
-        InputError: an input lacks the axis, or the inputs disagree in B or C.
-    """
-    shapes = {tuple(tensor.shape[:2]) for tensor in inputs if tensor is not None}
-    if len(shapes) != 1 or any(tensor is not None and tensor.dim() < 3 for tensor in inputs):
-        received = [tuple(tensor.shape) for tensor in inputs if tensor is not None]
-        raise InputError(
-            f"inputs of multiple choice must all have the shape (batch, choices, ...). Received: {received}"
-        )
-    num_choices = shapes.pop()[1]
-    return num_choices, tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+    """Fold the axis of choices into the batch: (B, C, ...) -> C and (B·C, ...); `num_choices_of` says what fits."""
+    folded = tuple(None if tensor is None else tensor.flatten(0, 1) for tensor in inputs)
+    return num_choices_of(inputs), folded

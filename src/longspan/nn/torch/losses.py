@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
-from longspan.nn.torch.checks import check_shape, values_visible
+from longspan.nn.torch.checks import values_visible
+from longspan.shapes import check_shape
 
 IGNORE_INDEX = -100
 

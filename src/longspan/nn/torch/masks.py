@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longspan.errors import InputError
+from longspan.shapes import check_head_mask, check_key_mask
 
 
 def key_mask(attention_mask: Tensor, *, batch: int, num_keys: int, name: str = "attention_mask") -> Tensor:
@@ -27,15 +27,7 @@ def key_mask(attention_mask: Tensor, *, batch: int, num_keys: int, name: str = "
     Raises:
         InputError: the shape does not fit.
     """
-    if (
-        attention_mask.dim() not in (2, 3, 4)
-        or attention_mask.shape[0] != batch
-        or attention_mask.shape[-1] != num_keys
-    ):
-        raise InputError(
-            f"{name} must have the shape (batch, keys) = ({batch}, {num_keys}), or (batch, queries, keys). "
-            f"Received: {tuple(attention_mask.shape)}"
-        )
+    check_key_mask(attention_mask, batch=batch, num_keys=num_keys, name=name)
     mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
     if mask.dim() == 2:
         return mask[:, None, None, :]
@@ -62,23 +54,10 @@ def extend_mask(mask: Tensor, num_keys: int) -> Tensor:
 
 
 def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: int) -> Tensor | None:
-    """Bring a head mask to (L, 1, H, 1, 1).
-
-    Args:
-        head_mask: (H,) for all layers, or (L, H); 1 keeps a head, 0 removes it.
-        num_layers: L.
-        num_heads: H.
-
-    Raises:
-        InputError: the shape does not fit.
-    """
+    """Bring a head mask, 1 keeps and 0 removes a head, to (L, 1, H, 1, 1); `check_head_mask` says what fits."""
     if head_mask is None:
         return None
-    if tuple(head_mask.shape) not in ((num_heads,), (num_layers, num_heads)):
-        raise InputError(
-            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = "
-            f"({num_layers}, {num_heads}). Received: {tuple(head_mask.shape)}"
-        )
+    check_head_mask(head_mask, num_layers=num_layers, num_heads=num_heads)
     return head_mask.expand(num_layers, num_heads)[:, None, :, None, None]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.errors import InputError
+from longspan.shapes import remaining_heads
 
 Initialise = Callable[[nn.Module], None]
 
@@ -79,27 +80,6 @@ def pick_layer(layers: nn.ModuleList, index: int) -> nn.Module:
 def remaining_features(
     heads: Iterable[int], *, num_heads: int, head_size: int, already_pruned: set[int]
 ) -> tuple[set[int], Tensor]:
-    """Which features are left when attention heads are removed.
-
-    Args:
-        heads: Heads to remove, by their original numbers.
-        num_heads: Original number of heads.
-        head_size: Features of a head.
-        already_pruned: Heads that were removed before.
-
-    Returns:
-        The heads that are removed now, and the indices of the features to keep among those that are still there.
-
-    Raises:
-        InputError: a head does not exist, or none would be left.
-    """
-    asked = set(heads)
-    wrong = sorted(head for head in asked if not 0 <= head < num_heads)
-    if wrong:
-        raise InputError(f"heads to prune must lie in [0, {num_heads}). Received: {wrong}")
-    if len(asked | already_pruned) >= num_heads:
-        raise InputError(f"at least one of {num_heads} attention heads must remain. Received: {sorted(asked)} to prune")
-    present = [head for head in range(num_heads) if head not in already_pruned]
-    keep = [place for place, head in enumerate(present) if head not in asked]
-    features = (torch.tensor(keep)[:, None] * head_size + torch.arange(head_size)).reshape(-1)
-    return asked - already_pruned, features
+    """The heads that are removed now, and the features (`head_size` a head) to keep; see `remaining_heads`."""
+    removed, kept = remaining_heads(heads, num_heads=num_heads, already_pruned=already_pruned)
+    return removed, (torch.tensor(kept)[:, None] * head_size + torch.arange(head_size)).reshape(-1)

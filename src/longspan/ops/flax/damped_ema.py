@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from longspan.ops.flax.shapes import check_shape, num_blocks
+from longspan.ops.patterns import num_blocks
+from longspan.shapes import check_shape
 
 #: tokens of a block
 BLOCK_SIZE = 32

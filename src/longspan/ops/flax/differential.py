@@ -25,7 +25,8 @@ from jax import Array, lax
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.flax.attention import drop_weights
-from longspan.ops.flax.shapes import check_shape, num_blocks
+from longspan.ops.patterns import num_blocks
+from longspan.shapes import check_shape
 
 #: R; blocks of this size keep the maps of a block in the caches of a CPU, and products large
 BLOCK_ROWS = 128

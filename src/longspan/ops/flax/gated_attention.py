@@ -20,7 +20,7 @@ from jax import Array, lax
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.flax.attention import drop_weights
-from longspan.ops.flax.shapes import num_blocks
+from longspan.ops.patterns import num_blocks
 
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
 #: C; blocks of this size keep the scores of a block small, and products large

@@ -20,10 +20,10 @@ from jax import Array
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
-from longspan.ops.flax.shapes import check_shape
 from longspan.ops.flax.sliding_window_bias import ExtraKeys as ExtraKeys
 from longspan.ops.flax.sliding_window_blocked import BLOCK_ROWS, blocked_attention
 from longspan.ops.flax.sliding_window_chunked import chunked_attention
+from longspan.shapes import check_shape
 
 #: scores that "auto" keeps in memory at once on an accelerator, 2 GiB of float32
 _MAX_SCORES = 1 << 29

@@ -12,8 +12,8 @@ from jax import Array
 
 from longspan.ops.flax import sliding_window_bias as biases
 from longspan.ops.flax.attention import drop_weights
-from longspan.ops.flax.shapes import num_blocks
 from longspan.ops.flax.sliding_window_bias import ExtraKeys
+from longspan.ops.patterns import num_blocks
 
 #: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
 BLOCK_ROWS = 64

@@ -18,8 +18,8 @@ from flax import struct
 from jax import Array, lax
 
 from longspan.ops.flax import sliding_window_bias as biases
-from longspan.ops.flax.shapes import num_blocks
 from longspan.ops.flax.sliding_window_bias import ExtraKeys
+from longspan.ops.patterns import num_blocks
 
 CHUNK_ROWS = 128
 

@@ -23,9 +23,9 @@ from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
 from longspan.ops.torch.modes import is_traced as is_traced
-from longspan.ops.torch.shapes import check_shape
 from longspan.ops.torch.sliding_window_blocked import BLOCK_ROWS, blocked_attention, num_blocks
 from longspan.ops.torch.sliding_window_flex import flex_attention, why_not_flex
+from longspan.shapes import check_shape
 
 
 class ExtraKeys(NamedTuple):
