@@ -57,3 +57,13 @@ class ModelOutput(Mapping[str, Any]):
     @classmethod
     def _names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]  # a dataclass
+
+
+def resolve(flag: bool | None, default: bool) -> bool:
+    """An explicit argument wins over the configuration."""
+    return default if flag is None else flag
+
+
+def finish(output: ModelOutput, return_dict: bool) -> Any:
+    """The output itself, or its present fields as a plain tuple."""
+    return output if return_dict else output.to_tuple()

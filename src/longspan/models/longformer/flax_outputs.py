@@ -1,12 +1,6 @@
-"""Outputs of the Flax Longformer.
+"""Outputs of the Flax Longformer; `attentions` and `global_attentions` are as in `torch_outputs.py`.
 
-Axes: B batch, S tokens, H width, A heads, W attention window of a layer, G largest number of global tokens of a row.
-
-`attentions` holds L arrays (B, A, S, G + W + 1): the weights from each token to the global tokens in the order of
-their positions (0 for a row that has fewer), then to the tokens of its window, from W/2 before it to W/2 after it.
-Global tokens in a window count among the first G only, so their place in the window is 0. The rows of global tokens
-are 0: their weights are in `global_attentions`, L arrays (B, A, S, G), [..., j, g] being that of the global token g
-to the token j. It is absent if no token is global.
+Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
 """
 
 from __future__ import annotations

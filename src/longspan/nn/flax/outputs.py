@@ -14,6 +14,8 @@ from typing import Any, TypeVar, dataclass_transform
 from jax import Array, tree_util
 
 from longspan.model_output import ModelOutput
+from longspan.model_output import finish as finish
+from longspan.model_output import resolve as resolve
 
 Arrays = tuple[Array, ...]
 #: nested dicts of arrays, as linen's "cache" collection
@@ -115,48 +117,37 @@ class FlaxCausalLMOutputWithCrossAttentions(ModelOutput):
 
 
 @model_output
-class FlaxMaskedLMOutput(ModelOutput):
+class FlaxLogitsOutput(ModelOutput):
+    """`logits`, whose axes the subclasses say."""
+
+    logits: Array | None = None
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@model_output
+class FlaxMaskedLMOutput(FlaxLogitsOutput):
     """`logits` (B, S, V)."""
 
-    logits: Array | None = None
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @model_output
-class FlaxNextSentencePredictorOutput(ModelOutput):
+class FlaxNextSentencePredictorOutput(FlaxLogitsOutput):
     """`logits` (B, 2): scores of "B continues A" and of "B is random"."""
 
-    logits: Array | None = None
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @model_output
-class FlaxSequenceClassifierOutput(ModelOutput):
+class FlaxSequenceClassifierOutput(FlaxLogitsOutput):
     """`logits` (B, N)."""
 
-    logits: Array | None = None
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @model_output
-class FlaxMultipleChoiceModelOutput(ModelOutput):
+class FlaxMultipleChoiceModelOutput(FlaxLogitsOutput):
     """`logits` (B, C); the batch axis of states and attentions is B·C."""
 
-    logits: Array | None = None
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @model_output
-class FlaxTokenClassifierOutput(ModelOutput):
+class FlaxTokenClassifierOutput(FlaxLogitsOutput):
     """`logits` (B, S, N)."""
-
-    logits: Array | None = None
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
 
 
 @model_output
@@ -167,13 +158,3 @@ class FlaxQuestionAnsweringModelOutput(ModelOutput):
     end_logits: Array | None = None
     hidden_states: Arrays | None = None
     attentions: Arrays | None = None
-
-
-def resolve(flag: bool | None, default: bool) -> bool:
-    """An explicit argument wins over the configuration."""
-    return default if flag is None else flag
-
-
-def finish(output: ModelOutput, return_dict: bool) -> Any:
-    """The output itself, or its present fields as a plain tuple."""
-    return output if return_dict else output.to_tuple()

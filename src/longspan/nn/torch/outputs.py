@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from longspan.model_output import ModelOutput
+from longspan.model_output import finish as finish
+from longspan.model_output import resolve as resolve
 from longspan.nn.torch.cache import Cache, LegacyCache
 
 Tensors = tuple[Tensor, ...]
@@ -156,13 +158,9 @@ class BaseModelOutputWithPooling(DictOutput):
 
 
 @model_output
-class BaseModelOutputWithPastAndCrossAttentions(DictOutput):
+class BaseModelOutputWithPastAndCrossAttentions(BaseModelOutputWithPast):
     """`last_hidden_state` (B, T, H) of a decoder with cross-attention."""
 
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | LegacyCache | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
     cross_attentions: Tensors | None = None
 
 
@@ -179,8 +177,8 @@ class BaseModelOutputWithPoolingAndCrossAttentions(DictOutput):
 
 
 @model_output
-class CausalLMOutputWithPast(DictOutput):
-    """`loss` (0-d), next-token `logits` (B, S, V)."""
+class LogitsOutputWithPast(DictOutput):
+    """`loss` (0-d) and `logits` of a causal decoder, whose axes the subclasses say."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -190,14 +188,14 @@ class CausalLMOutputWithPast(DictOutput):
 
 
 @model_output
-class CausalLMOutputWithCrossAttentions(DictOutput):
+class CausalLMOutputWithPast(LogitsOutputWithPast):
     """`loss` (0-d), next-token `logits` (B, S, V)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | LegacyCache | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
+
+@model_output
+class CausalLMOutputWithCrossAttentions(LogitsOutputWithPast):
+    """`loss` (0-d), next-token `logits` (B, S, V)."""
+
     cross_attentions: Tensors | None = None
 
 
@@ -227,14 +225,8 @@ class SequenceClassifierOutput(LogitsOutput):
 
 
 @model_output
-class SequenceClassifierOutputWithPast(DictOutput):
+class SequenceClassifierOutputWithPast(LogitsOutputWithPast):
     """`loss` (0-d), `logits` (B, N) of a causal decoder."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | LegacyCache | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
 
 
 @model_output
@@ -285,13 +277,3 @@ class Seq2SeqLMOutput(DictOutput):
     encoder_last_hidden_state: Tensor | None = None
     encoder_hidden_states: Tensors | None = None
     encoder_attentions: Tensors | None = None
-
-
-def resolve(flag: bool | None, default: bool) -> bool:
-    """An explicit argument wins over the configuration."""
-    return default if flag is None else flag
-
-
-def finish(output: ModelOutput, return_dict: bool) -> Any:
-    """The output itself, or its present fields as a plain tuple."""
-    return output if return_dict else output.to_tuple()
