@@ -87,7 +87,7 @@ def test_one_graph_serves_every_shape_in_tensorflow(folders: dict[str, Path]) ->
 def test_texts_are_tokenized_while_the_model_runs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """When the model runs a block, the thread that tokenizes is at work on the next one."""
     run = pipeline("text-classification", folders["text-classification"], batch_tokens=128)
-    begun, forward, prepare = threading.Semaphore(0), run.model.run, run._prepare
+    begun, forward, prepare = threading.Semaphore(0), run.model.run, run.prepare_block
     blocks: list[int] = []
 
     def tokenize(items: Any, options: Any) -> Any:
@@ -101,7 +101,7 @@ def test_texts_are_tokenized_while_the_model_runs(folders: dict[str, Path], monk
         monkeypatch.setattr(run.model, "run", forward)
         return forward(inputs, wanted)
 
-    monkeypatch.setattr(run, "_prepare", tokenize)
+    monkeypatch.setattr(run, "prepare_block", tokenize)
     monkeypatch.setattr(run.model, "run", first_batch)
     assert len(run(["a few words of text " * 100] * 60)) == 60
     assert len(blocks) > 2

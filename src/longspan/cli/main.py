@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from longspan.cli import answer, choose, classify, convert, embed, explain, fill, generate, info, lengthen, search, tag
+from longspan.cli import (
+    answer,
+    choose,
+    classify,
+    convert,
+    embed,
+    explain,
+    fill,
+    generate,
+    info,
+    lengthen,
+    search,
+    tag,
+    train,
+)
 from longspan.cli.running import run
 
 _HELP = """Long-document transformers on the command line.
@@ -48,6 +62,7 @@ app.command("info", epilog=info.INFO_EPILOG)(info.info)
 app.command("verify", epilog=info.VERIFY_EPILOG)(info.verify)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 app.command("generate", epilog=generate.GENERATE_EPILOG)(generate.generate)
+app.command("train", epilog=train.EPILOG)(train.train)
 app.command("summarize", epilog=generate.SUMMARIZE_EPILOG)(generate.summarize)
 
 

@@ -76,13 +76,10 @@ def read_documents(source: SourceFile, options: ReadOptions | None = None) -> It
     """
     options = options or ReadOptions()
     try:
-        if source.kind == "jsonl":
-            yield from _of_records(source, options, _json_records(source, options.limits))
-        elif source.kind == "csv":
+        if source.kind == "csv":
             yield from _read_csv(source, options)
-        elif source.kind == "parquet":
-            rows = chain.from_iterable(read_isolated(source, options.limits))
-            yield from _of_records(source, options, enumerate(rows, start=1))
+        elif source.kind in ("jsonl", "parquet"):
+            yield from _of_records(source, options, read_records(source, options.limits))
         elif source.kind == "pdf":
             (texts,) = read_isolated(source, options.limits)
             text, pages = join_pages(texts)
@@ -94,6 +91,29 @@ def read_documents(source: SourceFile, options: ReadOptions | None = None) -> It
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         yield Problem(source.name, f"cannot be read: {reason}")
+
+
+def read_records(source: SourceFile, limits: ReadLimits) -> Iterator[tuple[int, Any]]:
+    """The records of a file of JSON lines, csv or Parquet.
+
+    Args:
+        source: The file.
+        limits: What reading it may cost.
+
+    Yields:
+        Line or row, counted from 1, and the record there, or the `UnreadableError` that says what is wrong with it.
+
+    Raises:
+        UnreadableError: the file cannot be read on.
+    """
+    if source.kind == "jsonl":
+        yield from _json_records(source, limits)
+    elif source.kind == "parquet":
+        yield from enumerate(chain.from_iterable(read_isolated(source, limits)), start=1)
+    else:
+        stream, _ = text_stream(source, limits.unfolded(source.size))
+        with stream:
+            yield from csv_records(source.path.name, text_lines(stream, limits.record_bytes), limits)
 
 
 def _read_whole(source: SourceFile, limits: ReadLimits) -> Document:

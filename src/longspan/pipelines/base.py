@@ -211,7 +211,7 @@ class Pipeline(FixedAttributes, ABC):
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="longspan-tokenize") as tokenizing:
             waiting: Future[list[Job | InputError]] | None = None
             for block in blocks:
-                prepared = tokenizing.submit(self._prepare, block, options)
+                prepared = tokenizing.submit(self.prepare_block, block, options)
                 if waiting is not None:
                     yield self._run_block(waiting.result(), options, progress)
                 waiting = prepared
@@ -344,8 +344,8 @@ class Pipeline(FixedAttributes, ABC):
         if block:
             yield block
 
-    def _prepare(self, items: list[Any], options: Options) -> list[Job | InputError]:
-        """The jobs of a block; all its texts are tokenized in one go."""
+    def prepare_block(self, items: list[Any], options: Options) -> list[Job | InputError]:
+        """The jobs of inputs, or the errors of those that break a rule; all texts are tokenized in one go."""
         texts: list[list[str] | InputError] = []
         for item in items:
             try:
@@ -425,9 +425,9 @@ class Pipeline(FixedAttributes, ABC):
         texts = [replace_surrogates(text) for text in self._texts(item)]
         return _checked(self._job(item, tokenize(self._fast, texts), options))
 
-    def stack_row(self, row: Row) -> dict[str, npt.NDArray[Any]]:
-        """Inputs of the model for one row, (1, S) each."""
-        return self._stack([row], Batch(np.zeros(1, np.int64), (1, len(row))))
+    def stack_rows(self, rows: list[Row]) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the model for rows, (B, S) each, padded to the longest."""
+        return self._stack(rows, Batch(np.arange(len(rows)), (len(rows), max(map(len, rows)))))
 
     def updated(self, **settings: Any) -> Self:
         """Change options for all calls to come.

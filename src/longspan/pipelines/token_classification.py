@@ -86,10 +86,11 @@ class TokenClassificationPipeline(Pipeline):
             inputs = [inputs]
         return super().__call__(inputs, **settings)
 
-    def _prepare(self, items: list[Any], options: Options) -> list[Job | InputError]:
+    def prepare_block(self, items: list[Any], options: Options) -> list[Job | InputError]:
+        """As `Pipeline.prepare_block`, also of lists of words."""
         assert isinstance(options, TokenClassificationOptions)
         if not options.is_split_into_words:
-            return super()._prepare(items, options)
+            return super().prepare_block(items, options)
         jobs: list[Job | InputError] = []
         for item in items:
             try:

@@ -121,7 +121,7 @@ def _read(pipeline: Pipeline, item: Any, query: str | None, settings: dict[str, 
     device = next(model.parameters()).device
 
     def inputs(row: Any) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(array).to(device) for name, array in pipeline.stack_row(row).items()}
+        return {name: torch.from_numpy(array).to(device) for name, array in pipeline.stack_rows([row]).items()}
 
     options = pipeline.options.updated(settings, pipeline.task)
     job, score = pipeline.prepare(item, options), _surest

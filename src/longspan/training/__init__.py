@@ -1,0 +1,1 @@
+"""Fine-tuning: documents with labels, windows with targets, the loop, what it writes."""

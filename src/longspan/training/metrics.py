@@ -1,0 +1,60 @@
+"""Metrics of whole documents, in the definitions that scikit-learn, seqeval and SQuAD's script have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Metrics = dict[str, float]
+
+
+def single_label(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Metrics:
+    """Accuracy, and F1 averaged over the classes that occur; both (D,) indices."""
+    classes = np.union1d(found, truth)
+    return {
+        "accuracy": float((found == truth).mean()),
+        "f1": float(np.mean([_f1(found == each, truth == each) for each in classes])),
+    }
+
+
+def multi_label(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Metrics:
+    """Part of the documents with exactly the right labels, macro-F1 and micro-F1; both (D, N)."""
+    return {
+        "accuracy": float((found == truth).all(1).mean()),
+        "f1": float(np.mean([_f1(of_class, right) for of_class, right in zip(found.T, truth.T, strict=True)])),
+        "f1_micro": _f1(found.ravel(), truth.ravel()),
+    }
+
+
+def regression(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Metrics:
+    """Mean squared error, and Pearson's correlation (0 where one side is constant); both (D,)."""
+    is_constant = len(truth) < 2 or found.std() == 0 or truth.std() == 0
+    correlation = 0.0 if is_constant else float(np.corrcoef(found, truth)[0, 1])
+    return {"mse": float(((found - truth) ** 2).mean()), "pearson": correlation}
+
+
+def _f1(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
+    return f1_of_counts(int((found & truth).sum()), int(found.sum()), int(truth.sum()))["f1"]
+
+
+def f1_of_counts(right: int, found: int, there: int) -> Metrics:
+    """Precision, recall and F1 of what was found; 0 where nothing can be divided."""
+    precision = right / found if found else 0.0
+    recall = right / there if there else 0.0
+    f1 = 2 * right / (found + there) if found + there else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1}
+
+
+def entities(found: Sequence[set[Any]], truth: Sequence[set[Any]]) -> Metrics:
+    """Precision, recall and F1 of entities: those with the right kind, begin and end count.
+
+    Args:
+        found: For each document (kind, begin, end) of the entities that were found.
+        truth: Those that are there.
+    """
+    pairs = list(zip(found, truth, strict=True))
+    right = sum(len(ours & theirs) for ours, theirs in pairs)
+    return f1_of_counts(right, sum(len(ours) for ours, _ in pairs), sum(len(theirs) for _, theirs in pairs))

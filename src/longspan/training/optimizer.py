@@ -1,0 +1,56 @@
+"""The optimizer, its schedule, and LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from longspan.errors import InputError
+from longspan.training.options import TrainOptions
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> AdamW:
+    """AdamW on what is trained; biases and norms, which have one axis, do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in trained if each.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [each for each in trained if each.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=options.rate)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> LambdaLR:
+    """Linear rise over the first part of the steps, then linear fall to 0 after the last."""
+    rising = int(num_steps * warmup)
+
+    def factor(step: int) -> float:
+        return (step + 1) / (rising + 1) if step < rising else (num_steps - step) / max(1, num_steps - rising)
+
+    return LambdaLR(optimizer, factor)
+
+
+def with_adapters(model: Any, rank: int, seed: int) -> Any:
+    """The model with LoRA adapters beside the projections that PEFT's tables name; its new head is trained too.
+
+    Raises:
+        InputError: PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"LoRA needs peft, which is not installed: pip install 'longspan[train]'. Received: lora={rank}"
+        ) from error
+    from longspan.integrations.peft import register_target_modules
+
+    register_target_modules()
+    report = model.load_report
+    keys = [key.removeprefix(f"{model.base_model_prefix}.") for key in report.initialised]
+    keys += [key for key, *_ in report.mismatched]
+    heads = sorted({key.partition(".")[0] for key in keys})
+    torch.manual_seed(seed)
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, modules_to_save=heads or None))
