@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.keras.setting import CLASSES, LONGFORMERS, config_for, import_keras, inputs_of, make
+from tests.keras.setting import CLASSES, DIFFLLAMAS, LONGFORMERS, config_for, import_keras, inputs_of, make
 from tests.tolerances import assert_close
 
 keras = import_keras()
 
 #: settings under which every part takes part
 CASES = {
-    **{name: (name, {}) for name in (*CLASSES, LONGFORMERS[0])},
+    **{name: (name, {}) for name in (*CLASSES, LONGFORMERS[0], *DIFFLLAMAS)},
     "decoder": ("TFBertLMHeadModel", {"add_cross_attention": True}),
     "untied": ("TFBertForMaskedLM", {"tie_word_embeddings": False}),
     "relative": ("TFBertModel", {"position_embedding_type": "relative_key_query"}),
@@ -26,6 +26,7 @@ ONE_SCORE_A_ROW = (
     "TFBertForSequenceClassification",
     "TFBertForMultipleChoice",
     LONGFORMERS[0],
+    "TFDiffLlamaForSequenceClassification",
 )
 KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
 
@@ -50,7 +51,7 @@ def parts(layer):
     for attribute, value in {**vars(layer), **vars(layer).get("_modules", {})}.items():
         if attribute.startswith("_"):
             continue
-        if isinstance(value, KINDS):
+        if isinstance(value, KINDS) or type(value).__name__.endswith("RMSNorm"):
             yield layer, attribute, value
         elif isinstance(value, keras.layers.Layer):
             yield from parts(value)
@@ -121,10 +122,8 @@ def width(part):
 
 def shift(part, term):
     """Add the term to the bias, offset or table of a part; the variable, or None if it has none."""
-    if isinstance(part, keras.layers.Embedding):
-        variable = part._embeddings
-    else:
-        variable = part.bias if isinstance(part, keras.layers.Dense) else part.beta
+    attribute = {"Embedding": "_embeddings", "LayerNormalization": "beta"}.get(type(part).__name__, "bias")
+    variable = getattr(part, attribute, None)
     if variable is not None:
         variable.assign_add(np.broadcast_to(term, variable.shape))
     return variable
@@ -132,7 +131,7 @@ def shift(part, term):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0]])
+@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0], *DIFFLLAMAS])
 def test_int8_costs_little_and_adapters_act_everywhere(name):
     import longspan
 

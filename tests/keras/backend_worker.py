@@ -14,13 +14,21 @@ import numpy as np
 
 import longspan
 from longspan.checkpoints.keras import leaves
+from longspan.ops.keras import differential
 
 TRAINED = (
     "TFBertForPreTraining",
     "TFBertForTokenClassification",
     "TFBertForQuestionAnswering",
     "TFLongformerForTokenClassification",
+    "TFDiffLlamaForTokenClassification",
 )
+#: weights that are compared after a step
+KEYS = {
+    "Bert": ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"),
+    "DiffLlama": ("embed_tokens.weight", "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.lambda_q1"),
+}
+differential.BLOCK_ROWS = 8  # short inputs take several
 
 
 def main(directory: Path) -> None:
@@ -45,7 +53,7 @@ def main(directory: Path) -> None:
         if folder.name in TRAINED:
             model.compile(keras.optimizers.SGD(0.1))
             results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
-            for key in ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"):
+            for key in KEYS["DiffLlama" if "DiffLlama" in folder.name else "Bert"]:
                 results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}"].read()
     np.savez(directory / f"{backend}.npz", **results)
 

@@ -39,6 +39,13 @@ CLASSES = (
 )
 #: they stand for the others where a test of all would take long
 LONGFORMERS = ("TFLongformerForSequenceClassification", "TFLongformerForQuestionAnswering")
+DIFFLLAMAS = (
+    "TFDiffLlamaModel",
+    "TFDiffLlamaForCausalLM",
+    "TFDiffLlamaForSequenceClassification",
+    "TFDiffLlamaForQuestionAnswering",
+    "TFDiffLlamaForTokenClassification",
+)
 #: rows of tokens: full, right-padded, with holes behind the first token and in the middle
 ROWS, LENGTH = 4, 19
 
@@ -81,6 +88,8 @@ def inputs_of(name, seed=1):
     }
     if "Longformer" in name:  # rows differ in their number of global tokens
         inputs["global_attention_mask"] = mask * (np.arange(ROWS * LENGTH).reshape(shape) % 23 == 0)
+    if "DiffLlama" in name:
+        del inputs["token_type_ids"]
     return inputs | labels_of(name, inputs, generator)
 
 
@@ -101,14 +110,19 @@ def labels_of(name, inputs, generator):
             "end_positions": np.array([5, 2, 99, 18]),
         },
     }
-    return labels.get(name.replace("Longformer", "Bert"), {})
+    alike = name.replace("Longformer", "Bert").replace("DiffLlamaForCausalLM", "BertLMHeadModel")
+    return labels.get(alike.replace("DiffLlama", "Bert"), {})
 
 
 def config_for(name, **settings):
-    from longspan import BertConfig, LongformerConfig
+    from longspan import BertConfig, DiffLlamaConfig, LongformerConfig
 
     if "Longformer" in name:
         return LongformerConfig(**{**SETTINGS, "attention_window": 4, **settings})
+    if "DiffLlama" in name:
+        own = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "hidden_dropout": 0.0}
+        shared = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_labels")
+        return DiffLlamaConfig(**{**{key: SETTINGS[key] for key in shared}, **own, **settings})
     return BertConfig(**{**SETTINGS, "is_decoder": name == "TFBertLMHeadModel", **settings})
 
 

@@ -20,6 +20,7 @@ NAMES = (
     "TFBertForQuestionAnswering",
     "TFBertLMHeadModel",
     "TFLongformerForTokenClassification",
+    "TFDiffLlamaForTokenClassification",
 )
 
 
@@ -58,6 +59,6 @@ def test_forward_and_a_training_step_equal_tensorflow(backend, directory, tensor
         elif "attentions" in name:
             mine, expected = (value * keep[:, None, :, None] for value in (mine, expected))
         assert_close(mine, expected, what=name)
-    for name in ("TFBertForTokenClassification", "TFLongformerForTokenClassification"):
+    for name in (name for name in NAMES if "Token" in name):
         files = (directory / folder / name / "model.safetensors" for folder in (backend, "tensorflow"))
         assert filecmp.cmp(*files, shallow=False), name

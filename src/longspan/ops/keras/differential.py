@@ -198,7 +198,7 @@ def _parts(length: Any) -> list[tuple[int, int]]:
 def _in_blocks(query: Tensor, position: Tensor, key: Tensor, value: Tensor, lam: Tensor, shared: _Shared) -> Tensor:
     """Attend R queries at a time, (B, A, S, D). The backward pass computes a block's maps again: both hold one's."""
     length = ops.shape(query)[2]
-    rows = BLOCK_ROWS if isinstance(length, int) else ops.minimum(BLOCK_ROWS, length)
+    rows = ops.minimum(BLOCK_ROWS, length) if shared.dynamic_shapes else BLOCK_ROWS
     places = _cut(position[None, None, :, None], rows)[:, 0, 0, :, 0]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, lam: Tensor) -> tuple[Tensor, Callable[..., Any]]:
