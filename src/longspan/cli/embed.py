@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Framework, Json, Limit, Model, Quiet
+from longspan.cli.options import Device, Framework, Json, Limit, Model, Quiet
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def embed(
     model: Model = None,
     framework: Framework = "torch",
     device: Device = None,
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Type of the weights: float32, bfloat16, int8 ...", rich_help_panel=_MODEL)
+    ] = "float32",
     max_length: Annotated[
         int | None,
         typer.Option(help="Most tokens of a window; default as the model says.", rich_help_panel=_MODEL),

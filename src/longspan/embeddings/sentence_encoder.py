@@ -51,7 +51,9 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         name_or_path: Directory or hub repository; default the packaged all-MiniLM-L6-v2 (extra `demo`).
         framework: Framework that runs the model: `"torch"`, `"flax"` or `"keras"`.
         device: Device in the framework's words, e.g. `"cuda"`; default the first accelerator, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"`; default float32. Vectors are float32 always.
+        dtype: Type of the weights, e.g. `"bfloat16"`; default float32. Vectors are float32 always. `"int8"`
+            (PyTorch on a CPU, BERT and RoBERTa) multiplies in 8 bits; `docs/embed.md` says what that costs and gives.
+        precision: Another name of `dtype`.
         max_length: Most tokens of a window, special tokens included; default what the folder says. With PyTorch it may
             be longer than the model: a BERT or RoBERTa is then read as a Longformer (see `longspan.to_long`).
         batch_tokens: Most positions of a batch, padding included; default what suits the device.
@@ -103,6 +105,7 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         framework: str = "torch",
         device: str | None = None,
         dtype: str | None = None,
+        precision: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
         attn_implementation: str | None = None,
@@ -122,6 +125,9 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
                 "only to fill in masked words gives poor embeddings; prefer one trained to embed texts.",
                 stacklevel=2,
             )
+        if precision is not None and dtype not in (None, precision):
+            raise InputError(f"precision and dtype must agree. Received: precision={precision!r}, dtype={dtype!r}")
+        dtype = dtype or precision
         self.framework = framework
         self.dtype = dtype or "float32"
         self.tokenizer, self._fast_tokenizer = load_tokenizer(self._modules)

@@ -8,7 +8,7 @@ from typing import Any
 
 from longspan.checkpoints.hub import Source
 from longspan.errors import InputError, missing_framework
-from longspan.pipelines.backends.base import Encoder, TaskModel, Writer, longest_input
+from longspan.pipelines.backends.base import INT8, Encoder, TaskModel, Writer, longest_input
 
 __all__ = [
     "Encoder",
@@ -41,7 +41,7 @@ def load_encoder(
         framework: `"torch"`, `"flax"` or `"keras"`.
         source: Where the model is.
         device: Device in the framework's words; None chooses.
-        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
+        dtype: `"float32"` (the default), `"bfloat16"`, `"float16"` or, in PyTorch on a CPU, `"int8"`.
         attn_implementation: Implementation of attention; None chooses.
         max_length: Longest input wanted; a backend that can lengthen a model does so.
 
@@ -49,7 +49,9 @@ def load_encoder(
         InputError: there is no such framework, device or dtype.
         MissingFrameworkError: the framework is not installed.
     """
-    module = _import_backend(framework, dtype)
+    if dtype == INT8 and framework != "torch":
+        raise InputError(f"dtype='int8' needs framework='torch'. Received: framework={framework!r}")
+    module = _import_backend(framework, None if dtype == INT8 else dtype)
     encoder: Encoder = module.EncoderBackend(
         source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
     )

@@ -19,6 +19,9 @@ from longspan.tasks import TASKS
 _CPU_BATCH_TOKENS = 2048
 _ACCELERATOR_BATCH_TOKENS = 65536
 
+#: a dtype of encoders alone: linear layers in 8 bits
+INT8 = "int8"
+
 Inputs = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

@@ -16,8 +16,12 @@ from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
 from longspan.models.registry import Framework
+from longspan.nn.torch.int8 import quantize_linears
 from longspan.pipelines.backends import base
-from longspan.pipelines.backends.base import Floats, Ids, Mask
+from longspan.pipelines.backends.base import INT8, Floats, Ids, Mask
+
+#: model types whose layers are only called, never looked into, so that others may be in their place
+_INT8_FAMILIES = ("bert", "roberta", "xlm-roberta")
 
 
 class _TorchBackend(base.Backend):
@@ -57,12 +61,12 @@ class EncoderBackend(_TorchBackend, base.Encoder):
     Args:
         source: Where the model is.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`; None takes the first CUDA device, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"`.
+        dtype: Type of the weights, e.g. `"bfloat16"`; `"int8"` is that of the linear layers of a BERT or RoBERTa.
         attn_implementation: Name of an implementation of attention; None chooses.
         max_length: Longest input wanted. A BERT or RoBERTa with fewer positions becomes a Longformer (see `to_long`).
 
     Raises:
-        InputError: the device does not exist.
+        InputError: the device does not exist, or the model cannot be had in int8.
     """
 
     def __init__(
@@ -74,7 +78,8 @@ class EncoderBackend(_TorchBackend, base.Encoder):
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self.device = _device(device)
+        is_int8, dtype = dtype == INT8, None if dtype == INT8 else dtype
+        self.device = _device("cpu" if is_int8 and device is None else device)
         place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
         limit = base.longest_input(AutoConfig.from_pretrained(source.name, **place))
         if max_length is not None and limit is not None and max_length > limit:
@@ -82,6 +87,16 @@ class EncoderBackend(_TorchBackend, base.Encoder):
         else:
             model = base.load(source, AutoModel, dtype or "float32", {"attn_implementation": attn_implementation})
         self.model = model.eval().to(self.device)
+        if is_int8:
+            if self.config.model_type not in _INT8_FAMILIES:
+                raise InputError(f"dtype='int8' serves {', '.join(_INT8_FAMILIES)}. Received: {self.config.model_type}")
+            quantize_linears(self.model)
+        self._dtype = INT8 if is_int8 else str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint."""
+        return {**super().environment, "dtype": self._dtype}
 
     @torch.inference_mode()
     def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:

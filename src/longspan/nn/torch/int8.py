@@ -1,0 +1,83 @@
+"""Linear layers in 8 bits on a CPU: weights are kept so, inputs are rounded as they come.
+
+Weights have a scale for each output, inputs a scale and an offset for each token, so that a token's result does not
+depend on its neighbours. Weights have 129 levels: CPUs without VNNI add products of bytes in pairs in 16 bits, which
+255 · 127 · 2 overflows and 255 · 64 · 2 does not. So the sums are exact on every CPU, and the same. Inputs, among which
+there are few great values, need the levels more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from longspan.errors import InputError
+
+#: greatest values of an input and of a weight
+_INPUT_MAX, _WEIGHT_MAX = 255, 64
+#: fewest inputs and outputs of a layer that is worth it
+_MIN_WIDTH = 32
+#: numbers of rows are multiples of it: oneDNN keeps memory for each number that it is called with
+_ROW_GRAIN = 64
+_SMALLEST = 1e-12
+
+
+class Int8Linear(nn.Module):
+    """x Wᵀ + b, (..., in) -> (..., out) in float32, without gradients.
+
+    Args:
+        layer: The layer to replace.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp_min_(_SMALLEST) / _WEIGHT_MAX
+        levels = (weight / scale[:, None]).round_().to(torch.int8)
+        bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().float()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(levels, None))
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
+        # what the offset of a token adds to each output, and the bias: (2, out)
+        self.register_buffer("offsets", torch.stack([levels.sum(dim=1, dtype=torch.int32) * scale, bias]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        rows = x.reshape(-1, self.in_features)
+        least = rows.amin(dim=1, keepdim=True)
+        step = (rows.amax(dim=1, keepdim=True) - least).clamp_min_(_SMALLEST).div_(_INPUT_MAX)
+        levels = rows.new_zeros((-(-len(rows) // _ROW_GRAIN) * _ROW_GRAIN, self.in_features), dtype=torch.uint8)
+        levels[: len(rows)] = (rows - least).div_(step).round_()
+        products = torch.ops.onednn.qlinear_pointwise(
+            levels, 1.0, 0, self.weight, self.weight_scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+        )[: len(rows)].mul_(step)
+        result = products.addmm_(torch.cat([least, torch.ones_like(least)], dim=1), self.offsets)
+        return result.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Its sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def quantize_linears(model: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of every linear layer of a model that is worth it.
+
+    Raises:
+        InputError: this PyTorch, or the CPU, has no kernel for it, or the model is elsewhere.
+    """
+    place = next(model.parameters()).device
+    if place.type != "cpu":
+        raise InputError(f"int8 is for models on the CPU. Received: one on {place}")
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and min(module.in_features, module.out_features) >= _MIN_WIDTH:
+            parent, _, name = path.rpartition(".")
+            try:
+                layer = Int8Linear(module)
+                layer(torch.zeros(1, module.in_features))
+            except (AttributeError, NotImplementedError, RuntimeError) as error:
+                raise InputError(
+                    f"int8 needs oneDNN's linear layer in 8 bits. Received: PyTorch {torch.__version__} on a CPU with "
+                    f"{torch.backends.cpu.get_cpu_capability()}, which has none ({str(error)[:100]})"
+                ) from error
+            setattr(model.get_submodule(parent), name, layer)
