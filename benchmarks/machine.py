@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from longspan.machine import (
+    KEPT,
+    SETTINGS,
+    allocator,
+    caches,
+    installed,
+    label,
+    memory_gib,
+    num_cores,
+    probe,
+    processor,
+)
+
 PACKAGES = ("torch", "transformers", "sentence-transformers", "jax", "flax", "tensorflow", "keras", "numpy")
-#: variables of the environment that change speed
-SETTINGS = (
-    "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "THP_MEM_ALLOC_ENABLE",
-    "XLA_FLAGS",
-)  # fmt: skip
 #: how to ask PyTorch's own kernels, oneDNN, MKL and XLA for fewer instructions than the processor has
 INSTRUCTIONS = {
     "avx2": {
@@ -37,23 +40,8 @@ INSTRUCTIONS = {
         "XLA_FLAGS": "--xla_cpu_max_isa=AVX512",
     },
 }
-#: glibc keeps up to 4 GiB of freed memory and takes nothing below 1 GiB from the system by itself
-KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 #: what must agree for figures to stand in one file, or to be compared
 COMPARED = ("cpu", "cores", "instructions", "allocator")
-
-PROBE = """
-import json, torch
-support = torch.ops.mkldnn
-x = torch.randn(64, 64)
-torch.mm(x, x)
-support._linear_pointwise(x, x, None, "none", [], "")
-print(json.dumps({
-    "aten": torch.backends.cpu.get_cpu_capability(),
-    "bf16": support._is_mkldnn_bf16_supported(),
-    "fp16": support._is_mkldnn_fp16_supported(),
-}))
-"""
 
 
 class MachineError(RuntimeError):
@@ -91,9 +79,9 @@ def machine(setting: Setting) -> dict[str, Any]:
     environment = setting.environment()
     libraries = probe(environment)
     found = {
-        "cpu": _cpuinfo("model name") or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "cpu": processor(),
+        "cores": num_cores(),
+        "memory_gib": memory_gib(),
         "caches": caches(),
         "instructions": label(libraries),
         "libraries": libraries,
@@ -104,62 +92,6 @@ def machine(setting: Setting) -> dict[str, Any]:
     }
     if setting.isa is not None and found["instructions"] != setting.isa:
         raise MachineError(f"asked for {setting.isa}, but the libraries use {found['instructions']}: {libraries}")
-    return found
-
-
-def probe(environment: dict[str, str]) -> dict[str, Any]:
-    """What PyTorch, oneDNN and MKL say that they use, in a process with that environment.
-
-    Returns:
-        `aten`, PyTorch's capability; `onednn`, oneDNN's instruction set; `mkl`, the line in which MKL names its
-        target; `bf16` and `fp16`, whether oneDNN multiplies in them.
-    """
-    import json
-
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
-    )
-    lines = done.stdout.splitlines()
-    found: dict[str, Any] = json.loads(lines[-1])
-    for line in lines:
-        if "info,cpu,isa:" in line:
-            found["onednn"] = line.rsplit("isa:", 1)[1]
-        elif line.startswith("MKL_VERBOSE") and " for " in line:
-            found["mkl"] = line.split(" for ", 1)[1].split(", Lnx")[0]
-    return found
-
-
-def label(libraries: dict[str, Any]) -> str:
-    """Short name of an instruction set: `avx2`, `avx512`, `avx512-bf16`, `avx512-bf16-amx`, …"""
-    onednn = libraries.get("onednn", "").lower()
-    parts = [libraries["aten"].lower()]
-    if libraries["bf16"]:
-        parts.append("bf16")
-    elif "vnni" in onednn or "dl boost" in onednn:
-        parts.append("vnni")
-    return "-".join(parts + ["amx"] * ("amx" in onednn))
-
-
-def allocator(environment: dict[str, str]) -> str:
-    """`glibc`, `glibc, memory kept`, or the name of what is preloaded."""
-    preloaded = Path(environment.get("LD_PRELOAD", "").split(":")[0]).name
-    if "malloc" in preloaded:
-        return preloaded
-    return "glibc, memory kept" if all(environment.get(name) == value for name, value in KEPT.items()) else "glibc"
-
-
-def caches() -> dict[str, str]:
-    """Sizes of the caches that one core sees, e.g. `{"L1d": "32K", "L2": "512K", "L3": "32768K"}`."""
-    found = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        kind = (index / "type").read_text()[0].lower()
-        if kind != "i":
-            level = "L" + (index / "level").read_text().strip()
-            found[level + ("d" if kind == "d" else "")] = (index / "size").read_text().strip()
     return found
 
 
@@ -194,17 +126,6 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(f"- {line}." if not line.endswith(".") else f"- {line}" for line in lines)
 
 
-def _cpuinfo(name: str) -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith(name)), "")
-
-
 def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    versions = {package: installed(package) for package in PACKAGES}
+    return {package: number for package, number in versions.items() if number is not None}

@@ -8,7 +8,9 @@ import os
 import pytest
 import torch
 from benchmarks import compare, harness
-from benchmarks.machine import INSTRUCTIONS, KEPT, MachineError, Setting, allocator, describe, label, machine, probe
+from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, describe, machine
+
+from longspan.machine import KEPT, allocator, label, probe
 
 
 def test_fewer_instructions_are_asked_for_and_obeyed():

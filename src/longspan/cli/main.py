@@ -12,6 +12,7 @@ from longspan.cli import (
     choose,
     classify,
     convert,
+    doctor,
     embed,
     explain,
     fill,
@@ -60,6 +61,7 @@ app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("convert", epilog=convert.EPILOG)(convert.convert)
 app.command("info", epilog=info.INFO_EPILOG)(info.info)
 app.command("verify", epilog=info.VERIFY_EPILOG)(info.verify)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("lengthen", epilog=lengthen.EPILOG)(lengthen.lengthen)
 app.command("generate", epilog=generate.GENERATE_EPILOG)(generate.generate)
 app.command("train", epilog=train.EPILOG)(train.train)

@@ -1,0 +1,192 @@
+"""What longspan runs on: processor, caches, the instructions that the libraries really use, the allocator, devices.
+
+No framework is imported here; each is asked in a process of its own, so that a broken one is told and not met.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+#: glibc keeps up to 4 GiB of freed memory and takes nothing below 1 GiB from the system by itself
+KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+#: variables of the environment that change speed
+SETTINGS = (
+    "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "THP_MEM_ALLOC_ENABLE",
+    "XLA_FLAGS",
+)  # fmt: skip
+#: extras that users install, with what each is for
+EXTRAS = {
+    "torch": "models in PyTorch",
+    "flax": "models in Flax (JAX)",
+    "keras": "models in Keras 3",
+    "documents": "PDF and Parquet files",
+    "convert": "tf_model.h5",
+    "chat": "chat templates",
+    "train": "training on several devices",
+    "demo": "the packaged sentence encoder",
+}
+
+PROBE = """
+import json, torch
+support = torch.ops.mkldnn
+x = torch.randn(64, 64)
+torch.mm(x, x)
+support._linear_pointwise(x, x, None, "none", [], "")
+print(json.dumps({
+    "aten": torch.backends.cpu.get_cpu_capability(),
+    "bf16": support._is_mkldnn_bf16_supported(),
+    "fp16": support._is_mkldnn_fp16_supported(),
+}))
+"""
+#: framework -> a program that prints its devices, and its threads if they can be asked for
+DEVICES = {
+    "torch": "import json, torch; n = torch.cuda.device_count(); print(json.dumps({'threads': torch.get_num_threads(), "
+    "'devices': ['cpu', *(torch.cuda.get_device_name(i) for i in range(n))]}))",
+    "flax": "import json, jax; print(json.dumps({'devices': [str(device) for device in jax.devices()]}))",
+    "keras": "import json, keras, tensorflow; print(json.dumps({'backend': keras.backend.backend(), "
+    "'devices': [device.name for device in tensorflow.config.list_physical_devices()]}))",
+}
+
+
+def probe(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What PyTorch, oneDNN and MKL say that they use, in a process with that environment.
+
+    Returns:
+        `aten`, PyTorch's capability; `onednn`, oneDNN's instruction set; `mkl`, the line in which MKL names its
+        target; `bf16` and `fp16`, whether oneDNN multiplies in them.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
+    )
+    lines = done.stdout.splitlines()
+    found: dict[str, Any] = json.loads(lines[-1])
+    for line in lines:
+        if "info,cpu,isa:" in line:
+            found["onednn"] = line.rsplit("isa:", 1)[1]
+        elif line.startswith("MKL_VERBOSE") and " for " in line:
+            found["mkl"] = line.split(" for ", 1)[1].split(", Lnx")[0]
+    return found
+
+
+def label(libraries: Mapping[str, Any]) -> str:
+    """Short name of an instruction set, such as `avx2`, `avx512` or `avx512-bf16-amx`."""
+    onednn = libraries.get("onednn", "").lower()
+    parts = [libraries["aten"].lower()]
+    if libraries["bf16"]:
+        parts.append("bf16")
+    elif "vnni" in onednn or "dl boost" in onednn:
+        parts.append("vnni")
+    return "-".join(parts + ["amx"] * ("amx" in onednn))
+
+
+def allocator(environment: Mapping[str, str]) -> str:
+    """`glibc`, `glibc, memory kept`, or the name of what is preloaded."""
+    preloaded = Path(environment.get("LD_PRELOAD", "").split(":")[0]).name
+    if "malloc" in preloaded:
+        return preloaded
+    return "glibc, memory kept" if all(environment.get(name) == value for name, value in KEPT.items()) else "glibc"
+
+
+def caches() -> dict[str, str]:
+    """Sizes of the caches that one core sees, e.g. `{"L1d": "32K", "L2": "512K", "L3": "32768K"}`."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind = (index / "type").read_text()[0].lower()
+        if kind != "i":
+            level = "L" + (index / "level").read_text().strip()
+            found[level + ("d" if kind == "d" else "")] = (index / "size").read_text().strip()
+    return found
+
+
+def processor() -> str:
+    """Name of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> int:
+    """Memory of the machine."""
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+
+
+def installed(package: str) -> str | None:
+    """Version of a package, or None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def packages_of(extra: str) -> dict[str, str | None]:
+    """Packages that an extra asks for, with their versions."""
+    asked = (line for line in requires("longspan") or [] if re.search(rf"""extra == ["']{extra}["']""", line))
+    names = [re.split(r"[\s\[<>=!~;]", line, maxsplit=1)[0] for line in asked]
+    return {name: installed(name) for name in names if name != "longspan"}
+
+
+def ask_framework(extra: str) -> dict[str, Any]:
+    """Devices of a framework, and more where it tells; `error`, the last line of what it says, if it cannot start."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES[extra]], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["it left without a word"])[-1]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """All that `longspan doctor` tells."""
+    from huggingface_hub import constants
+
+    import longspan
+
+    extras = {name: packages_of(name) for name in EXTRAS}
+    frameworks = {name: ask_framework(name) for name in DEVICES if None not in extras[name].values()}
+    working = [name for name, found in frameworks.items() if "error" not in found]
+    cache = Path(constants.HF_HUB_CACHE)
+    return {
+        "longspan": longspan.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": num_cores(),
+        "memory_gib": memory_gib(),
+        "caches": caches(),
+        "instructions": label(probe(os.environ)) if "torch" in working else None,
+        "allocator": allocator(os.environ),
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "extras": extras,
+        "frameworks": frameworks,
+        "hub_cache": {
+            "path": str(cache),
+            "checkpoints": len(list(cache.glob("models--*"))),
+            "offline": bool(constants.HF_HUB_OFFLINE),
+        },
+        "missing": {
+            name: f"pip install 'longspan[{name}]'" for name, found in extras.items() if None in found.values()
+        },
+        "works": bool(working),
+    }
