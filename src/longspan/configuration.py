@@ -543,3 +543,9 @@ def _type_name(expected: Any) -> str:
     if expected is type(None):
         return "None"
     return getattr(origin or expected, "__name__", str(expected))
+
+
+def classifier_dropout(config: Any) -> float:
+    """Probability of the dropout before a classifier: its own setting, else that of the layers."""
+    own: float | None = config.classifier_dropout
+    return float(config.hidden_dropout_prob) if own is None else own

@@ -34,7 +34,7 @@ from longspan.nn.flax.outputs import (
     model_output,
 )
 from longspan.nn.flax.parameters import kernel_init, parameter
-from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
+from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule, TokenClassificationModule
 
 __all__ = [
     "FlaxBertForCausalLM",
@@ -100,25 +100,10 @@ class FlaxBertTaskModule(TaskModule):
     config: BertConfig
     backbone_name = "bert"
     backbone_class: ClassVar[type[FlaxBertModule]] = FlaxBertModule
-    has_pooler: ClassVar[bool] = True
-
-    def setup(self) -> None:
-        """Make the parts."""
-        backbone = self.backbone_class(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
-        setattr(self, self.backbone_name, backbone)
-        self.dropout = nn.Dropout(self.dropout_rate)
-
-    @property
-    def dropout_rate(self) -> float:
-        """Probability of dropout before the head."""
-        given = self.config.classifier_dropout
-        return self.config.hidden_dropout_prob if given is None else given
 
 
 class FlaxBertLMModule(FlaxBertTaskModule):
     """A BERT that scores the vocabulary at each token."""
-
-    has_pooler = False
 
     def setup(self) -> None:
         """Make the parts."""
@@ -144,6 +129,7 @@ class FlaxBertForPreTrainingModule(FlaxBertTaskModule):
     """`FlaxBertForPreTraining` as a `linen.Module`."""
 
     output_class = FlaxBertForPreTrainingOutput
+    has_pooler = True
 
     def setup(self) -> None:
         """Make the parts."""
@@ -245,6 +231,7 @@ class FlaxBertForNextSentencePredictionModule(FlaxBertTaskModule):
     """`FlaxBertForNextSentencePrediction` as a `linen.Module`."""
 
     output_class = FlaxNextSentencePredictorOutput
+    has_pooler = True
 
     def setup(self) -> None:
         """Make the parts."""
@@ -277,6 +264,7 @@ class FlaxBertForSequenceClassificationModule(FlaxBertTaskModule):
     """`FlaxBertForSequenceClassification` as a `linen.Module`."""
 
     output_class = FlaxSequenceClassifierOutput
+    has_pooler = True
 
     def setup(self) -> None:
         """Make the parts."""
@@ -309,15 +297,6 @@ class FlaxBertForMultipleChoiceModule(MultipleChoiceModule, FlaxBertTaskModule):
 
     output_class = FlaxMultipleChoiceModelOutput
 
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.classifier = self.dense(1)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
-
 
 class FlaxBertForMultipleChoice(FlaxBertPreTrainedModel):
     """BERT that scores each of several choices from its pooled first token.
@@ -337,20 +316,10 @@ class FlaxBertForMultipleChoice(FlaxBertPreTrainedModel):
     input_axes = ("batch", "choices", "tokens")
 
 
-class FlaxBertForTokenClassificationModule(FlaxBertTaskModule):
+class FlaxBertForTokenClassificationModule(TokenClassificationModule, FlaxBertTaskModule):
     """`FlaxBertForTokenClassification` as a `linen.Module`."""
 
     output_class = FlaxTokenClassifierOutput
-    has_pooler = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.classifier = self.dense(self.config.num_labels)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic))
 
 
 class FlaxBertForTokenClassification(FlaxBertPreTrainedModel):
@@ -374,12 +343,6 @@ class FlaxBertForQuestionAnsweringModule(QuestionAnsweringModule, FlaxBertTaskMo
     """`FlaxBertForQuestionAnswering` as a `linen.Module`."""
 
     output_class = FlaxQuestionAnsweringModelOutput
-    has_pooler = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.qa_outputs = self.dense(2)
 
 
 class FlaxBertForQuestionAnswering(FlaxBertPreTrainedModel):

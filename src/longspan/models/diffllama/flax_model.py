@@ -69,8 +69,8 @@ class FlaxDiffLlamaTaskModule(TaskModule):
     output_class: ClassVar[type[ModelOutput]] = FlaxDiffLlamaScoresOutput
 
     def setup(self) -> None:
-        """Make the parts."""
-        self.model = FlaxDiffLlamaModule(self.config, self.dtype, self.gradient_checkpointing)
+        """Make the backbone, which has no pooler."""
+        setattr(self, self.backbone_name, FlaxDiffLlamaModule(self.config, self.dtype, self.gradient_checkpointing))
 
 
 class FlaxDiffLlamaForCausalLMModule(FlaxDiffLlamaTaskModule):
@@ -155,11 +155,6 @@ class FlaxDiffLlamaForQuestionAnsweringModule(QuestionAnsweringModule, FlaxDiffL
 
     backbone_name = "transformer"
     output_class = FlaxDiffLlamaQuestionAnsweringOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.transformer = FlaxDiffLlamaModule(self.config, self.dtype, self.gradient_checkpointing)
-        self.qa_outputs = linear(self.config, 2, use_bias=True, dtype=self.dtype)
 
 
 class FlaxDiffLlamaForQuestionAnswering(FlaxDiffLlamaPreTrainedModel):

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax import Array
 
 from longspan.checkpoints.names import ParameterNames
@@ -48,12 +47,18 @@ from longspan.nn.flax.checks import (
     check_length,
     values_visible,
 )
-from longspan.nn.flax.heads import FirstTokenClassificationHead, LanguageModelHead, Pooler
+from longspan.nn.flax.heads import LanguageModelHead, Pooler
 from longspan.nn.flax.layers import PooledStack
 from longspan.nn.flax.masks import drop_unseen_faults, expand_head_mask
 from longspan.nn.flax.outputs import finish, resolve
 from longspan.nn.flax.parameters import kernel_init
-from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
+from longspan.nn.flax.tasks import (
+    FirstTokenClassificationModule,
+    MultipleChoiceModule,
+    QuestionAnsweringModule,
+    TaskModule,
+    TokenClassificationModule,
+)
 from longspan.ops.flax.sliding_window import DISPATCHER
 from longspan.shapes import check_shape
 
@@ -343,12 +348,12 @@ class FlaxLongformerTaskModule(TaskModule):
 
     config: LongformerConfig
     backbone_name = "longformer"
-    has_pooler: ClassVar[bool] = False
+    backbone_class = FlaxLongformerModule
 
-    def setup(self) -> None:
-        """Make the parts."""
-        self.longformer = FlaxLongformerModule(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of the dropout before the head."""
+        return self.config.hidden_dropout_prob
 
 
 class FlaxLongformerForMaskedLMModule(FlaxLongformerTaskModule):
@@ -383,22 +388,10 @@ class FlaxLongformerForMaskedLM(FlaxLongformerPreTrainedModel):
     scores_tokens = True
 
 
-class FlaxLongformerForSequenceClassificationModule(FlaxLongformerTaskModule):
+class FlaxLongformerForSequenceClassificationModule(FirstTokenClassificationModule, FlaxLongformerTaskModule):
     """`FlaxLongformerForSequenceClassification` as a `linen.Module`."""
 
     output_class = FlaxLongformerSequenceClassifierOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        config = self.config
-        self.classifier = FirstTokenClassificationHead(
-            config.hidden_size, config.num_labels, config.hidden_dropout_prob, kernel_init(config), dtype=self.dtype
-        )
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state, deterministic=deterministic)
 
 
 class FlaxLongformerForSequenceClassification(FlaxLongformerPreTrainedModel):
@@ -426,11 +419,6 @@ class FlaxLongformerForQuestionAnsweringModule(QuestionAnsweringModule, FlaxLong
 
     output_class = FlaxLongformerQuestionAnsweringModelOutput
 
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.qa_outputs = self.dense(2)
-
 
 class FlaxLongformerForQuestionAnswering(FlaxLongformerPreTrainedModel):
     """Longformer that scores each token as start and as end of an answer; the question attends globally by default.
@@ -456,19 +444,10 @@ class FlaxLongformerForQuestionAnswering(FlaxLongformerPreTrainedModel):
         return question
 
 
-class FlaxLongformerForTokenClassificationModule(FlaxLongformerTaskModule):
+class FlaxLongformerForTokenClassificationModule(TokenClassificationModule, FlaxLongformerTaskModule):
     """`FlaxLongformerForTokenClassification` as a `linen.Module`."""
 
     output_class = FlaxLongformerTokenClassifierOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.classifier = self.dense(self.config.num_labels)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic))
 
 
 class FlaxLongformerForTokenClassification(FlaxLongformerPreTrainedModel):
@@ -492,16 +471,6 @@ class FlaxLongformerForMultipleChoiceModule(MultipleChoiceModule, FlaxLongformer
     """`FlaxLongformerForMultipleChoice` as a `linen.Module`."""
 
     output_class = FlaxLongformerMultipleChoiceModelOutput
-    has_pooler = True
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.classifier = self.dense(1)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
 
 
 class FlaxLongformerForMultipleChoice(FlaxLongformerPreTrainedModel):

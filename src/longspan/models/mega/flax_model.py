@@ -22,7 +22,6 @@ from longspan.model_output import ModelOutput
 from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.flax_backbone import FlaxMegaModel, FlaxMegaModule, FlaxMegaPreTrainedModel
 from longspan.models.mega.flax_layers import dense
-from longspan.nn.flax.heads import FirstTokenClassificationHead
 from longspan.nn.flax.layers import Embedding, Part
 from longspan.nn.flax.outputs import (
     FlaxCausalLMOutputWithCrossAttentions,
@@ -32,8 +31,14 @@ from longspan.nn.flax.outputs import (
     FlaxSequenceClassifierOutput,
     FlaxTokenClassifierOutput,
 )
-from longspan.nn.flax.parameters import kernel_init, parameter
-from longspan.nn.flax.tasks import MultipleChoiceModule, QuestionAnsweringModule, TaskModule
+from longspan.nn.flax.parameters import parameter
+from longspan.nn.flax.tasks import (
+    FirstTokenClassificationModule,
+    MultipleChoiceModule,
+    QuestionAnsweringModule,
+    TaskModule,
+    TokenClassificationModule,
+)
 
 __all__ = [
     "FlaxMegaForCausalLM",
@@ -45,10 +50,6 @@ __all__ = [
     "FlaxMegaModel",
     "FlaxMegaPreTrainedModel",
 ]
-
-
-def _classifier_dropout(config: MegaConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 class FlaxMegaTiedHead(Part):
@@ -68,11 +69,7 @@ class FlaxMegaTaskModule(TaskModule):
 
     config: MegaConfig
     backbone_name = "mega"
-    has_pooler: ClassVar[bool] = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        self.mega = FlaxMegaModule(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing)
+    backbone_class = FlaxMegaModule
 
 
 class FlaxMegaLMModule(FlaxMegaTaskModule):
@@ -172,25 +169,10 @@ class FlaxMegaForMaskedLM(FlaxMegaPreTrainedModel):
             warnings.warn("FlaxMegaForMaskedLM should see both directions: set config.is_decoder=False", stacklevel=3)
 
 
-class FlaxMegaForSequenceClassificationModule(FlaxMegaTaskModule):
+class FlaxMegaForSequenceClassificationModule(FirstTokenClassificationModule, FlaxMegaTaskModule):
     """`FlaxMegaForSequenceClassification` as a `linen.Module`."""
 
     output_class = FlaxSequenceClassifierOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.classifier = FirstTokenClassificationHead(
-            self.config.hidden_size,
-            self.config.num_labels,
-            _classifier_dropout(self.config),
-            kernel_init(self.config),
-            dtype=self.dtype,
-        )
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state, deterministic=deterministic)
 
 
 class FlaxMegaForSequenceClassification(FlaxMegaPreTrainedModel):
@@ -214,17 +196,11 @@ class FlaxMegaForMultipleChoiceModule(MultipleChoiceModule, FlaxMegaTaskModule):
     """`FlaxMegaForMultipleChoice` as a `linen.Module`."""
 
     output_class = FlaxMultipleChoiceModelOutput
-    has_pooler = True
 
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
-        self.classifier = self.dense(1)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Score of each choice, (B·C, 1)."""
-        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of the dropout before the head."""
+        return self.config.hidden_dropout_prob
 
 
 class FlaxMegaForMultipleChoice(FlaxMegaPreTrainedModel):
@@ -244,20 +220,10 @@ class FlaxMegaForMultipleChoice(FlaxMegaPreTrainedModel):
     input_axes = ("batch", "choices", "tokens")
 
 
-class FlaxMegaForTokenClassificationModule(FlaxMegaTaskModule):
+class FlaxMegaForTokenClassificationModule(TokenClassificationModule, FlaxMegaTaskModule):
     """`FlaxMegaForTokenClassification` as a `linen.Module`."""
 
     output_class = FlaxTokenClassifierOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.dropout = nn.Dropout(_classifier_dropout(self.config))
-        self.classifier = self.dense(self.config.num_labels)
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, S, N)."""
-        return self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic))
 
 
 class FlaxMegaForTokenClassification(FlaxMegaPreTrainedModel):
@@ -280,11 +246,6 @@ class FlaxMegaForQuestionAnsweringModule(QuestionAnsweringModule, FlaxMegaTaskMo
     """`FlaxMegaForQuestionAnswering` as a `linen.Module`."""
 
     output_class: ClassVar[type[ModelOutput]] = FlaxQuestionAnsweringModelOutput
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        self.qa_outputs = self.dense(2)
 
 
 class FlaxMegaForQuestionAnswering(FlaxMegaPreTrainedModel):

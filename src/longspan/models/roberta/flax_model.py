@@ -29,13 +29,13 @@ from longspan.models.bert.flax_model import (
 from longspan.models.roberta.config import RobertaConfig
 from longspan.models.roberta.names import NAMES
 from longspan.nn.flax.checks import check_length, values_visible
-from longspan.nn.flax.heads import FirstTokenClassificationHead, LanguageModelHead
+from longspan.nn.flax.heads import LanguageModelHead
 from longspan.nn.flax.outputs import (
     FlaxCausalLMOutputWithCrossAttentions,
     FlaxMaskedLMOutput,
     FlaxSequenceClassifierOutput,
 )
-from longspan.nn.flax.parameters import kernel_init
+from longspan.nn.flax.tasks import FirstTokenClassificationModule
 
 
 class FlaxRobertaEmbeddings(FlaxBertEmbeddings):
@@ -104,8 +104,6 @@ class FlaxRobertaTaskModule(FlaxBertTaskModule):
 class FlaxRobertaLMModule(FlaxRobertaTaskModule):
     """A RoBERTa that scores the vocabulary at each token."""
 
-    has_pooler = False
-
     def setup(self) -> None:
         """Make the parts."""
         super().setup()
@@ -166,23 +164,10 @@ class FlaxRobertaForCausalLM(FlaxRobertaPreTrainedModel, FlaxBertForCausalLM):
         return (self.config.pad_token_id or 0) + 1
 
 
-class FlaxRobertaForSequenceClassificationModule(FlaxRobertaTaskModule):
+class FlaxRobertaForSequenceClassificationModule(FirstTokenClassificationModule, FlaxRobertaTaskModule):
     """`FlaxRobertaForSequenceClassification` as a `linen.Module`."""
 
     output_class = FlaxSequenceClassifierOutput
-    has_pooler = False
-
-    def setup(self) -> None:
-        """Make the parts."""
-        super().setup()
-        config = self.config
-        self.classifier = FirstTokenClassificationHead(
-            config.hidden_size, config.num_labels, self.dropout_rate, kernel_init(config), dtype=self.dtype
-        )
-
-    def head(self, outputs: Any, *, deterministic: bool) -> Array:
-        """Scores of the classes, (B, N)."""
-        return self.classifier(outputs.last_hidden_state, deterministic=deterministic)
 
 
 class FlaxRobertaForSequenceClassification(FlaxRobertaPreTrainedModel):
@@ -251,7 +236,7 @@ class FlaxRobertaForMultipleChoiceModule(FlaxRobertaTaskModule, FlaxBertForMulti
 
     @property
     def dropout_rate(self) -> float:
-        """Probability of dropout before the head."""
+        """Probability of the dropout before the head."""
         return self.config.hidden_dropout_prob
 
 

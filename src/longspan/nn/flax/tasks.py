@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 from flax import linen as nn
 from jax import Array
 
+from longspan.configuration import classifier_dropout
 from longspan.inputs import INPUTS
 from longspan.model_output import ModelOutput
-from longspan.nn.flax.heads import fold_choices
+from longspan.nn.flax.heads import FirstTokenClassificationHead, fold_choices
 from longspan.nn.flax.layers import Dense, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
@@ -28,11 +29,26 @@ class TaskModule(Stack):
 
     Attributes:
         backbone_name: Attribute that holds the backbone.
+        backbone_class: Its class.
+        has_pooler: The head reads `pooler_output`.
         output_class: What a call returns; its first fields are the scores in the head's order.
     """
 
     backbone_name: ClassVar[str]
+    backbone_class: ClassVar[type[nn.Module]]
+    has_pooler: ClassVar[bool] = False
     output_class: ClassVar[type[ModelOutput]]
+
+    def setup(self) -> None:
+        """Make the backbone and the dropout before the head."""
+        make: Any = self.backbone_class
+        setattr(self, self.backbone_name, make(self.config, self.dtype, self.has_pooler, self.gradient_checkpointing))
+        self.dropout = nn.Dropout(self.dropout_rate)
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of the dropout before the head."""
+        return classifier_dropout(self.config)
 
     @property
     def backbone(self) -> nn.Module:
@@ -70,7 +86,18 @@ class TaskModule(Stack):
 
 
 class MultipleChoiceModule(TaskModule):
-    """A task class that scores each of several choices, (B, C, S), from the row it makes of each."""
+    """A task class that scores each of several choices, (B, C, S), from the pooled first token of its row."""
+
+    has_pooler = True
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.classifier = self.dense(1)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Score of each choice, (B·C, 1)."""
+        return self.classifier(self.dropout(outputs.pooler_output, deterministic=deterministic))
 
     def encode_and_score(self, *inputs: Any, deterministic: bool, **arguments: Any) -> tuple[Any, Array | Arrays]:
         """Outputs of B·C rows, and of their scores (B·C, 1) the scores of the choices, (B, C)."""
@@ -85,8 +112,42 @@ class MultipleChoiceModule(TaskModule):
         return outputs, logits.reshape(-1, num_choices)
 
 
+class FirstTokenClassificationModule(TaskModule):
+    """A task class that scores each row from the state of its first token."""
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        config = self.config
+        self.classifier = FirstTokenClassificationHead(
+            config.hidden_size, config.num_labels, self.dropout_rate, kernel_init(config), dtype=self.dtype
+        )
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of the classes, (B, N)."""
+        return self.classifier(outputs.last_hidden_state, deterministic=deterministic)
+
+
+class TokenClassificationModule(TaskModule):
+    """A task class that scores each token, linearly."""
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.classifier = self.dense(self.config.num_labels)
+
+    def head(self, outputs: Any, *, deterministic: bool) -> Array:
+        """Scores of the classes, (B, S, N)."""
+        return self.classifier(self.dropout(outputs.last_hidden_state, deterministic=deterministic))
+
+
 class QuestionAnsweringModule(TaskModule):
     """A task class whose `qa_outputs` scores each token as start and as end of an answer."""
+
+    def setup(self) -> None:
+        """Make the parts."""
+        super().setup()
+        self.qa_outputs = self.dense(2)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Arrays:
         """Scores of being the start and of being the end, (B, S) each."""

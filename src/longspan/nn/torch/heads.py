@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,11 +9,6 @@ from torch.nn import functional as F
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project
 from longspan.shapes import num_choices_of
-
-
-def classifier_dropout(config: Any) -> float:
-    """Probability of the dropout before a classifier: its own setting, else that of the layers."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 class Pooler(nn.Module):

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longspan.configuration import classifier_dropout
 from longspan.errors import InputError
 from longspan.inputs import IGNORE_INDEX, get_input
 from longspan.nn.torch.base import PreTrainedModel
-from longspan.nn.torch.heads import FirstTokenClassificationHead, classifier_dropout, fold_choices
+from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
