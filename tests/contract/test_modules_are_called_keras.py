@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.keras.setting import CLASSES, DIFFLLAMAS, LONGFORMERS, config_for, import_keras, inputs_of, make
+from tests.keras.setting import CLASSES, DIFFLLAMAS, LONGFORMERS, MEGAS, config_for, import_keras, inputs_of, make
 from tests.tolerances import assert_close
 
 keras = import_keras()
 
 #: settings under which every part takes part
 CASES = {
-    **{name: (name, {}) for name in (*CLASSES, LONGFORMERS[0], *DIFFLLAMAS)},
+    **{name: (name, {}) for name in (*CLASSES, LONGFORMERS[0], *DIFFLLAMAS, *MEGAS)},
     "decoder": ("TFBertLMHeadModel", {"add_cross_attention": True}),
+    "mega tied": ("TFMegaForMaskedLM", {"tie_word_embeddings": True}),
+    "mega decoder": ("TFMegaForCausalLM", {"add_cross_attention": True, "tie_word_embeddings": False}),
     "untied": ("TFBertForMaskedLM", {"tie_word_embeddings": False}),
     "relative": ("TFBertModel", {"position_embedding_type": "relative_key_query"}),
 }
@@ -27,6 +29,7 @@ ONE_SCORE_A_ROW = (
     "TFBertForMultipleChoice",
     LONGFORMERS[0],
     "TFDiffLlamaForSequenceClassification",
+    MEGAS[1],
 )
 KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
 
@@ -131,7 +134,7 @@ def shift(part, term):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0], *DIFFLLAMAS])
+@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0], *DIFFLLAMAS, *MEGAS])
 def test_int8_costs_little_and_adapters_act_everywhere(name):
     import longspan
 

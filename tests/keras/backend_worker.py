@@ -22,11 +22,13 @@ TRAINED = (
     "TFBertForQuestionAnswering",
     "TFLongformerForTokenClassification",
     "TFDiffLlamaForTokenClassification",
+    "TFMegaForTokenClassification",
 )
 #: weights that are compared after a step
 KEYS = {
     "Bert": ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"),
     "DiffLlama": ("embed_tokens.weight", "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.lambda_q1"),
+    "Mega": ("embedding_layer.word_embeddings.weight", "layers.0.mega_layer.ema_gate.damping_factor"),
 }
 differential.BLOCK_ROWS = 8  # short inputs take several
 
@@ -53,7 +55,7 @@ def main(directory: Path) -> None:
         if folder.name in TRAINED:
             model.compile(keras.optimizers.SGD(0.1))
             results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
-            for key in KEYS["DiffLlama" if "DiffLlama" in folder.name else "Bert"]:
+            for key in KEYS[next((family for family in KEYS if family in folder.name), "Bert")]:
                 results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}"].read()
     np.savez(directory / f"{backend}.npz", **results)
 

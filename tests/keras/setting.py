@@ -46,6 +46,24 @@ DIFFLLAMAS = (
     "TFDiffLlamaForQuestionAnswering",
     "TFDiffLlamaForTokenClassification",
 )
+#: the same of MEGA
+MEGAS = ("TFMegaForTokenClassification", "TFMegaForSequenceClassification")
+MEGA_SETTINGS = {
+    **{name: SETTINGS[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "type_vocab_size")},
+    "num_labels": 5,
+    "intermediate_size": 50,
+    "nffn_hidden_size": 40,
+    "ema_projection_size": 4,
+    "shared_representation_size": 12,
+    "add_token_type_embeddings": True,
+    "normalization_type": "layernorm",
+    "use_chunking": True,
+    "chunk_size": 7,
+    "dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "nffn_activation_dropout_prob": 0.0,
+}
 #: rows of tokens: full, right-padded, with holes behind the first token and in the middle
 ROWS, LENGTH = 4, 19
 
@@ -110,13 +128,17 @@ def labels_of(name, inputs, generator):
             "end_positions": np.array([5, 2, 99, 18]),
         },
     }
-    alike = name.replace("Longformer", "Bert").replace("DiffLlamaForCausalLM", "BertLMHeadModel")
-    return labels.get(alike.replace("DiffLlama", "Bert"), {})
+    for family in ("DiffLlama", "Mega"):
+        name = name.replace(f"{family}ForCausalLM", "BertLMHeadModel").replace(family, "Bert")
+    return labels.get(name.replace("Longformer", "Bert"), {})
 
 
 def config_for(name, **settings):
-    from longspan import BertConfig, DiffLlamaConfig, LongformerConfig
+    from longspan import BertConfig, DiffLlamaConfig, LongformerConfig, MegaConfig
 
+    if "Mega" in name:
+        decoder = name == "TFMegaForCausalLM"
+        return MegaConfig(**{**MEGA_SETTINGS, "is_decoder": decoder, "bidirectional": not decoder, **settings})
     if "Longformer" in name:
         return LongformerConfig(**{**SETTINGS, "attention_window": 4, **settings})
     if "DiffLlama" in name:

@@ -21,7 +21,7 @@ from longspan.nn.keras.initializers import Normal
 from longspan.nn.keras.layers import Block, layer_norm, linear, take_tokens
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
-from longspan.nn.keras.runtime import is_concrete
+from longspan.nn.keras.runtime import is_concrete, is_tensorflow
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
 from longspan.ops.keras.gated_attention import Keys, RotaryBias, ToeplitzBias, gated_attention
@@ -427,7 +427,10 @@ class MegaMovingAverageGatedAttention(Block):
         """Chunks begin at the first real token of a row, and the last one is padded."""
         batch, length, _ = ops.shape(query)
         limit = self.config.chunk_size
-        size = min(limit, length) if isinstance(length, int) else ops.minimum(limit, length)
+        if isinstance(length, int):
+            size = min(limit, length)
+        else:
+            size = ops.minimum(limit, length) if is_tensorflow() else limit
         count = -(-length // size)
         missing, mask = count * size - length, plan.mask
         if mask is None and not self.config.is_decoder and not (isinstance(missing, int) and missing == 0):

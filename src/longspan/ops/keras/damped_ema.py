@@ -10,12 +10,13 @@ Each channel x of the input is expanded to N averages, and projected back to one
 
 The sequence is cut into blocks. Inside a block, the kernel of both directions is one C×C matrix per channel; what a
 block hands to the next one is its N averages. Those are summed over the blocks by doubling: after i steps each has what
-2^i blocks before it handed on, so that no step waits for as many others as there are blocks.
+2^i blocks before it handed on, so that no step waits for as many others as there are blocks. Where the length is known
+only when a graph runs, a loop goes from block to block.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -23,6 +24,7 @@ from keras import ops
 
 from longspan.errors import InputError
 from longspan.ops.keras import Tensor
+from longspan.ops.keras.scan import scan
 from longspan.ops.keras.sliding_window import bias_tile
 
 #: tokens of a block
@@ -207,19 +209,16 @@ def _enter(handed_on: Tensor, log_decay: Tensor, start: Tensor | None) -> Tensor
     """
     count = ops.shape(handed_on)[2]
     first = ops.zeros_like(handed_on[:, :, :1]) if start is None else ops.cast(start, handed_on.dtype)[:, :, None]
-    entering = ops.concatenate([first, handed_on[:, :, :-1]], axis=2)
     decay = log_decay[:, None, None]
-
-    def double(distance: Any, sums: Tensor) -> tuple[Any, Tensor]:
-        earlier = ops.pad(sums, ((0, 0), (0, 0), (distance, 0), (0, 0)))[:, :, :count]
-        kept = ops.exp(decay * ops.cast(distance, decay.dtype))
-        return 2 * distance, sums + kept * ops.reshape(earlier, ops.shape(sums))
-
     if not isinstance(count, int):
-        first_step = ops.convert_to_tensor(1, "int32"), entering
-        return ops.while_loop(lambda distance, sums: distance < count, double, first_step)[1]
+        kept = ops.exp(decay[:, 0])
+        blocks = ops.transpose(handed_on, (2, 0, 1, 3))
+        _, entering = scan(lambda h, new: (kept * h + new[0], h), first[:, :, 0], (blocks,))
+        return ops.transpose(entering, (1, 2, 0, 3))
+    entering = ops.concatenate([first, handed_on[:, :, :-1]], axis=2)
     for step in range((count - 1).bit_length()):
-        _, entering = double(2**step, entering)
+        earlier = ops.pad(entering, ((0, 0), (0, 0), (2**step, 0), (0, 0)))[:, :, :count]
+        entering = entering + ops.exp(decay * 2**step) * earlier
     return entering
 
 
