@@ -1,4 +1,4 @@
-"""The token steps of DiffLlama and LongT5 give what `forward` gives, and step aside where they cannot."""
+"""The token steps of BERT, DiffLlama and LongT5 give what `forward` gives, and step aside where they cannot."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ from tests.tolerances import assert_close
 
 import longspan
 from longspan.fast import few_rows, token_step
+from longspan.fast.bert_step import BertStep
 from longspan.fast.diffllama_step import DiffLlamaStep
 from longspan.fast.longt5_step import LongT5Step
 
-LEAN = {"diffllama": DiffLlamaStep, "longt5-local": LongT5Step}
+LEAN = {"bert": BertStep, "diffllama": DiffLlamaStep, "longt5-local": LongT5Step}
+OWN = {
+    "bert": {"hidden_act"},
+    "diffllama": {"rope_scaling", "attention_bias"},
+    "longt5-local": {"feed_forward_proj"},
+}
 VARIANTS = {
+    "untied, another activation": {"hidden_act": "gelu_new", "tie_word_embeddings": False},
     "plain": {},
     "dynamic rotary tables": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 16},
     "biases and one key head": {"attention_bias": True, "num_key_value_heads": 1},
     "plain feed-forward layers": {"feed_forward_proj": "relu", "tie_word_embeddings": False},
     "gated feed-forward layers": {"feed_forward_proj": "gated-gelu"},
 }
+CASES = [(f, name) for f in LEAN for name, given in VARIANTS.items() if not given or OWN[f] & set(given)]
 
 
 def make(family, **settings):
     name, config, defaults = FAMILIES[family]
     kind = getattr(longspan, config.__name__)
     settings = {**defaults, "eos_token_id": None, **settings}
-    return randomise(getattr(longspan, name)(kind(**settings)), scale=0.2 if family == "diffllama" else 0.1).eval()
+    return randomise(
+        getattr(longspan, name)(kind(**settings)), scale=0.1 if family.startswith("longt5") else 0.2
+    ).eval()
 
 
 @pytest.fixture
@@ -76,13 +86,9 @@ def compare(model, made, ids, mask, *, dtype="float32", **settings):
     return lean
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", LEAN)
+@pytest.mark.parametrize(("family", "variant"), CASES)
 def test_equal_logits(made, family, variant):
-    own = {"rope_scaling", "attention_bias"} if family == "diffllama" else {"feed_forward_proj"}
     settings = VARIANTS[variant]
-    if settings and not own & set(settings):
-        settings = {}
     model = make(family, **settings)
     ids, mask = prompts(3, left=True)
     compare(model, made, ids, mask)
@@ -134,6 +140,22 @@ def test_a_begun_answer_with_padding(made):
     ids, mask = prompts(2, left=False)
     begun = {"decoder_input_ids": [[0, 40, 41, 42], [0, 43]]}
     compare(model, made, ids, mask, **begun)
+
+
+@pytest.mark.parametrize(
+    "change", ["hook on the backbone", "inner module", "relative positions", "eager", "cross-attention"]
+)
+def test_bert_is_served_by_forward(made, change):
+    settings = {"position_embedding_type": "relative_key"} if change == "relative positions" else {}
+    model = make("bert", add_cross_attention=change == "cross-attention", **settings)
+    if change == "hook on the backbone":
+        model.bert.register_forward_hook(lambda *_: None)
+    if change == "inner module":
+        model.bert.encoder.layer[0].output.dense = torch.nn.Sequential(model.bert.encoder.layer[0].output.dense)
+    if change == "eager":
+        model.config.attn_implementation = "eager"
+    assert model.generate([[5, 6, 7]], max_new_tokens=4).shape == (1, 7)
+    assert made == [None]
 
 
 class Subclass(longspan.DiffLlamaForCausalLM):

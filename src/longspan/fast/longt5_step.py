@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.fast.few_rows import FewRowsLinear, FewRowsNorm, one_query_scores, one_query_values
-from longspan.fast.token_step import is_plain_step, joined, packs
+from longspan.fast.token_step import additive_mask, attend_to_cache, is_plain_step, joined, packs
 from longspan.generation.torch_lean import StepRequest
 from longspan.models.longt5.torch_decoder import (
     LongT5CrossAttention,
@@ -75,9 +75,9 @@ class LongT5Step:
         distances = torch.arange(1 - request.capacity, 1, device=weight.device)  # key minus query; the newest is last
         embedding = decoder.block[0].layer[0].SelfAttention.relative_attention_bias
         self.bias = embedding(decoder.buckets(distances)).t().float().contiguous()  # (A, capacity)
-        self.padding = None if request.mask is None else _additive(request.mask)[:, None]  # (R, 1, capacity)
+        self.padding = None if request.mask is None else additive_mask(request.mask)[:, None]  # (R, 1, capacity)
         source = request.source_mask
-        self.source = None if source is None or bool((source != 0).all()) else _additive(source != 0)[:, None, None]
+        self.source = None if source is None or bool((source != 0).all()) else additive_mask(source != 0)[:, None, None]
 
     @classmethod
     def make(cls, model: Any, request: StepRequest) -> LongT5Step | None:
@@ -130,16 +130,8 @@ class _LayerStep:
 
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
         """Self-attention of the new tokens, (R, H) -> (R, H), given a bias (A, T) or (R, A, T)."""
-        rows = x.shape[0]
-        heads = self.project(self.norm(x)).view(rows, 3, self.num_heads, self.size)
-        keys, values = self.cache.extend(self.index)
-        keys[:, :, -1] = heads[:, 1]
-        values[:, :, -1] = heads[:, 2]
-        query = heads[:, 0].reshape(-1, 1, self.size)  # (R·A, 1, D)
-        scores = one_query_scores(query, keys.flatten(0, 1)).view(rows, self.num_heads, -1) + bias
-        weights = scores.softmax(dim=-1).view(rows * self.num_heads, 1, -1)
-        context = one_query_values(weights, values.flatten(0, 1))
-        return self.merge(context.view(rows, -1))
+        heads = self.project(self.norm(x)).view(x.shape[0], 3, self.num_heads, self.size)
+        return self.merge(attend_to_cache(heads, self.cache, self.index, bias=bias))
 
     def attend_to_source(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Cross-attention of the new tokens, (R, H) -> (R, H), given an additive mask (B, 1, 1, S)."""
@@ -160,11 +152,6 @@ class _LayerStep:
             return self.fall(self.activation(states))
         gate, states = states.chunk(2, dim=-1)
         return self.fall(self.activation(gate) * states)
-
-
-def _additive(mask: Tensor) -> Tensor:
-    """Boolean, True = attend -> 0 or the least float32."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
 def _weights(model: Any) -> Iterator[Tensor]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.fast.few_rows import FewRowsLinear, can_pack
+from longspan.fast.few_rows import FewRowsLinear, can_pack, one_query_scores, one_query_values
 from longspan.generation.torch_lean import StepRequest, TokenStep
+from longspan.nn.torch.growing_cache import GrowingCache
 from longspan.nn.torch.plain import is_plain
 from longspan.nn.torch.prepacking import MOST_BYTES
 
@@ -25,12 +26,17 @@ _FEW_BYTES = 2**26
 
 def make_token_step(model: Any, request: StepRequest) -> TokenStep | None:
     """The token step of a model for a run, or None if only the model itself can serve."""
+    from longspan.fast.bert_step import BertLMHeadModel, BertStep
     from longspan.fast.diffllama_step import DiffLlamaForCausalLM, DiffLlamaStep
     from longspan.fast.longt5_step import LongT5ForConditionalGeneration, LongT5Step
 
-    if type(model) is DiffLlamaForCausalLM:
-        return DiffLlamaStep.make(model, request)
-    return LongT5Step.make(model, request) if type(model) is LongT5ForConditionalGeneration else None
+    steps: dict[type[nn.Module], Any] = {
+        BertLMHeadModel: BertStep,
+        DiffLlamaForCausalLM: DiffLlamaStep,
+        LongT5ForConditionalGeneration: LongT5Step,
+    }
+    kind = steps.get(type(model))
+    return None if kind is None else kind.make(model, request)
 
 
 def packs(request: StepRequest, weights: Iterable[Tensor]) -> bool:
@@ -63,3 +69,35 @@ def joined(projections: Iterable[Any], *, packed: bool, rows: int) -> FewRowsLin
     """The projections that read one input, as one product."""
     layers = list(projections)
     return FewRowsLinear([layer.weight for layer in layers], [layer.bias for layer in layers], packed=packed, rows=rows)
+
+
+def additive_mask(mask: Tensor) -> Tensor:
+    """Boolean, True = attend -> 0 or the least float32."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def attend_to_cache(
+    heads: Tensor, cache: GrowingCache, layer_index: int, *, bias: Tensor | None, scale: float = 1.0
+) -> Tensor:
+    """Self-attention of one new token of each row, whose keys and values go to the cache.
+
+    Args:
+        heads: Queries, keys and values, (R, 3, A, D).
+        cache: Holds the tokens before.
+        layer_index: Index of the layer in the cache.
+        bias: Added to the scores, (A, T), (R, 1, T) or (R, A, T).
+        scale: Factor of the scores.
+
+    Returns:
+        (R, A·D).
+    """
+    rows, _, num_heads, size = heads.shape
+    keys, values = cache.extend(layer_index)
+    keys[:, :, -1] = heads[:, 1]
+    values[:, :, -1] = heads[:, 2]
+    query = heads[:, 0].reshape(-1, 1, size)  # (R·A, 1, D)
+    scores = one_query_scores(query, keys.flatten(0, 1)).view(rows, num_heads, -1)
+    scores = scores if scale == 1.0 else scores * scale
+    scores = scores if bias is None else scores + bias
+    weights = scores.softmax(dim=-1).view(rows * num_heads, 1, -1)
+    return one_query_values(weights, values.flatten(0, 1)).view(rows, -1)
