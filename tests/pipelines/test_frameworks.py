@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipelines.task_models import TEXTS, make_task_model
+from tests.pipelines.task_models import HEADS, TEXTS, make_task_model, make_tokenizer, randomize
 
+import longspan
 from longspan import pipeline
 from longspan.errors import InputError
 from longspan.pipelines.run.progress import Progress
@@ -65,6 +66,23 @@ def test_a_longformer(tmp_path: Path, task: str, framework: str, minilm_dir: Pat
     inputs, settings = CASES[task]
     expected = pipeline(task, folder)(inputs, **settings)
     close(pipeline(task, folder, framework=framework)(inputs, **settings), expected)
+
+
+@pytest.mark.parametrize(
+    "task", ["question-answering", "text-classification", "token-classification", "feature-extraction"]
+)
+def test_a_causal_model_with_a_head(tmp_path: Path, task: str, minilm_dir: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, "wordpiece", minilm_dir)
+    config = longspan.DiffLlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id, num_labels=3,
+    )  # fmt: skip
+    model = getattr(longspan, f"DiffLlama{HEADS[task]}")(config)
+    randomize(model, 0.4)
+    model.save_pretrained(tmp_path)
+    inputs, settings = CASES[task]
+    expected = pipeline(task, tmp_path)(inputs, **settings)
+    close(pipeline(task, tmp_path, framework="keras")(inputs, **settings), expected)
 
 
 def test_few_programs_are_compiled(folders: dict[str, Path]) -> None:
