@@ -76,10 +76,10 @@ class TFDiffLlamaPreTrainedModel(TFPreTrainedModel):
             >>> tuple(model(np.array([[7]]), past_key_values=cache, cache_position=places[2:]).logits.shape)
             (1, 1, 100)
         """
-        config = self.config
-        shape = (batch_size, config.num_kv_heads, max_length, config.size_of_heads)
-        pair = lambda: (ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype))  # noqa: E731
-        return tuple(pair() for _ in range(config.num_hidden_layers))
+        base: Any = self.get_base_model()
+        attentions = [layer.self_attn for layer in base.layers_]
+        shapes = [(batch_size, part.num_kv_heads, max_length, part.head_dim) for part in attentions]
+        return tuple((ops.zeros(shape, self.compute_dtype), ops.zeros(shape, self.compute_dtype)) for shape in shapes)
 
 
 @register
