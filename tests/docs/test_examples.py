@@ -50,10 +50,18 @@ def test_all_examples_have_a_page():
 
 
 def translated_pages():
-    return sorted(path for path in DOCS.rglob("*.zh.md"))
+    return [DOCS.parent / "README.zh.md", *sorted(DOCS.rglob("*.zh.md"))]
 
 
-@pytest.mark.parametrize("page", translated_pages(), ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_the_readme_is_short_and_its_translation_leads_somewhere():
+    for name in ("README.md", "README.zh.md"):
+        text = (DOCS.parent / name).read_text(encoding="utf-8")
+        assert text.count("\n") <= 150, name
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (DOCS.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", translated_pages(), ids=lambda page: page.relative_to(DOCS.parent).as_posix())
 def test_a_translation_has_the_same_code_and_headings(page):
     original = page.with_name(page.name.replace(".zh.md", ".md"))
     assert blocks(page) == blocks(original)
