@@ -141,10 +141,6 @@ class TFBertForPreTraining(TFBertWordTask):
     continues the first, 1 if it is random, (B,). A call returns `TFBertForPreTrainingOutput`, whose loss is the sum of
     both and needs both labels.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import BertConfig, TFBertForPreTraining
@@ -194,10 +190,6 @@ class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
     `TFCausalLMOutputWithCrossAttentions`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import BertConfig, TFBertLMHeadModel
@@ -210,6 +202,13 @@ class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
     output_class = TFCausalLMOutputWithCrossAttentions
 
     def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        """Make the backbone and the head; warn unless `config.is_decoder` fits.
+
+        Args:
+            config: Settings; the weights are random.
+            *inputs: None: the configuration is all.
+            **kwargs: `name`, `dtype` (a dtype policy such as `"mixed_bfloat16"`), `trainable`.
+        """
         super().__init__(config, *inputs, **kwargs)
         if not config.is_decoder:
             name = type(self).__name__
@@ -243,10 +242,6 @@ class TFBertForMaskedLM(TFBertWordTask):
 
     `labels` are the ids of the masked tokens, -100 elsewhere, (B, S). A call returns `TFMaskedLMOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import BertConfig, TFBertForMaskedLM
@@ -259,6 +254,13 @@ class TFBertForMaskedLM(TFBertWordTask):
     token_label: ClassVar[str | None] = "labels"
 
     def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        """Make the backbone and the head; warn unless `config.is_decoder` fits.
+
+        Args:
+            config: Settings; the weights are random.
+            *inputs: None: the configuration is all.
+            **kwargs: `name`, `dtype` (a dtype policy such as `"mixed_bfloat16"`), `trainable`.
+        """
         super().__init__(config, *inputs, **kwargs)
         if config.is_decoder:
             name = type(self).__name__
@@ -270,10 +272,6 @@ class TFBertForNextSentencePrediction(TFBertTask):
     """BERT that tells whether the second segment continues the first.
 
     `next_sentence_label` is 0 if it does, 1 if it is random, (B,). A call returns `TFNextSentencePredictorOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np
@@ -321,10 +319,6 @@ class TFBertForSequenceClassification(SequenceClassificationModel, PooledClassif
     `labels` are class indices (B,), regression targets (B,) or (B, N), or multi-hot floats (B, N); see
     `longspan.nn.keras.losses.sequence_classification_loss`. A call returns `TFSequenceClassifierOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import BertConfig, TFBertForSequenceClassification
@@ -345,10 +339,6 @@ class TFBertForMultipleChoice(MultipleChoiceModel, TFBertTask):
     Inputs have an axis of choices, (B, C, S); `labels` are the indices of the correct ones, (B,). A call returns
     `TFMultipleChoiceModelOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import BertConfig, TFBertForMultipleChoice
@@ -365,10 +355,6 @@ class TFBertForTokenClassification(TokenClassificationModel, TFBertTask):
     """BERT with a classification head on every token.
 
     `labels` are the class indices of the tokens, -100 is ignored, (B, S). A call returns `TFTokenClassifierOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np
@@ -388,10 +374,6 @@ class TFBertForQuestionAnswering(QuestionAnsweringModel, TFBertTask):
     `start_positions` and `end_positions` are the tokens where the answer starts and ends, (B,); outside the sequence
     they do not count. The loss scores every position, padding included, and labels may come to `compute_loss` after the
     scores are made; so the batch is never packed. A call returns `TFQuestionAnsweringModelOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np

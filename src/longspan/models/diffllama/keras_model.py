@@ -122,10 +122,6 @@ class TFDiffLlamaForCausalLM(CausalLMModel, TFDiffLlamaTask):
     `labels` are ids aligned with `input_ids` (the model shifts them), -100 is ignored, (B, S). A call returns
     `TFDiffLlamaCausalLMOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import DiffLlamaConfig, TFDiffLlamaForCausalLM
@@ -214,10 +210,6 @@ class TFDiffLlamaForSequenceClassification(SequenceClassificationModel, TFDiffLl
     padding id is set or if `inputs_embeds` are given. `labels` are class indices (B,), targets of a regression (B,) or
     (B, N), or multi-hot floats (B, N). A call returns `TFDiffLlamaSequenceClassifierOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import DiffLlamaConfig, TFDiffLlamaForSequenceClassification
@@ -260,10 +252,6 @@ class TFDiffLlamaForQuestionAnswering(QuestionAnsweringModel, TFDiffLlamaTask):
     `start_positions` and `end_positions` are the tokens where the answer starts and ends, (B,); outside the sequence
     they do not count. A call returns `TFDiffLlamaQuestionAnsweringOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import DiffLlamaConfig, TFDiffLlamaForQuestionAnswering
@@ -299,10 +287,6 @@ class TFDiffLlamaForTokenClassification(TFDiffLlamaLabelTask):
 
     The dropout before it is `config.classifier_dropout`, else `config.hidden_dropout`, else 0.1, as in the reference. A
     call returns `TFDiffLlamaTokenClassifierOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np

@@ -261,10 +261,6 @@ class TFLongformerLabelTask(TFLongformerTask):
 class TFLongformerForMaskedLM(TFLongformerTask):
     """Longformer that predicts masked tokens; `labels` are their ids, -100 elsewhere, (B, S).
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import LongformerConfig, TFLongformerForMaskedLM
@@ -308,10 +304,6 @@ class TFLongformerForSequenceClassification(SequenceClassificationModel, TFLongf
 
     `labels` are class indices (B,), targets of a regression (B,) or (B, N), or multi-hot floats (B, N).
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import LongformerConfig, TFLongformerForSequenceClassification
@@ -343,10 +335,6 @@ class TFLongformerForMultipleChoice(MultipleChoiceModel, TFLongformerLabelTask):
     `labels` are the indices of the correct choices, (B,). By default all tokens behind the first two separators are
     global; a row without a separator takes its first token, with a warning.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import LongformerConfig, TFLongformerForMultipleChoice
@@ -370,10 +358,6 @@ class TFLongformerForMultipleChoice(MultipleChoiceModel, TFLongformerLabelTask):
 class TFLongformerForTokenClassification(TokenClassificationModel, TFLongformerLabelTask):
     """Longformer with a classification head on every token; `labels` are class indices, -100 is ignored, (B, S).
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import LongformerConfig, TFLongformerForTokenClassification
@@ -392,10 +376,6 @@ class TFLongformerForQuestionAnswering(QuestionAnsweringModel, TFLongformerTask)
     `start_positions` and `end_positions` are the tokens where the answer starts and ends, (B,); outside the sequence
     they do not count. The question is all before the first separator; in a row without one, all before segment 1;
     else the first token, with a warning.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np

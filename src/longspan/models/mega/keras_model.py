@@ -230,10 +230,6 @@ class TFMegaForSequenceClassification(SequenceClassificationModel, TFMegaLabelTa
     `labels` are class indices (B,), targets of a regression (B,) or (B, N), or multi-hot floats (B, N). A call returns
     `TFSequenceClassifierOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import MegaConfig, TFMegaForSequenceClassification
@@ -260,10 +256,6 @@ class TFMegaForMultipleChoice(MultipleChoiceModel, TFMegaTask):
 
     Inputs have an axis of choices, (B, C, S); `labels` are the indices of the right ones, (B,). A call returns
     `TFMultipleChoiceModelOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np
@@ -297,10 +289,6 @@ class TFMegaForTokenClassification(TokenClassificationModel, TFMegaLabelTask):
 
     A call returns `TFTokenClassifierOutput`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import MegaConfig, TFMegaForTokenClassification
@@ -318,10 +306,6 @@ class TFMegaForQuestionAnswering(QuestionAnsweringModel, TFMegaTask):
 
     `start_positions` and `end_positions` are those tokens, (B,); outside the sequence they do not count. A call returns
     `TFQuestionAnsweringModelOutput`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np

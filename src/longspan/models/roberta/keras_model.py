@@ -98,10 +98,6 @@ class TFRobertaWordTask(TFRobertaTask, TFBertWordTask):
 class TFRobertaForMaskedLM(TFRobertaWordTask, TFBertForMaskedLM):
     """RoBERTa that predicts masked tokens; see `TFBertForMaskedLM`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import RobertaConfig, TFRobertaForMaskedLM
@@ -114,10 +110,6 @@ class TFRobertaForMaskedLM(TFRobertaWordTask, TFBertForMaskedLM):
 @register
 class TFRobertaForCausalLM(TFRobertaWordTask, TFBertLMHeadModel):
     """RoBERTa that predicts the next token; set `config.is_decoder=True`. See `TFBertLMHeadModel`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np
@@ -133,10 +125,6 @@ class TFRobertaForSequenceClassification(SequenceClassificationModel, TFRobertaT
     """RoBERTa with a classification or regression head on the first token.
 
     Labels and output as of `TFBertForSequenceClassification`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np
@@ -168,10 +156,6 @@ class TFRobertaForSequenceClassification(SequenceClassificationModel, TFRobertaT
 class TFRobertaForTokenClassification(TFRobertaTask, TFBertForTokenClassification):
     """RoBERTa with a classification head on every token; see `TFBertForTokenClassification`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import RobertaConfig, TFRobertaForTokenClassification
@@ -185,10 +169,6 @@ class TFRobertaForTokenClassification(TFRobertaTask, TFBertForTokenClassificatio
 class TFRobertaForQuestionAnswering(TFRobertaTask, TFBertForQuestionAnswering):
     """RoBERTa that scores each token as start and as end of an answer; see `TFBertForQuestionAnswering`.
 
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
-
     Example:
         >>> import numpy as np
         >>> from longspan import RobertaConfig, TFRobertaForQuestionAnswering
@@ -201,10 +181,6 @@ class TFRobertaForQuestionAnswering(TFRobertaTask, TFBertForQuestionAnswering):
 @register
 class TFRobertaForMultipleChoice(TFRobertaTask, TFBertForMultipleChoice):
     """RoBERTa that scores each of several choices; see `TFBertForMultipleChoice`.
-
-    Args:
-        config: Settings; the weights are random.
-        **kwargs: `name`, `dtype`, `trainable`.
 
     Example:
         >>> import numpy as np

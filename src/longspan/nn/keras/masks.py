@@ -10,6 +10,7 @@ from keras import ops
 from longspan.errors import InputError
 from longspan.nn.keras.checks import Size, static_shape
 from longspan.ops.keras import Tensor
+from longspan.shapes import check_head_mask
 
 
 def key_mask(attention_mask: Tensor, *, batch: Size, num_keys: Size, name: str = "attention_mask") -> Tensor:
@@ -63,23 +64,10 @@ def causal_mask(query_positions: Tensor, num_keys: Size) -> Tensor:
 
 
 def expand_head_mask(head_mask: Tensor | None, *, num_layers: int, num_heads: int) -> Tensor | None:
-    """Bring a head mask to (L, 1, H, 1, 1).
-
-    Args:
-        head_mask: (H,) for all layers, or (L, H); 1 keeps a head, 0 removes it.
-        num_layers: L.
-        num_heads: H.
-
-    Raises:
-        InputError: the shape does not fit.
-    """
+    """Bring a head mask, 1 keeps and 0 removes a head, to (L, 1, H, 1, 1); `check_head_mask` says what fits."""
     if head_mask is None:
         return None
-    if static_shape(head_mask) not in ((num_heads,), (num_layers, num_heads)):
-        raise InputError(
-            f"head_mask must have the shape (heads,) = ({num_heads},) or (layers, heads) = "
-            f"({num_layers}, {num_heads}). Received: {static_shape(head_mask)}"
-        )
+    check_head_mask(head_mask, num_layers=num_layers, num_heads=num_heads)
     return ops.broadcast_to(head_mask, (num_layers, num_heads))[:, None, :, None, None]
 
 

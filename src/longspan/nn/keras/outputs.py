@@ -18,6 +18,7 @@ import keras
 from keras.src.tree.tree_api import register_tree_node_class
 
 from longspan.model_output import ModelOutput
+from longspan.model_output import resolve as resolve
 from longspan.ops.keras import Tensor
 
 Tensors = tuple[Tensor, ...]
@@ -161,53 +162,38 @@ class TFCausalLMOutputWithCrossAttentions(TFModelOutput):
 
 
 @model_output
-class TFMaskedLMOutput(TFModelOutput):
+class TFLogitsOutput(TFModelOutput):
+    """`loss` (1,) and `logits`, whose axes the subclasses say."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@model_output
+class TFMaskedLMOutput(TFLogitsOutput):
     """`loss` (1,), `logits` (B, S, V)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class TFNextSentencePredictorOutput(TFModelOutput):
+class TFNextSentencePredictorOutput(TFLogitsOutput):
     """`loss` (1,), `logits` (B, 2): scores of "B continues A" and of "B is random"."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class TFSequenceClassifierOutput(TFModelOutput):
+class TFSequenceClassifierOutput(TFLogitsOutput):
     """`loss` (1,), `logits` (B, N)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class TFMultipleChoiceModelOutput(TFModelOutput):
+class TFMultipleChoiceModelOutput(TFLogitsOutput):
     """`loss` (1,), `logits` (B, C); the batch axis of states and attentions is B·C."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
 
 @model_output
-class TFTokenClassifierOutput(TFModelOutput):
+class TFTokenClassifierOutput(TFLogitsOutput):
     """`loss` (1,), `logits` (B, S, N)."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
 
 
 @model_output
@@ -219,11 +205,6 @@ class TFQuestionAnsweringModelOutput(TFModelOutput):
     end_logits: Tensor | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
-
-
-def resolve(flag: bool | None, default: bool) -> bool:
-    """An explicit argument wins over the configuration."""
-    return default if flag is None else flag
 
 
 def flatten_names(output: TFModelOutput) -> dict[str, Tensor]:

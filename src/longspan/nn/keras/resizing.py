@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from longspan.checkpoints.keras import to_numpy
-from longspan.errors import InputError
+from longspan.shapes import remaining_heads
 
 Values = npt.NDArray[Any]
 
@@ -114,27 +114,6 @@ def _dense_like(old: keras.layers.Dense, kernel: Values, bias: Values | None) ->
 def remaining_features(
     heads: Iterable[int], *, num_heads: int, head_size: int, already_pruned: Set[int]
 ) -> tuple[set[int], npt.NDArray[np.int64]]:
-    """Which features are left when attention heads are removed.
-
-    Args:
-        heads: Heads to remove, by their original numbers.
-        num_heads: Original number of heads.
-        head_size: Features of a head.
-        already_pruned: Heads that were removed before.
-
-    Returns:
-        The heads that are removed now, and the indices of the features to keep among those that are still there.
-
-    Raises:
-        InputError: a head does not exist, or none would be left.
-    """
-    asked = set(heads)
-    wrong = sorted(head for head in asked if not 0 <= head < num_heads)
-    if wrong:
-        raise InputError(f"heads to prune must lie in [0, {num_heads}). Received: {wrong}")
-    if len(asked | already_pruned) >= num_heads:
-        raise InputError(f"at least one of {num_heads} attention heads must remain. Received: {sorted(asked)} to prune")
-    present = [head for head in range(num_heads) if head not in already_pruned]
-    keep = np.array([place for place, head in enumerate(present) if head not in asked])
-    features = (keep[:, None] * head_size + np.arange(head_size)).reshape(-1)
-    return asked - already_pruned, features
+    """The heads that are removed now, and the features (`head_size` a head) to keep; see `remaining_heads`."""
+    removed, kept = remaining_heads(heads, num_heads=num_heads, already_pruned=already_pruned)
+    return removed, (np.array(kept)[:, None] * head_size + np.arange(head_size)).reshape(-1)

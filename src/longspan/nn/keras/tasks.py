@@ -56,6 +56,13 @@ class TaskModel(TFPreTrainedModel):
     input_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        """Make the backbone and the head.
+
+        Args:
+            config: Settings; the weights are random.
+            *inputs: None: the configuration is all.
+            **kwargs: `name`, `dtype` (a dtype policy such as `"mixed_bfloat16"`), `trainable`.
+        """
         super().__init__(config, *inputs, **kwargs)
         base: Any = self.base_class
         prefix = self.base_model_prefix
