@@ -85,6 +85,23 @@ def test_a_causal_model_with_a_head(tmp_path: Path, task: str, minilm_dir: Path)
     close(pipeline(task, tmp_path, framework="keras")(inputs, **settings), expected)
 
 
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+@pytest.mark.parametrize("task", ["fill-mask", "text-classification"])
+def test_a_mega(tmp_path: Path, task: str, framework: str, minilm_dir: Path) -> None:
+    """With chunks, of a text that is many times longer."""
+    tokenizer = make_tokenizer(tmp_path, "wordpiece", minilm_dir)
+    config = longspan.MegaConfig(
+        vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=1, intermediate_size=40, use_chunking=True,
+        chunk_size=16, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = getattr(longspan, f"Mega{HEADS[task]}")(config)
+    randomize(model, 0.4)
+    model.save_pretrained(tmp_path)
+    inputs, settings = CASES[task]
+    expected = pipeline(task, tmp_path)(inputs, **settings)
+    close(pipeline(task, tmp_path, framework=framework)(inputs, **settings), expected)
+
+
 def test_few_programs_are_compiled(folders: dict[str, Path]) -> None:
     run = pipeline("text-classification", folders["text-classification"], framework="flax")
     texts = ["word " * count for count in range(1, 100)]

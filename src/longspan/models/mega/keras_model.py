@@ -7,7 +7,6 @@ Axes: B batch, S tokens, D width, N classes, C choices, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -19,7 +18,6 @@ from longspan.models.mega.keras_backbone import TFMegaModel, TFMegaPreTrainedMod
 from longspan.nn.keras.base import register
 from longspan.nn.keras.heads import FirstTokenClassificationHead, VocabularyHead
 from longspan.nn.keras.inputs import unpack_inputs
-from longspan.nn.keras.losses import causal_lm_loss
 from longspan.nn.keras.outputs import (
     KeyValues,
     TFCausalLMOutputWithCrossAttentions,
@@ -32,6 +30,7 @@ from longspan.nn.keras.outputs import (
 )
 from longspan.nn.keras.resizing import replace_layer, resize_linear
 from longspan.nn.keras.tasks import (
+    CausalLMModel,
     MultipleChoiceModel,
     QuestionAnsweringModel,
     Scores,
@@ -120,7 +119,7 @@ class TFMegaWordTask(TFMegaTask):
 
 
 @register
-class TFMegaForCausalLM(TFMegaWordTask):
+class TFMegaForCausalLM(CausalLMModel, TFMegaWordTask):
     """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
 
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
@@ -152,14 +151,6 @@ class TFMegaForCausalLM(TFMegaWordTask):
             is_decoder=config.is_decoder,
             bidirectional=config.bidirectional,
         )
-
-    def task_loss(self, output: TFModelOutput, labels: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
-        """Next-token cross-entropy, (1,)."""
-        return causal_lm_loss(output["logits"], labels["labels"], weights=weights)
-
-    def align(self, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The score at i belongs to the label at i + 1."""
-        return labels[:, 1:], scores[:, :-1]
 
     @unpack_inputs
     def call(
