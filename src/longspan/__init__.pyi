@@ -37,6 +37,8 @@ from .embeddings.sentence_encoder import SentenceEncoder as SentenceEncoder
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.flax_mixin import FlaxGenerateOutput as FlaxGenerateOutput
 from .generation.flax_mixin import FlaxGenerationMixin as FlaxGenerationMixin
+from .generation.keras_mixin import TFGenerateOutput as TFGenerateOutput
+from .generation.keras_mixin import TFGenerationMixin as TFGenerationMixin
 from .generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
 from .generation.streamers import BaseStreamer as BaseStreamer
 from .generation.streamers import TextIteratorStreamer as TextIteratorStreamer

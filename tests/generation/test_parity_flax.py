@@ -14,8 +14,9 @@ from tests.parity.torch_parity import randomise
 
 import longspan
 from longspan.errors import ConfigError, InputError
+from longspan.generation.array_rules import Text, apply_rules
 from longspan.generation.config import GenerationConfig
-from longspan.generation.flax_rules import Text, apply_rules
+from longspan.generation.flax_loop import ARRAYS
 from longspan.generation.rules import Rules
 from longspan.generation.torch_processors import sampling_processors
 
@@ -278,7 +279,7 @@ class TestSampling:
             expected = rule(None, expected)
         zero = jnp.int32(0)
         text = Text(jnp.zeros((5, 4), jnp.int32), zero, zero + 1, zero + 1, zero, zero + 9, None, None)
-        ours = apply_rules(Rules.from_config(config), text, jnp.asarray(scores))
+        ours = apply_rules(ARRAYS, Rules.from_config(config), text, jnp.asarray(scores))
         assert np.isinf(np.asarray(ours)).any()
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
 

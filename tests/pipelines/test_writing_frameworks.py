@@ -1,4 +1,4 @@
-"""Tasks that write give the same texts in PyTorch and in Flax, from the same folder."""
+"""Tasks that write give the same texts in PyTorch, in Flax and in Keras, from the same folder."""
 
 from __future__ import annotations
 
@@ -88,9 +88,21 @@ def test_loaded_flax_models_and_seeds(longt5: Path) -> None:
         pipeline("text2text-generation", model, longt5, framework="torch")
 
 
-def test_keras_models_say_that_they_do_not_write(bert: Path) -> None:
-    with pytest.raises(InputError, match="Models of torch and flax write text; those of Keras have no generate"):
-        pipeline("text-generation", bert, framework="keras")
+@pytest.mark.parametrize(("task", "family", "inputs", "settings"), [CASES[0], CASES[4]])
+def test_equal_texts_in_keras(
+    request: pytest.FixtureRequest, task: str, family: str, inputs: Any, settings: dict[str, Any]
+) -> None:
+    folder = request.getfixturevalue(family)
+    run = pipeline(task, folder, framework="keras")
+    assert type(run.model).__name__.startswith("TF")
+    assert run(inputs, **settings) == pipeline(task, folder)(inputs, **settings)
+
+
+def test_keras_models_and_seeds(bert: Path) -> None:
     model = longspan.TFBertLMHeadModel.from_pretrained(bert)
-    with pytest.raises(InputError, match="those of Keras have no generate. Received: framework='keras'"):
-        pipeline("text-generation", model, bert)
+    run = pipeline("text-generation", model, bert, max_new_tokens=6, do_sample=True)
+    assert run.framework == "keras"
+    first, again, other = (run(TEXTS[0], seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    with pytest.raises(InputError, match="stop_strings needs to look at every step, which Keras models"):
+        run(TEXTS[0], stop_strings=".")

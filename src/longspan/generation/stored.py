@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class StoredGenerationConfig:
     """Gives a model the attribute `generation_config`, which is loaded and saved with it."""
 
+    # kept in `vars`: an attribute of a Keras model that is a dict or a list would become one of Keras' own
     config: Any
     _generation_config: GenerationConfig | None = None
     _stored_generation_config: dict[str, Any] | None = None
@@ -35,25 +36,26 @@ class StoredGenerationConfig:
             if self._stored_generation_config is None:
                 return self._follow_config()
             content, path = self._stored_generation_config, self._generation_file
-            self._generation_config = GenerationConfig.from_stored(content, path)
-        return self._generation_config
+            vars(self)["_generation_config"] = GenerationConfig.from_stored(content, path)
+        config: GenerationConfig = vars(self)["_generation_config"]
+        return config
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:
         if not isinstance(value, GenerationConfig):
             raise InputError(f"generation_config must be a GenerationConfig. Received: {type(value).__name__}")
-        self._generation_config = value
+        vars(self)["_generation_config"] = value
 
     def _follow_config(self) -> GenerationConfig:
         """What `config` says now, as one object until that changes; once it is altered, it is the model's own."""
         made, content, before = self._derived or (None, None, None)
         if made is not None and made.to_dict() != content:
-            self._generation_config = made
+            vars(self)["_generation_config"] = made
             return made
         found = GenerationConfig.found_in(self.config)
         if made is None or found != before:
             made = GenerationConfig(**found)
-            self._derived = made, made.to_dict(), found
+            vars(self)["_derived"] = made, made.to_dict(), found
         return made
 
     @classmethod
@@ -64,7 +66,7 @@ class StoredGenerationConfig:
     def _load_extra(self, source: Source) -> None:
         path = source.find(GENERATION_CONFIG_NAME)
         if path is not None:
-            self._stored_generation_config, self._generation_file = read_json(path), path
+            vars(self).update(_stored_generation_config=read_json(path), _generation_file=path)
 
     def _extra_files(self) -> dict[str, bytes]:
         try:

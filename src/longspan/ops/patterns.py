@@ -1,4 +1,4 @@
-"""Index patterns of sparse attention: who may see whom, and how far apart they are. NumPy only.
+"""Index patterns of sparse attention: who may see whom, and how far apart they are; few lengths. NumPy only.
 
 S tokens. A *band* lets query i see keys i - left … i + right. Queries are taken in blocks of consecutive rows; the
 keys that a block of R rows sees are its *span*, R + left + right consecutive positions that begin at `left` positions
@@ -12,6 +12,22 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: lengths are a multiple of this
+SMALLEST = 64
+#: up to this many buckets lie between a power of two and the next one, so that padding adds at most an eighth
+_STEPS = 8
+
+
+def bucket(length: int) -> int:
+    """The length that `length` is padded to: a multiple of 64, or of an eighth of the power of two below it.
+
+    Example:
+        >>> [bucket(length) for length in (1, 65, 500, 4096, 4097)]
+        [64, 128, 512, 4096, 4608]
+    """
+    step = max(SMALLEST, (1 << max(length - 1, 1).bit_length() - 1) // _STEPS)
+    return -(-length // step) * step
 
 
 def num_blocks(length: int, rows: int) -> int:

@@ -122,7 +122,7 @@ class WritingOptions:
 
 
 class GenerationPipeline(FixedAttributes, ABC):
-    """What the tasks that write share. PyTorch and Flax; models of Keras have no `generate`.
+    """What the tasks that write share.
 
     Args:
         model: Directory or hub repository, or a loaded model of longspan.

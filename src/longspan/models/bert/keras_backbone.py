@@ -120,6 +120,7 @@ class TFBertModel(TFBertPreTrainedModel):
         training: bool | None = False,
         *,
         padding_states: bool | Tensor = False,
+        cache_position: Tensor | None = None,
     ) -> Any:
         """Run the model.
 
@@ -145,6 +146,9 @@ class TFBertModel(TFBertPreTrainedModel):
             training: Apply dropout.
             padding_states: Compute states at padding as if it were text: True for all of them, or a boolean (B, S). The
                 others are unspecified.
+            cache_position: Places of the tokens in a cache of a fixed size, one after the other, (S,); needs
+                `position_ids`. `past_key_values` then has the size (B, A, T, D) that also comes back, and
+                `attention_mask` is (B, T).
 
         Returns:
             `TFBaseModelOutputWithPoolingAndCrossAttentions`.
@@ -156,17 +160,20 @@ class TFBertModel(TFBertPreTrainedModel):
         shape = input_shape(input_ids, inputs_embeds)
         if not isinstance(padding_states, bool):
             check_shape(padding_states, shape, name="labels", axes="of the scores without their last axis")
-        past_length = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
+        cached = 0 if past_key_values is None else ops.shape(past_key_values[0][0])[2]
+        past_length = cached if cache_position is None else cache_position[0]
         assertions = self._check_inputs(shape, input_ids, token_type_ids, encoder_hidden_states, past_key_values)
         if position_ids is None:
             position_ids, more = self.default_positions(input_ids, shape[1], past_length)
         else:
             more = check_input(position_ids, "position_ids", config, batch=shape[0], tokens=shape[1])
-            more += check_length(shape[1], config.max_position_embeddings)
+            more += [] if cache_position is not None else check_length(shape[1], config.max_position_embeddings)
         plan = make_plan(
             config,
             shape=shape,
             past_length=past_length,
+            num_keys=cached + shape[1] if cache_position is None else cached,
+            write_at=None if cache_position is None else past_length,
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,

@@ -19,6 +19,7 @@ import keras
 from keras import ops
 
 from longspan.models.bert.config import BertConfig
+from longspan.nn.keras.cache import extend
 from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.heads import PredictionHeadTransform, VocabularyHead
 from longspan.nn.keras.layers import Block, embedding, linear
@@ -103,6 +104,7 @@ class AttentionPlan:
         packing: Where the tokens are that are computed, if the batch is packed.
         positions: Positions of the queries among the keys, (S,).
         needs_weights: Attention weights are returned.
+        write_at: Place of the new tokens in a cache of a fixed size; None where a cache grows.
     """
 
     implementation: str
@@ -114,6 +116,7 @@ class AttentionPlan:
     packing: Packing | None
     positions: Tensor
     needs_weights: bool
+    write_at: Tensor | None
 
     def pack(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (N, H): the tokens that the layers compute, one after the other."""
@@ -133,6 +136,8 @@ def make_plan(
     *,
     shape: tuple[Size, Size],
     past_length: Size,
+    num_keys: Size,
+    write_at: Tensor | None,
     attention_mask: Tensor | None,
     encoder_hidden_states: Tensor | None,
     encoder_attention_mask: Tensor | None,
@@ -146,6 +151,8 @@ def make_plan(
         config: Settings of the model.
         shape: (B, S).
         past_length: Number of cached tokens.
+        num_keys: T.
+        write_at: Place of the new tokens in a cache of a fixed size; None where a cache grows.
         attention_mask: (B, T) or (B, S, T), nonzero = attend; None for all.
         encoder_hidden_states: States that cross-attention reads, (B, S_enc, H).
         encoder_attention_mask: Their padding mask, (B, S_enc).
@@ -164,7 +171,7 @@ def make_plan(
     if implementation == "packed":
         packing, bias, attends = _make_packing(attention_mask, shape, padding_states, first_states), None, None
     else:
-        bias, attends = _self_masks(config, shape, past_length, positions, attention_mask)
+        bias, attends = _self_masks(config, shape, num_keys, positions, attention_mask)
     encoder_bias, encoder_attends = _encoder_masks(encoder_hidden_states, encoder_attention_mask)
     return AttentionPlan(
         implementation=implementation,
@@ -176,6 +183,7 @@ def make_plan(
         packing=packing,
         positions=positions,
         needs_weights=needs_weights,
+        write_at=write_at,
     )
 
 
@@ -218,12 +226,11 @@ def _make_packing(
 def _self_masks(
     config: BertConfig,
     shape: tuple[Size, Size],
-    past_length: Size,
+    num_keys: Size,
     positions: Tensor,
     attention_mask: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Bias and attending rows of self-attention."""
-    num_keys = past_length + shape[1]
     padding = None if attention_mask is None else key_mask(attention_mask, batch=shape[0], num_keys=num_keys)
     if not config.is_decoder:
         return (None, None) if padding is None else (mask_to_bias(padding), rows_that_attend(padding))
@@ -335,9 +342,8 @@ class BertSelfAttention(Block):
     def _own_keys(self, hidden_states: Tensor, plan: AttentionPlan, past: Tensors | None) -> tuple[Tensor, Tensor]:
         key = self._split(self.key(hidden_states), plan.shape)
         value = self._split(self.value(hidden_states), plan.shape)
-        if past is None:
-            return key, value
-        return ops.concatenate([past[0], key], axis=2), ops.concatenate([past[1], value], axis=2)
+        key, value = extend(past, (key, value), plan.write_at)
+        return key, value
 
     def _encoder_keys(self, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         shape = ops.shape(encoder_hidden_states)

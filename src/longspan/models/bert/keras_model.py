@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from keras import ops
 
+from longspan.errors import InputError
+from longspan.generation.keras_mixin import TFCausalGenerationMixin
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.keras_backbone import TFBertModel, TFBertPreTrainedModel
 from longspan.models.bert.keras_layers import BertHeads
@@ -184,7 +186,7 @@ class TFBertForPreTraining(TFBertWordTask):
 
 
 @register
-class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
+class TFBertLMHeadModel(TFCausalGenerationMixin, CausalLMModel, TFBertWordTask):
     """BERT as a causal language model; set `config.is_decoder=True`.
 
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
@@ -214,6 +216,32 @@ class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
             name = type(self).__name__
             warnings.warn(f"{name} attends in both directions unless config.is_decoder=True", stacklevel=2)
 
+    def max_positions(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_position_embeddings
+
+    def init_cache(self, batch_size: int, max_length: int) -> KeyValues:
+        """An empty cache of a fixed size for incremental decoding.
+
+        Args:
+            batch_size: B.
+            max_length: Number of tokens that fit, T.
+
+        Returns:
+            L × (key, value) of zeros, (B, A, T, D), to be passed as `past_key_values` together with `cache_position`,
+            `position_ids` and an `attention_mask` (B, T). Each call returns it filled further; with cross-attention
+            keys and values of the encoder's states are added.
+
+        Raises:
+            InputError: the model is no decoder.
+        """
+        if not self.config.is_decoder:
+            raise InputError("generating needs a decoder: config.is_decoder=True. Received: is_decoder=False")
+        attentions = [layer.attention.self for layer in self.get_base_model().encoder.layer]
+        heads = [(layer.num_attention_heads, layer.attention_head_size) for layer in attentions]
+        zeros = [ops.zeros((batch_size, number, max_length, size), self.compute_dtype) for number, size in heads]
+        return tuple((part, part) for part in zeros)
+
     @unpack_inputs
     def call(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
@@ -222,7 +250,7 @@ class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
         encoder_attention_mask: Tensor | None = None, past_key_values: KeyValues | None = None,
         use_cache: bool | None = None, output_attentions: bool | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None, labels: Tensor | None = None,
-        training: bool | None = False,
+        training: bool | None = False, *, cache_position: Tensor | None = None,
     ) -> Any:  # fmt: skip
         """Run the model; inputs as in `TFBertModel.call`, `labels` as the class says."""
         return self.run(
@@ -232,6 +260,7 @@ class TFBertLMHeadModel(CausalLMModel, TFBertWordTask):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
+            cache_position=cache_position,
             use_cache=resolve(use_cache, self.config.use_cache) and labels is None,
         )
 

@@ -13,6 +13,7 @@ from keras import ops
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import ConfigError, InputError
+from longspan.generation.keras_mixin import TFGenerationMixin
 from longspan.models.longt5.config import LongT5Config
 from longspan.models.longt5.keras_decoder import LongT5Decoder
 from longspan.models.longt5.keras_encoder import LongT5Encoder
@@ -333,7 +334,7 @@ class TFLongT5Model(TFLongT5EncoderDecoder):
 
 
 @register
-class TFLongT5ForConditionalGeneration(TFLongT5EncoderDecoder):
+class TFLongT5ForConditionalGeneration(TFGenerationMixin, TFLongT5EncoderDecoder):
     """LongT5 with a projection of the decoder's states onto the vocabulary.
 
     `labels` are target ids without the start token, -100 is ignored, (B, T). Without decoder inputs, the labels shifted
@@ -396,6 +397,29 @@ class TFLongT5ForConditionalGeneration(TFLongT5EncoderDecoder):
         labels = ops.cast(labels, "int32")
         shifted = ops.concatenate([ops.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
         return ops.where(shifted == IGNORE_INDEX, padding, shifted)
+
+    def begin_generation(self, inputs: Mapping[str, Tensor], room: int) -> tuple[Tensor, Any, Any]:
+        """Read the source and the prompts; see `TFGenerationMixin.begin_generation`."""
+        mask = inputs["attention_mask"]
+        encoded = self.encode(inputs["input_ids"], mask)
+        output = self.decode(
+            {"input_ids": inputs["decoder_input_ids"]}, encoded.last_hidden_state, encoder_attention_mask=mask
+        )
+        missing = room - inputs["decoder_input_ids"].shape[1]
+        pad = lambda part: ops.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0)))  # noqa: E731
+        cache = tuple(tuple(pad(part) for part in layer[:2]) for layer in output.past_key_values)
+        source = tuple(layer[2:] for layer in output.past_key_values)
+        return self.score(output.last_hidden_state[:, -1:])[:, 0], cache, (source, mask)
+
+    def continue_generation(self, tokens: Tensor, cache: Any, shared: Any, write_at: Tensor) -> tuple[Tensor, Any]:
+        """Make one step; see `TFGenerationMixin.continue_generation`."""
+        source, mask = shared
+        past = tuple((*own, *read) for own, read in zip(cache, source, strict=True))
+        output = self.decode(
+            {"input_ids": tokens, "past_key_values": past}, None, encoder_attention_mask=mask, write_at=write_at
+        )
+        cache = tuple(layer[:2] for layer in output.past_key_values)
+        return self.score(output.last_hidden_state)[:, 0], cache
 
     @unpack_inputs
     def call(

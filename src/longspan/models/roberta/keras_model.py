@@ -119,6 +119,15 @@ class TFRobertaForCausalLM(TFRobertaWordTask, TFBertLMHeadModel):
         (1, 2, 50265)
     """
 
+    @property
+    def first_position(self) -> int:
+        """Position of a row's first token: behind that of padding."""
+        return (self.config.pad_token_id or 0) + 1
+
+    def max_positions(self) -> int:
+        """Tokens that have a position embedding."""
+        return self.config.max_length
+
 
 @register
 class TFRobertaForSequenceClassification(SequenceClassificationModel, TFRobertaTask):

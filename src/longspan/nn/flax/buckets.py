@@ -14,22 +14,9 @@ import numpy as np
 
 from longspan.nn.flax.checks import ArrayLike, values_visible
 from longspan.nn.flax.outputs import OutputType
+from longspan.ops.patterns import SMALLEST, bucket
 
-#: lengths are a multiple of this
-SMALLEST = 64
-#: up to this many buckets lie between a power of two and the next one, so that padding adds at most an eighth
-_STEPS = 8
-
-
-def bucket(length: int) -> int:
-    """The length that `length` is padded to: a multiple of 64, or of an eighth of the power of two below it.
-
-    Example:
-        >>> [bucket(length) for length in (1, 65, 500, 4096, 4097)]
-        [64, 128, 512, 4096, 4608]
-    """
-    step = max(SMALLEST, (1 << max(length - 1, 1).bit_length() - 1) // _STEPS)
-    return -(-length // step) * step
+__all__ = ["SMALLEST", "bucket", "cut_tokens", "is_traced", "pad_tokens", "real_tokens"]
 
 
 def pad_tokens(array: ArrayLike, length: int, *, value: int = 0, axis: int = 1) -> ArrayLike:

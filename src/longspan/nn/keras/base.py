@@ -209,6 +209,13 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
 
     # -- loading and saving -----------------------------------------------------------------------------------------
 
+    def _load_extra(self, source: Source) -> None:
+        """Take what else a checkpoint holds."""
+
+    def _extra_files(self) -> dict[str, bytes]:
+        """Further files of a checkpoint by name."""
+        return {}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -257,6 +264,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             policy = _dtype_policy(dtype, resolved, reader)
             with naming(resolved.name_or_path), skip_initialisation():
                 model = cls(resolved, *model_args, dtype=policy, **model_kwargs)
+            model._load_extra(source)
             model.load_report = fill(
                 model,
                 reader,
@@ -308,7 +316,7 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         save_checkpoint(
             Path(save_directory),
             self.tensors_to_save(),
-            files={CONFIG_NAME: config.to_json_string().encode()},
+            files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
 

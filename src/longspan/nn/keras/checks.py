@@ -45,14 +45,19 @@ def check_ids(ids: Tensor, limit: int, *, name: str, limit_name: str) -> list[An
     """
     rule = f"{name} must lie in [0, {limit_name}={limit})"
     if values_visible(ids):
-        values = np.asarray(ids)
-        wrong = np.argwhere((values < 0) | (values >= limit))
-        if len(wrong):
-            place = tuple(wrong[0].tolist())
-            raise InputError(f"{rule}. Received: {values[place]} at position {place}")
+        check_values(np.asarray(ids), limit, name=name, limit_name=limit_name)
     elif in_graph(ids) and not is_compiled_by_xla():
         return [assert_in_graph(ops.all(ops.logical_and(ids >= 0, ids < limit)), rule)]
     return []
+
+
+def check_values(values: Any, limit: int, *, name: str, limit_name: str) -> None:
+    """As `check_ids`, of a NumPy array."""
+    wrong = np.argwhere((values < 0) | (values >= limit))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        rule = f"{name} must lie in [0, {limit_name}={limit})"
+        raise InputError(f"{rule}. Received: {values[place]} at position {place}")
 
 
 def check_input(tensor: Tensor | None, name: str, config: Any, **sizes: Size) -> list[Any]:

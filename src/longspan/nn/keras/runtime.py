@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -101,3 +101,30 @@ def after(assertions: Sequence[Any]) -> AbstractContextManager[Any]:
 
     dependencies: AbstractContextManager[Any] = tf.control_dependencies(assertions)
     return dependencies
+
+
+def compile_program(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of nested tensors as a program of XLA, compiled anew for other shapes; as it is on PyTorch.
+
+    The model's variables are read whenever the program runs.
+
+    Args:
+        model: What the function computes with.
+        function: Takes and returns nested tensors by place, and changes no variable.
+    """
+    if is_tensorflow():
+        import tensorflow as tf
+
+        compiled: Callable[..., Any] = tf.function(function, jit_compile=True, autograph=False)
+        return compiled
+    if keras.backend.backend() == "torch":
+        torch = importlib.import_module("torch")
+        without_gradients: Callable[..., Any] = torch.no_grad()(function)
+        return without_gradients
+
+    def pure(values: Sequence[Any], *arguments: Any) -> Any:
+        with keras.StatelessScope(state_mapping=zip(model.variables, values, strict=True)):
+            return function(*arguments)
+
+    program = importlib.import_module("jax").jit(pure)
+    return lambda *arguments: program([variable.value for variable in model.variables], *arguments)

@@ -107,7 +107,7 @@ def load_writer(
     """Load a model that generates.
 
     Args:
-        framework: `"torch"` or `"flax"`.
+        framework: `"torch"`, `"flax"` or `"keras"`.
         model: Where the model is, or a model of that framework.
         task: `"text-generation"` or `"text2text-generation"`.
         device: Device in the framework's words; None chooses.
@@ -119,10 +119,6 @@ def load_writer(
         ConfigError: the family has no class for the task in this framework.
         MissingFrameworkError: the framework is not installed.
     """
-    if framework == "keras":
-        raise InputError(
-            "Models of torch and flax write text; those of Keras have no generate. Received: framework='keras'"
-        )
     writer: Writer = _import_backend(framework, dtype).WriterBackend(
         model, task=task, device=device, dtype=dtype, settings=settings or {}
     )

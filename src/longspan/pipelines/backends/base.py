@@ -172,6 +172,28 @@ class Writer(LoadedModel):
         """
 
 
+class BatchWriter(Writer):
+    """A writer in batches of few shapes; a framework says how it generates."""
+
+    @abstractmethod
+    def _generate(self, ids: Any, mask: Any, settings: Mapping[str, Any]) -> Any:
+        """Ids (R, L) that the model writes for prompts (B, P), a power of two of them, padded on the right."""
+
+    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
+        """New token ids of each row; see `Writer.write`."""
+        width = max(map(len, rows))
+        num_rows = 1 << (len(rows) - 1).bit_length()  # few programs: `generate` itself rounds lengths
+        ids, mask = np.zeros((2, num_rows, width), np.int32)
+        for place, row in enumerate([*rows, *[rows[0]] * (num_rows - len(rows))]):  # copies fill the batch up
+            ids[place, : len(row)] = row
+            mask[place, : len(row)] = 1
+        written = np.asarray(self._generate(ids, mask, settings))
+        prompt = 1 if self.model.config.is_encoder_decoder else width
+        each = len(written) // num_rows
+        new: list[list[int]] = written[: each * len(rows), prompt:].tolist()
+        return new
+
+
 def load(source: Source, model_class: Any, dtype: Any, settings: Mapping[str, Any]) -> Any:
     """The model of a checkpoint; `settings` are further arguments of `from_pretrained`, but for those that are None."""
     place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}

@@ -5,7 +5,7 @@ XLA compiles one program a shape, so shapes are few.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax
@@ -134,30 +134,19 @@ class TaskBackend(_FlaxBackend, base.TaskModel):
         return {name: values[rows, wanted] for name, values in results.items()}
 
 
-class WriterBackend(_FlaxBackend, base.Writer):
+class WriterBackend(_FlaxBackend, base.BatchWriter):
     """A model that generates in Flax; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
 
-    def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
-        """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""
+    def _generate(self, ids: Any, mask: Any, settings: Mapping[str, Any]) -> Any:
         seed = settings.get("seed")
-        width = max(map(len, rows))
-        num_rows = 1 << (len(rows) - 1).bit_length()  # few programs: `generate` itself rounds lengths
-        ids, mask = np.zeros((2, num_rows, width), np.int32)
-        for place, row in enumerate([*rows, *[rows[0]] * (num_rows - len(rows))]):  # copies fill the batch up
-            ids[place, : len(row)] = row
-            mask[place, : len(row)] = 1
         with jax.default_device(self.device):
-            written = self.model.generate(
+            return self.model.generate(
                 ids,
                 attention_mask=mask,
                 params=self._params,
                 prng_key=None if seed is None else jax.random.PRNGKey(seed),
                 **{name: value for name, value in settings.items() if name != "seed"},
             ).sequences
-        prompt = 1 if self.model.config.is_encoder_decoder else width
-        each = len(written) // num_rows
-        new: list[list[int]] = np.asarray(written)[: each * len(rows), prompt:].tolist()
-        return new
 
 
 def _device(name: str | None) -> jax.Device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from keras import ops
 
 from longspan.auto import TFAutoModel
 from longspan.checkpoints.hub import Source
+from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 from longspan.models.registry import Framework
 from longspan.pipelines.backends import base
@@ -115,6 +116,14 @@ class TaskBackend(_KerasBackend, base.TaskModel):
         if wanted is not None:
             arrays = (array[np.arange(len(wanted))[:, None], wanted] for array in arrays)
         return dict(zip(self._outputs, arrays, strict=True))
+
+
+class WriterBackend(_KerasBackend, base.BatchWriter):
+    """A model that generates in Keras; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
+
+    def _generate(self, ids: Any, mask: Any, settings: Mapping[str, Any]) -> Any:
+        with _on_device(self.device):
+            return to_numpy(self.model.generate(ids, attention_mask=mask, **settings))
 
 
 def _task_outputs(
