@@ -59,7 +59,9 @@ def _with_options(function: Any) -> Any:
 
 @_with_options
 def train(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="What the model is to learn: classify.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="classify, tag, answer, choose, summarize, fill or generate.")
+    ],
     data: Annotated[
         list[Path],
         typer.Argument(metavar="DATA", help="jsonl, csv, parquet; folders by label; CoNLL columns; SQuAD JSON."),

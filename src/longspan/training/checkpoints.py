@@ -94,7 +94,7 @@ class RunFolder:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
+        accelerator.save_state(str(partial), safe_serialization=False)  # safetensors has no tied weights
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")

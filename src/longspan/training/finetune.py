@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 #: task -> module here and class
 TASKS = {
     "classify": ("classify", "ClassifyTask"),
+    "tag": ("tag", "TagTask"),
+    "answer": ("answer", "AnswerTask"),
+    "choose": ("answer", "ChooseTask"),
+    "summarize": ("language", "SummarizeTask"),
+    "fill": ("language", "FillTask"),
+    "generate": ("language", "GenerateTask"),
 }
 REPORT = "training.json"
 
@@ -86,7 +92,7 @@ def finetune(
     weights.
 
     Args:
-        task: One of `classify`, and others as `longspan train --help` lists them.
+        task: `classify`, `tag`, `answer`, `choose`, `summarize`, `fill` or `generate`.
         model: Directory or hub repository with a model of any head.
         data: Files or folders (jsonl, csv, Parquet; folders by label; CoNLL columns for `tag`, SQuAD JSON for
             `answer`), or an iterable of mappings such as a `datasets.Dataset`.

@@ -66,7 +66,7 @@ class Loop:
         torch.manual_seed(self.options.seed + self.accelerator.process_index)  # of dropout
         model.train()
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, self.options))
-        self.task.pipe.model.device = self.accelerator.device
+        self.task.place(self.accelerator.device)
         self.schedule = make_schedule(self.optimizer.optimizer, self.num_steps, self.options.warmup)
         self.accelerator.register_for_checkpointing(self.schedule)
 
@@ -114,6 +114,7 @@ class Loop:
         return self._finish(identity)
 
     def _train_epoch(self) -> None:
+        self.task.epoch = self.position.epoch
         steps = self.epoch(self.position.epoch)
         for step in islice(steps, self.position.step_of_epoch, None):
             loss = self.step(step)

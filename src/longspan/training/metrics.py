@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from longspan.errors import InputError
 
 Metrics = dict[str, float]
 
@@ -58,3 +63,42 @@ def entities(found: Sequence[set[Any]], truth: Sequence[set[Any]]) -> Metrics:
     pairs = list(zip(found, truth, strict=True))
     right = sum(len(ours & theirs) for ours, theirs in pairs)
     return f1_of_counts(right, sum(len(ours) for ours, _ in pairs), sum(len(theirs) for _, theirs in pairs))
+
+
+def answers(found: Sequence[str], truth: Sequence[Sequence[str]]) -> Metrics:
+    """Exact match and F1 of words, each the best over the right answers; "" is the answer that there is none."""
+    pairs = [(answer, list(right) or [""]) for answer, right in zip(found, truth, strict=True)]
+    exact = [max(_plain(answer) == _plain(one) for one in right) for answer, right in pairs]
+    return {
+        "exact_match": float(np.mean(exact)),
+        "f1": float(np.mean([max(_word_f1(answer, one) for one in right) for answer, right in pairs])),
+    }
+
+
+def _plain(text: str) -> str:
+    """Lower case without punctuation, articles and superfluous blanks, as SQuAD's script compares."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def _word_f1(found: str, truth: str) -> float:
+    ours, theirs = _plain(found).split(), _plain(truth).split()
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return f1_of_counts(sum((Counter(ours) & Counter(theirs)).values()), len(ours), len(theirs))["f1"]
+
+
+def rouge(found: Sequence[str], truth: Sequence[str]) -> Metrics:
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L by `rouge_score`, with its stemmer.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    names = ["rouge1", "rouge2", "rougeL"]
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ModuleNotFoundError as error:
+        raise InputError("ROUGE needs rouge-score: pip install 'longspan[train]'. Received: none installed") from error
+    scorer = RougeScorer(names, use_stemmer=True)
+    scores = [scorer.score(right, ours) for ours, right in zip(found, truth, strict=True)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in names}

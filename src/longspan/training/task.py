@@ -100,6 +100,7 @@ class TrainingTask(ABC):
 
     Attributes:
         labels: The classes in the order of their indices; empty if the task has none.
+        epoch: Number of the epoch, for tasks that draw anew in each.
         pipe: The pipeline of the model in training, which makes windows and evaluates.
         model: The model in training.
         tokenizer: Its tokenizer.
@@ -125,6 +126,7 @@ class TrainingTask(ABC):
         self.text_column = options.text_field or self.text_field
         self.label_column = options.label_field or self.label_field
         self.labels: list[str] = []
+        self.epoch = 0
         self.pipe: Any = None
         self.model: Any = None
         self.tokenizer: Any = None
@@ -196,6 +198,10 @@ class TrainingTask(ABC):
         """Take the model in training; its pipeline makes windows and evaluates."""
         self.model, self.tokenizer = model, tokenizer
         self.pipe = pipeline(self.pipeline_task, model, tokenizer, **self.options.windows())
+
+    def place(self, device: torch.device) -> None:
+        """Tell the pipeline where accelerate has put the model."""
+        self.pipe.model.device = device
 
     def save(self, model: Any, output: Path) -> None:
         """Write a trained model in the form in which it loads anywhere."""
