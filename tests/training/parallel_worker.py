@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 def prepared_loop(encoder):
     from tests.training.conftest import SETTINGS, documents
 
-    from longspan.training.finetune import prepare
     from longspan.training.loop import Loop
     from longspan.training.options import TrainOptions
+    from longspan.training.runs import prepare
 
     options = TrainOptions.of(SETTINGS | {"micro_tokens": 130, "batch_tokens": 1200})
     return Loop(
@@ -65,7 +65,7 @@ def work(rank, port, encoder, folder, kind, expected):
         Accelerator.prepare_model = lambda self, model, **_: shard(model)
     from tests.training.conftest import SETTINGS, documents
 
-    from longspan.training.finetune import finetune
+    from longspan.training.runs import finetune
 
     loss, found, kinds = gradients(encoder)
     assert kinds == {"DTensor" if kind == "fsdp2" else "Tensor"}

@@ -19,9 +19,9 @@ from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.errors import InputError
 from longspan.training.batches import plan_epoch
-from longspan.training.finetune import finetune, plan_run, prepare
 from longspan.training.loop import Loop
 from longspan.training.options import TrainOptions
+from longspan.training.runs import finetune, plan_run, prepare
 
 ROOT = Path(__file__).parents[2]
 HELD_BACK = documents(40, seed=2)

@@ -13,8 +13,8 @@ from tests.training.conftest import SETTINGS, documents, write_lines
 from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.errors import InputError
-from longspan.training.finetune import finetune, prepare
 from longspan.training.options import TrainOptions
+from longspan.training.runs import finetune, prepare
 
 DATA = documents(6, seed=1)
 

@@ -24,8 +24,8 @@ from longspan import (
 )
 from longspan.errors import InputError
 from longspan.training import metrics
-from longspan.training.finetune import finetune, prepare
 from longspan.training.options import TrainOptions
+from longspan.training.runs import finetune, prepare
 
 FAST = SETTINGS | {"learning_rate": 0.01}
 

@@ -81,7 +81,7 @@ def train(
     A document longer than the model is read in the windows in which it is read later. The output loads wherever a
     model does, and holds a model card, the log and the settings.
     """
-    from longspan.training.finetune import finetune, plan_run
+    from longspan.training.runs import finetune, plan_run
 
     if plan:
         planned = plan_run(task, model, data, output, validation=validation, **options)

@@ -21,10 +21,10 @@ from longspan.errors import InputError
 from longspan.training.batches import Step, plan_epoch
 from longspan.training.card import model_card
 from longspan.training.checkpoints import LOG, Log, Position, RunFolder
-from longspan.training.finetune import Prepared, TrainReport, write_report
 from longspan.training.memory import Plan, measure
 from longspan.training.optimizer import make_optimizer, make_schedule, with_adapters
 from longspan.training.progress import TrainingProgress
+from longspan.training.runs import Prepared, TrainReport, write_report
 from longspan.training.task import TensorBatch
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}

@@ -55,7 +55,7 @@ class Sample:
     """
 
     rows: list[Row]
-    targets: dict[str, Array]
+    targets: dict[str, Any]
     weight: float = 1.0
 
     @property
@@ -282,5 +282,6 @@ def _stack(values: Sequence[Array]) -> Tensor:
     shape = (len(arrays), *(max(array.shape[axis] for array in arrays) for axis in range(arrays[0].ndim)))
     stacked = np.full(shape, IGNORE_INDEX, arrays[0].dtype)
     for index, array in enumerate(arrays):
-        stacked[(index, *(slice(size) for size in array.shape))] = array
+        place: Any = (index, *(slice(size) for size in array.shape))
+        stacked[place] = array
     return torch.from_numpy(stacked)

@@ -110,7 +110,7 @@ def finetune(
         ConfigError: the model's family has no class for the task.
 
     Example:
-        >>> from longspan.training.finetune import finetune
+        >>> from longspan.training import finetune
         >>> rows = [{"text": "a fine film", "label": "good"}, {"text": "a dull film", "label": "bad"}]
         >>> finetune("classify", "./my-longformer", rows, "./reviews", epochs=2)  # doctest: +SKIP
     """
