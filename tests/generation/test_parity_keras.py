@@ -21,6 +21,7 @@ keras = import_keras()
 FAMILIES = {
     "longt5-tglobal": "LongT5ForConditionalGeneration",
     "bert": "BertLMHeadModel",
+    "diffllama": "DiffLlamaForCausalLM",
 }
 #: name -> settings; together every rule that is not about sampling. Those of one number of rows share programs
 SETTINGS = {
@@ -69,7 +70,7 @@ def longt5(counting):
 
 def prompts(family):
     """Rows that count, some of them padded."""
-    return counting_prompts(3, left=family == "bert")
+    return counting_prompts(3, left="longt5" not in family)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

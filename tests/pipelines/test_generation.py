@@ -113,11 +113,12 @@ def test_options_of_writing(causal: Path, seq2seq: Path) -> None:
     assert go_on("program", prefix="The ", return_full_text=False) == go_on("The program", return_full_text=False)
 
 
-def test_a_causal_model_writes_the_same_in_flax(causal: Path) -> None:
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_a_causal_model_writes_the_same(causal: Path, framework: str) -> None:
     settings = {"max_new_tokens": 4, "return_full_text": False}
     texts = TEXTS[:2]
     expected = pipeline("text-generation", causal, **settings)(texts)
-    assert pipeline("text-generation", causal, framework="flax", **settings)(texts) == expected
+    assert pipeline("text-generation", causal, framework=framework, **settings)(texts) == expected
 
 
 def test_errors(causal: Path, seq2seq: Path) -> None:

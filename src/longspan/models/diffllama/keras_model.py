@@ -5,6 +5,7 @@ Axes: B batch, S tokens, T keys, H width, A softmax maps, L layers, N classes, V
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -12,6 +13,7 @@ from keras import ops
 
 from longspan.checkpoints.names import ParameterNames
 from longspan.errors import InputError
+from longspan.generation.keras_mixin import TFCausalGenerationMixin
 from longspan.models.diffllama.keras_backbone import TFDiffLlamaModel, TFDiffLlamaPreTrainedModel
 from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.nn.keras.base import register
@@ -116,7 +118,7 @@ class TFDiffLlamaLabelTask(TFDiffLlamaTask):
 
 
 @register
-class TFDiffLlamaForCausalLM(CausalLMModel, TFDiffLlamaTask):
+class TFDiffLlamaForCausalLM(TFCausalGenerationMixin, CausalLMModel, TFDiffLlamaTask):
     """DiffLlama with a language modelling head.
 
     `labels` are ids aligned with `input_ids` (the model shifts them), -100 is ignored, (B, S). A call returns
@@ -133,9 +135,12 @@ class TFDiffLlamaForCausalLM(CausalLMModel, TFDiffLlamaTask):
         >>> second = model(np.array([[9]]), past_key_values=first.past_key_values)
         >>> tuple(second.logits.shape), tuple(second.past_key_values[0][0].shape)
         ((1, 1, 100), (1, 4, 4, 8))
+        >>> tuple(model.generate(np.array([[1, 5, 7]]), max_new_tokens=2, min_new_tokens=2).shape)
+        (1, 5)
     """
 
     output_class = TFDiffLlamaCausalLMOutput
+    of_last_token: ClassVar[Mapping[str, Any]] = {"logits_to_keep": 1}
 
     def make_head(self) -> None:
         """Make the projection onto the vocabulary, unless it is the embedding."""
