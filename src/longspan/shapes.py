@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, Protocol
 
 from longspan.errors import InputError
@@ -30,6 +30,14 @@ def check_shape(array: Shaped | None, expected: tuple[int, ...], *, name: str, a
     """
     if array is not None and tuple(array.shape) != tuple(expected):
         raise InputError(f"{name} must have the shape {axes} = {expected}. Received: {tuple(array.shape)}")
+
+
+def differ(array: Shaped, expected: Sequence[int | None]) -> bool:
+    """True if the shape cannot be the expected one; sizes that are None, known only when a graph runs, fit all."""
+    shape = tuple(array.shape)
+    return len(shape) != len(expected) or any(
+        None not in pair and pair[0] != pair[1] for pair in zip(shape, expected, strict=True)
+    )
 
 
 def check_key_mask(mask: Shaped, *, batch: int, num_keys: int, name: str = "attention_mask") -> None:

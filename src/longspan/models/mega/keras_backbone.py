@@ -28,7 +28,7 @@ from longspan.nn.keras.resizing import replace_layer
 from longspan.nn.keras.runtime import after, is_symbolic, is_tensorflow
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.gated_attention import GATED_ATTENTION
-from longspan.ops.keras.shapes import differ
+from longspan.shapes import differ
 
 
 class MegaEmbeddings(Block):

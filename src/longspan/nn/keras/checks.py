@@ -24,6 +24,7 @@ from longspan.nn.keras.runtime import (
     values_visible,
 )
 from longspan.ops.keras import Tensor
+from longspan.shapes import differ
 
 #: a length: an integer, or a 0-d integer tensor where it is only known when a graph runs
 Size: TypeAlias = Any
@@ -97,14 +98,9 @@ def check_shape(tensor: Tensor | None, expected: Sequence[Size], *, name: str, a
     Raises:
         InputError: naming both shapes.
     """
-    if tensor is None:
-        return
-    shape = static_shape(tensor)
     known = tuple(size if isinstance(size, int) else None for size in expected)
-    if len(shape) != len(known) or any(
-        size is not None and wanted is not None and size != wanted for size, wanted in zip(shape, known, strict=True)
-    ):
-        raise InputError(f"{name} must have the shape {axes} = {known}. Received: {shape}")
+    if tensor is not None and differ(tensor, known):
+        raise InputError(f"{name} must have the shape {axes} = {known}. Received: {static_shape(tensor)}")
 
 
 def input_shape(

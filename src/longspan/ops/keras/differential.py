@@ -28,7 +28,7 @@ from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.attention import MASKED, softmax
 from longspan.ops.keras.scan import scan
-from longspan.ops.keras.shapes import differ
+from longspan.shapes import differ
 
 #: R; blocks of this size keep the maps of a block in the caches of a CPU, and products large
 BLOCK_ROWS = 128

@@ -23,7 +23,7 @@ from longspan.ops import patterns
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.attention import MASKED, Dropout, softmax
-from longspan.ops.keras.shapes import differ
+from longspan.shapes import differ
 
 #: queries of a block: the span of a block is wider than a window by this much, so small blocks waste less
 BLOCK_ROWS = 64
