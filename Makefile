@@ -57,6 +57,7 @@ gpu: $(VENV)/test.stamp
 # the documentation site, in build/site; then its pages in a headless browser
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -q -m site tests/docs/test_site.py
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
