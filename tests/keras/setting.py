@@ -64,6 +64,20 @@ MEGA_SETTINGS = {
     "attention_probs_dropout_prob": 0.0,
     "nffn_activation_dropout_prob": 0.0,
 }
+#: stands for LongT5
+LONGT5 = "TFLongT5ForConditionalGeneration"
+LONGT5_SETTINGS = {
+    **{name: SETTINGS[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")},
+    "d_kv": 9,
+    "d_ff": 50,
+    "num_attention_heads": 4,
+    "local_radius": 3,
+    "global_block_size": 4,
+    "encoder_attention_type": "transient-global",
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "dropout_rate": 0.0,
+}
 #: rows of tokens: full, right-padded, with holes behind the first token and in the middle
 ROWS, LENGTH = 4, 19
 
@@ -82,7 +96,7 @@ def randomise(model, *, scale=0.2, seed=0):
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         noise = generator.standard_normal(tuple(weight.shape)) * scale
-        weight.assign(1 + noise if weight.path.endswith("gamma") else noise)
+        weight.assign(1 + noise if weight.path.endswith(("gamma", "norm/weight")) else noise)
     return model
 
 
@@ -104,6 +118,9 @@ def inputs_of(name, seed=1):
         "token_type_ids": generator.integers(0, 3, shape),
         "attention_mask": mask,
     }
+    if name == LONGT5:
+        del inputs["token_type_ids"]
+        return inputs | {"decoder_input_ids": inputs["input_ids"][:, ::-3], "labels": inputs["input_ids"][:, ::3]}
     if "Longformer" in name:  # rows differ in their number of global tokens
         inputs["global_attention_mask"] = mask * (np.arange(ROWS * LENGTH).reshape(shape) % 23 == 0)
     if "DiffLlama" in name:
@@ -134,8 +151,11 @@ def labels_of(name, inputs, generator):
 
 
 def config_for(name, **settings):
-    from longspan import BertConfig, DiffLlamaConfig, LongformerConfig, MegaConfig
+    from longspan import BertConfig, DiffLlamaConfig, LongformerConfig, LongT5Config, MegaConfig
 
+    if name == LONGT5:
+        settings["d_ff"] = settings.pop("intermediate_size", 50)
+        return LongT5Config(**{**LONGT5_SETTINGS, **settings})
     if "Mega" in name:
         decoder = name == "TFMegaForCausalLM"
         return MegaConfig(**{**MEGA_SETTINGS, "is_decoder": decoder, "bidirectional": not decoder, **settings})

@@ -20,6 +20,7 @@ from longspan.nn.keras.layers import Block, embedding, linear
 from longspan.nn.keras.outputs import Tensors
 from longspan.ops import patterns
 from longspan.ops.keras import Tensor
+from longspan.ops.keras.rms_norm import rms_norm
 
 
 def wide(policy: keras.DTypePolicy) -> keras.DTypePolicy:
@@ -73,9 +74,7 @@ class LongT5LayerNorm(keras.layers.Layer):
     def call(self, hidden_states: Tensor) -> Tensor:
         """(..., H) -> (..., H)."""
         states = ops.cast(hidden_states, keras.backend.result_type(hidden_states.dtype, "float32"))
-        variance = ops.mean(ops.square(states), axis=-1, keepdims=True)
-        normalised = states * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(normalised * ops.cast(self.weight, normalised.dtype), self.compute_dtype)
+        return ops.cast(rms_norm(states, ops.cast(self.weight, states.dtype), self.epsilon), self.compute_dtype)
 
 
 class LongT5DenseActDense(LongT5Part):
