@@ -5,8 +5,8 @@ A case builds a peer and longspan on the same weights and inputs. For each case 
 1. compares the outputs, and refuses to time what disagrees;
 2. runs both in turn for several rounds and takes the median of the ratios of neighbouring runs, because machines are
    noisy and drift;
-3. measures the rate of a large matrix product in the same process, by the fastest kernel that there is, which gives
-   the *floor*: the time that the floating-point operations of the case must take at that rate;
+3. measures the rates of matrix products in the same process, for each shape of the case by the fastest kernel that
+   there is, which gives the *floor*: the time that its floating-point operations must take (`benchmarks/floor.py`);
 4. measures the peak memory of one run of each in a fresh process.
 
 Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it: one file for each instruction
@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fnmatch
-import functools
 import gc
 import importlib
 import json
@@ -34,12 +33,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.floor import Operations, floor_seconds, kernels_used, timed
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, check_comparable, describe, machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,8 +53,8 @@ class Work:
         ours: One run of longspan.
         difference: Error between the two results, and
         tolerance: how large it may be.
-        flops: Floating-point operations that the case must do, for the floor; None for no floor.
-        floor_dtype: Dtype of the matrix product that gives the rate, e.g. `"float32"`.
+        flops: Floating-point operations that the case must do, for the floor, by shape or in all; None for no floor.
+        floor_dtype: Dtype of the matrix products that give the rates, e.g. `"float32"`.
         extra: Further figures for the report, such as compile times.
         after: Called with the median seconds of peer and longspan; returns further figures.
     """
@@ -64,7 +63,7 @@ class Work:
     ours: Callable[[], Any]
     difference: Callable[[Any, Any], float]
     tolerance: float
-    flops: float | None = None
+    flops: float | Operations | None = None
     floor_dtype: str = "float32"
     extra: dict[str, Any] = field(default_factory=dict)
     after: Callable[[float, float], dict[str, Any]] | None = None
@@ -118,63 +117,6 @@ def load_cases() -> None:
 # -- one case, in a process of its own ----------------------------------------------------------------------------
 
 
-def product_kernels(x: Any, weight: Any) -> dict[str, Callable[[], Any]]:
-    """All ways that PyTorch and NumPy have to multiply (M, K) by a weight (N, K)."""
-    import torch
-    from torch.nn import functional as F
-
-    onednn = torch.ops.mkldnn
-    kernels = {"linear": lambda: F.linear(x, weight)}
-    if x.dtype == torch.float32:
-        left, right = x.numpy(), weight.numpy()
-        kernels["numpy"] = lambda: left @ right.T
-    else:
-        kernels["float32, converted"] = lambda: F.linear(x.float(), weight.float()).to(x.dtype)
-    is_supported = {
-        torch.float32: lambda: True,
-        torch.bfloat16: onednn._is_mkldnn_bf16_supported,
-        torch.float16: onednn._is_mkldnn_fp16_supported,
-    }
-    if torch.backends.mkldnn.is_available() and is_supported[x.dtype]():
-        packed = onednn._reorder_linear_weight(weight, x.shape[0])
-        kernels["oneDNN"] = lambda: onednn._linear_pointwise(x, weight, None, "none", [], "")
-        kernels["oneDNN, packed"] = lambda: onednn._linear_pointwise(x, packed, None, "none", [], "")
-    return kernels
-
-
-@functools.cache
-def fastest_kernel(dtype: str) -> tuple[str, Callable[[], Any], float]:
-    """The fastest way to a (4096, 768) x (768, 3072) product on this machine: name, one run, its operations."""
-    import torch
-
-    kind = getattr(torch, dtype)
-    rows, inner, columns = 4096, 768, 3072
-    kernels = product_kernels(torch.randn(rows, inner, dtype=kind), torch.randn(columns, inner, dtype=kind))
-    seconds: dict[str, list[float]] = {name: [] for name in kernels}
-    with torch.no_grad():
-        for _ in range(4):
-            for name, run in kernels.items():
-                seconds[name].append(timed(run))
-    best = min(kernels, key=lambda name: statistics.median(seconds[name][1:]))
-    return best, kernels[best], 2.0 * rows * inner * columns
-
-
-def matmul_rate(dtype: str, rounds: int = 7) -> float:
-    """Floating-point operations per second of a large matrix product by the fastest kernel."""
-    import torch
-
-    _, run, flops = fastest_kernel(dtype)
-    with torch.no_grad():
-        return flops / statistics.median([timed(run) for _ in range(rounds + 1)][1:])
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds of one run."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
     """Compare outputs, then time peer and longspan in turn."""
     work = chosen.build()
@@ -183,13 +125,13 @@ def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
         raise SystemExit(f"{chosen.name}: outputs differ by {difference:.3g}, allowed {work.tolerance:.3g}; not timed")
     work.peer()
     work.ours()
-    peer, ours, rates = [], [], []
+    peer, ours, floors = [], [], []
     for _ in range(rounds or chosen.rounds):
         for run, seconds in ((work.peer, peer), (work.ours, ours)):
             gc.collect()
             seconds.append(timed(run))
         if work.flops is not None:
-            rates.append(matmul_rate(work.floor_dtype, rounds=3))
+            floors.append(floor_seconds(work.flops, work.floor_dtype))
     result: dict[str, Any] = {
         "about": chosen.about,
         "difference": difference,
@@ -202,8 +144,7 @@ def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
         **work.extra,
     }
     if work.flops is not None:
-        floors = [work.flops / rate for rate in rates]
-        result["floor_kernel"] = fastest_kernel(work.floor_dtype)[0]
+        result["floor_kernel"] = kernels_used(work.flops, work.floor_dtype)
         result["floor_seconds"] = statistics.median(floors)
         result["ours_to_floor"] = statistics.median(o / f for o, f in zip(ours, floors, strict=True))
         result["peer_to_floor"] = statistics.median(p / f for p, f in zip(peer, floors, strict=True))
@@ -281,9 +222,9 @@ def render(stored: dict[str, Any]) -> str:
         describe(stored["machine"]),
         "",
         "Ratio: time of the peer ÷ time of longspan, median over interleaved rounds. Floor: time ÷ time that the "
-        "case's floating-point operations take at the rate of a large matrix product by the fastest kernel of PyTorch "
-        "and NumPy. Memory: peak rise of one run. Times are of this machine and this run; read the ratios. Remade by "
-        "`make bench`.",
+        "case's matrix products take, each shape by its fastest kernel of PyTorch and NumPy in the same run, or, for "
+        "tokens that are generated, reading the weights. Memory: peak rise of one run. Times are of this machine and "
+        "this run; read the ratios. Remade by `make bench`.",
         "",
         "| case | what | peer s | longspan s | ratio | wanted | ÷ floor (peer) | wanted | peak MiB (peer) | differs |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -7,7 +7,8 @@ import os
 
 import pytest
 import torch
-from benchmarks import compare, harness
+from benchmarks import compare, floor, harness
+from benchmarks.cases import bert, diffllama, longformer, longt5
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, describe, machine
 
 from longspan.machine import KEPT, allocator, label, probe
@@ -74,8 +75,50 @@ def test_figures_of_two_machines_are_neither_stored_together_nor_compared(monkey
 def test_all_kernels_of_the_floor_compute_the_product(dtype):
     x, weight = torch.randn(8, 16, dtype=dtype), torch.randn(12, 16, dtype=dtype)
     exact = x.double() @ weight.double().T
-    kernels = harness.product_kernels(x, weight)
+    kernels = floor.product_kernels(x, weight)
     assert len(kernels) >= 2
     for run in kernels.values():
         result = torch.as_tensor(run()).double()
         assert float((result - exact).abs().max()) < 8 * torch.finfo(dtype).eps * float(exact.abs().max())
+
+
+def test_kernels_of_batches_compute_the_product():
+    x, y = torch.randn(3, 8, 16), torch.randn(3, 12, 16)
+    for run in floor.batched_kernels(x, y).values():
+        assert torch.allclose(torch.as_tensor(run()), x @ y.transpose(1, 2), atol=1e-5)
+
+
+def test_the_floor_adds_up_the_shapes(monkeypatch):
+    """Each at its own rate; all operations count, however they are split."""
+    rates = {(1, 4, 8, 8): 10.0, floor.READ: 5.0, floor.LARGE: 2.0}
+    monkeypatch.setattr(floor, "rate", lambda shape, dtype, rounds: rates[shape])
+    layer = floor.linear(4, 8, 8) + floor.Operations({floor.READ: 20.0})
+    assert floor.floor_seconds(3 * layer, "float32") == pytest.approx(3 * (512 / 10 + 20 / 5))
+    assert floor.floor_seconds(8.0, "float32") == 4.0
+
+
+def test_rates_are_measured(monkeypatch):
+    monkeypatch.setattr(floor, "_READ_BYTES", 1 << 20)
+    floor.fastest_kernel.cache_clear()
+    operations = floor.attention(2, 4, 6, 8, pairs=10) + floor.Operations({floor.READ: 1e3})
+    for dtype in ("float32", "bfloat16"):
+        assert 0 < floor.floor_seconds(operations, dtype, rounds=1) < float("inf")
+        assert floor.kernels_used(operations, dtype)
+    floor.fastest_kernel.cache_clear()
+
+
+def test_operations_of_the_cases():
+    """Sums that were counted by hand: products of an (M, K) by a (K, N) are 2·M·K·N operations."""
+    assert sum(bert.encoder_flops((4, 2), layers=1).values()) == 2 * 6 * (4 * 768**2 + 2 * 768 * 3072) + 4 * 20 * 768
+    pairs = longformer.band_pairs(1024, 256)
+    expected = 2 * 1024 * (4 * 768**2 + 2 * 768 * 3072) + 4 * pairs * 768
+    assert sum(longformer.encoder_flops(1, 1024, 1).values()) == pytest.approx(expected)
+    expected = 2 * 256 * (4 * 768**2 + 3 * 768 * 2048) + 4 * 768 * longformer.band_pairs(256, 127)
+    assert sum(longt5.encoder_flops("local", 256, 1).values()) == pytest.approx(expected)
+    assert sum(diffllama.attention_flops(8).values()) == 8 * 9 * 2 * 1024
+
+
+def test_every_case_has_a_name_of_its_own_and_a_line():
+    harness.load_cases()
+    assert len(harness.CASES) > 50
+    assert all(chosen.about and name.count("/") >= 1 for name, chosen in harness.CASES.items())

@@ -6,18 +6,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.floor import Operations, attention, linear
 from benchmarks.harness import Work, case
 
 RAGGED = (512, 400, 300, 220, 150, 100, 64, 32)
 WIDTH, HEADS, INNER, LAYERS = 768, 12, 3072, 6
 
 
-def encoder_flops(lengths: Any, layers: int = LAYERS) -> float:
+def encoder_flops(lengths: Any, layers: int = LAYERS) -> Operations:
     """Matrix products of the layers on the real tokens: four projections, two feed-forwards, scores and values."""
     tokens = sum(lengths)
-    linear = 2 * tokens * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER)
-    attention = sum(2 * 2 * length * length * WIDTH for length in lengths)
-    return float(layers * (linear + attention))
+    layer = 4 * linear(tokens, WIDTH, WIDTH) + linear(tokens, WIDTH, INNER) + linear(tokens, INNER, WIDTH)
+    for length in lengths:
+        layer += attention(HEADS, length, length, WIDTH // HEADS, pairs=length**2)
+    return layers * layer
 
 
 def models(dtype: str) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cases.bert import HEADS, INNER, RAGGED, WIDTH, encoder_flops
+from benchmarks.floor import Operations
 from benchmarks.harness import Work, case
 
 LAYERS = 12
@@ -45,7 +46,7 @@ def batch(lengths: tuple[int, ...]) -> tuple[Any, Any]:
     return np.random.default_rng(0).integers(0, 1000, mask.shape).astype("int32"), mask
 
 
-def work(peer: Callable[[], Any], ours: Callable[[], Any], mask: Any, dtype: str, flops: float | None) -> Work:
+def work(peer: Callable[[], Any], ours: Callable[[], Any], mask: Any, dtype: str, flops: Operations | None) -> Work:
     """Both sides, with the time of their first calls, which compile."""
     import numpy as np
 

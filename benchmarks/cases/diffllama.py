@@ -9,26 +9,29 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import Work, case, matmul_rate
+from benchmarks.floor import Operations, attention, floor_seconds, linear
+from benchmarks.harness import Work, case
 
 WIDTH, INNER, MAPS, KV_HEADS, HEAD_DIM, LAYERS, LENGTH = 1024, 4096, 16, 8, 64, 2, 2048
+#: queries of a block, which meets half of the keys on average
+QUERIES = 256
 ABOUT = f"{LAYERS} layers 1024 wide, 16/8 heads, {LENGTH} tokens"
 PREPACKED = f"{ABOUT}, inside prepacked_weights"
 
 
-def attention_flops(length: int) -> float:
+def attention_flops(length: int) -> Operations:
     """Products of the attention of a layer: a query meets the keys before it, a pair of maps its values once."""
-    return float(length * (length + 1) * (MAPS * HEAD_DIM + MAPS // 2 * 2 * HEAD_DIM))
+    return attention(MAPS, QUERIES, length // 2, HEAD_DIM, pairs=length * (length + 1) / 2)
 
 
-def feed_forward_flops(length: int) -> float:
+def feed_forward_flops(length: int) -> Operations:
     """Products of the feed-forward block of a layer."""
-    return float(2 * length * 3 * WIDTH * INNER)
+    return 2 * linear(length, WIDTH, INNER) + linear(length, INNER, WIDTH)
 
 
-def decoder_flops(length: int) -> float:
+def decoder_flops(length: int) -> Operations:
     """Matrix products of the layers."""
-    projections = 2 * length * (2 * WIDTH * MAPS * HEAD_DIM + 2 * WIDTH * KV_HEADS * HEAD_DIM)
+    projections = 2 * linear(length, WIDTH, MAPS * HEAD_DIM) + 2 * linear(length, WIDTH, KV_HEADS * HEAD_DIM)
     return LAYERS * (projections + feed_forward_flops(length) + attention_flops(length))
 
 
@@ -94,7 +97,7 @@ def parts_to_floor(model: Any, dtype: str) -> dict[str, float]:
                 start = time.perf_counter()
                 run()
                 seconds = time.perf_counter() - start
-                ratios[name].append(seconds * matmul_rate(dtype, rounds=3) / flops)
+                ratios[name].append(seconds / floor_seconds(flops, dtype))
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+from benchmarks.floor import Operations, attention, linear
 from benchmarks.harness import Work, case
 
 WIDTH, HEADS, INNER, WINDOW = 768, 12, 3072, 512
@@ -15,14 +16,20 @@ def band_pairs(length: int, radius: int) -> int:
     return sum(min(length, i + radius + 1) - max(0, i - radius) for i in range(length))
 
 
-def encoder_flops(batch: int, length: int, layers: int) -> float:
+def band(length: int, radius: int, *, heads: int, size: int) -> Operations:
+    """Scores and values of windows, at the rate of blocks of as many queries as the radius and the keys they see."""
+    blocks = -(-length // radius)
+    return attention(heads * blocks, radius, 3 * radius, size, pairs=band_pairs(length, radius) / blocks)
+
+
+def encoder_flops(batch: int, length: int, layers: int) -> Operations:
     """Matrix products of the layers: four projections, two feed-forwards, scores and values of the windows.
 
     The two global projections of all tokens, which the reference computes, are not necessary and not counted.
     """
-    linear = 2 * length * (4 * WIDTH * WIDTH + 2 * WIDTH * INNER)
-    attention = 2 * 2 * band_pairs(length, WINDOW // 2) * WIDTH
-    return float(batch * layers * (linear + attention))
+    tokens = batch * length
+    products = 4 * linear(tokens, WIDTH, WIDTH) + linear(tokens, WIDTH, INNER) + linear(tokens, INNER, WIDTH)
+    return layers * (products + batch * band(length, WINDOW // 2, heads=HEADS, size=WIDTH // HEADS))
 
 
 def models(dtype: str, layers: int, length: int) -> tuple[Any, Any]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from benchmarks.cases.longformer import band_pairs, growth
+from benchmarks.cases.longformer import band, growth
+from benchmarks.floor import Operations, attention, linear
 from benchmarks.harness import Work, case
 
 WIDTH, HEADS, HEAD_SIZE, INNER, RADIUS, BLOCK = 768, 12, 64, 2048, 127, 16
 
 
-def encoder_flops(kind: str, length: int, layers: int) -> float:
+def encoder_flops(kind: str, length: int, layers: int) -> Operations:
     """Matrix products of the layers: four projections, three of the gated feed-forward, scores and values."""
-    linear = 2 * length * (4 * WIDTH * WIDTH + 3 * WIDTH * INNER)
-    pairs = band_pairs(length, RADIUS)
+    layer = 4 * linear(length, WIDTH, HEADS * HEAD_SIZE) + 2 * linear(length, WIDTH, INNER)
+    layer += linear(length, INNER, WIDTH) + band(length, RADIUS, heads=HEADS, size=HEAD_SIZE)
     if kind == "transient-global":
-        pairs += length * (length // BLOCK)
-        linear += 2 * (length // BLOCK) * 2 * WIDTH * WIDTH
-    return float(layers * (linear + 2 * 2 * pairs * WIDTH))
+        blocks = length // BLOCK
+        layer += attention(HEADS, length, blocks, HEAD_SIZE, pairs=length * blocks)
+        layer += 2 * linear(blocks, WIDTH, HEADS * HEAD_SIZE)
+    return layers * layer
 
 
 def models(dtype: str, kind: str, layers: int) -> tuple[Any, Any]:
