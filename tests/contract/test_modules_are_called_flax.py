@@ -62,6 +62,13 @@ CASES = {
     "transient-global": ("FlaxLongT5EncoderModel", {"encoder_attention_type": "transient-global"}),
     "gated": ("FlaxLongT5EncoderModel", {"feed_forward_proj": "gated-gelu"}),
 }
+#: classes that write
+WRITERS = {
+    "bert": ("FlaxBertForCausalLM", {"is_decoder": True}),
+    "diffllama": ("FlaxDiffLlamaForCausalLM", {}),
+    "longt5": ("FlaxLongT5ForConditionalGeneration", {}),
+    "mega": ("FlaxMegaForCausalLM", {"is_decoder": True, "bidirectional": False}),
+}
 #: module type -> the parameter that a term in its output can be added to
 KINDS = {Dense: "bias", Embedding: "embedding", LayerNorm: "bias", FlaxLongT5LayerNorm: "", FlaxDiffLlamaRMSNorm: ""}
 #: parameters of dense layers, embeddings and norms; others are their module's own
@@ -69,7 +76,7 @@ LEAVES = {"kernel", "embedding", "scale", "weight"}
 
 
 def build(case):
-    name, settings = CASES[case]
+    name, settings = (CASES | WRITERS)[case]
     config, common = next(family for prefix, family in FAMILIES.items() if name.startswith(prefix))
     model = getattr(longspan, name)(config(**{**common, **settings}))
     rng = np.random.default_rng(0)
@@ -162,3 +169,62 @@ def test_a_tied_head_is_a_method_of_the_table(name):
 
     with nn.intercept_methods(add):
         assert_close(model.module.apply({"params": params}, **inputs).logits, plain + 3.0)
+
+
+class Adding:
+    """An interceptor that adds to what every dense layer, embedding and norm gives."""
+
+    def __init__(self):
+        self.paths = set()
+
+    def __call__(self, call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if type(context.module) not in KINDS or context.method_name != "__call__":
+            return output
+        self.paths.add(context.module.path)
+        return output + jnp.sin(jnp.arange(output.shape[-1]) + sum(map(ord, "".join(context.module.path)))) / 2
+
+
+@pytest.mark.parametrize("case", WRITERS)
+def test_cached_steps_and_generate_show_what_an_interceptor_adds(case):
+    model, params, inputs = build(case)
+    ids = inputs["input_ids"] = np.maximum(inputs["input_ids"], 2)  # `generate` would mask padding
+    model.params = params
+
+    def decode(tokens, cache, encoded):
+        return (
+            model(tokens, past_key_values=cache)
+            if encoded is None
+            else model.decode(tokens, encoded, past_key_values=cache)
+        )
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+    def write():
+        encoded = model.encode(ids) if case == "longt5" else None
+        target = ids if encoded is None else inputs["decoder_input_ids"]
+        cache = model.init_cache(2, target.shape[1], *([] if encoded is None else [encoded]))
+        begin = decode(target[:, :4], cache, encoded)
+        end = decode(target[:, 4:], begin.past_key_values, encoded)
+        sequences = model.generate(ids, max_new_tokens=3, eos_token_id=None).sequences
+        again = model(sequences) if encoded is None else model(ids, decoder_input_ids=sequences)
+        return model(**inputs).logits, jnp.concatenate([begin.logits, end.logits], axis=1), sequences, again.logits
+
+    adding = Adding()
+    with nn.intercept_methods(adding):
+        whole, cached, sequences, again = write()
+    assert {path[:-1] for path in flatten(params) if path[-1] in LEAVES} <= adding.paths
+    assert_close(cached, whole)
+    first = sequences.shape[1] - 3
+    np.testing.assert_array_equal(sequences[:, first:], again[:, first - 1 : -1].argmax(-1))
+
+
+def test_a_program_made_before_does_not_serve_where_an_interceptor_is_in_force():
+    model, params, inputs = build("bert")
+    model.params = params
+    settings = {"max_new_tokens": 2, "eos_token_id": None}
+    before, written = model(**inputs).logits, model.generate(**inputs, **settings).sequences
+    with nn.intercept_methods(Adding()):
+        assert np.abs(np.asarray(model(**inputs).logits - before)).max() > 0.1
+        assert (model.generate(**inputs, **settings).sequences != written).any()
+    np.testing.assert_array_equal(model(**inputs).logits, before)
+    np.testing.assert_array_equal(model.generate(**inputs, **settings).sequences, written)

@@ -25,7 +25,7 @@ from longspan.generation.config import GenerationConfig
 from longspan.generation.flax_loop import ARRAYS, CausalStepper
 from longspan.model_output import ModelOutput
 from longspan.nn.flax.buckets import is_traced, pad_tokens
-from longspan.nn.flax.checks import as_array, as_indices, check_ids, values_visible
+from longspan.nn.flax.checks import as_array, as_indices, check_ids, is_intercepted, values_visible
 from longspan.nn.flax.outputs import model_output
 from longspan.nn.flax.sharding import explicit_mesh, on_auto_axes
 
@@ -107,7 +107,7 @@ class FlaxGenerationMixin(ArrayGeneration):
         search = self._make_search(config)
         numbers = {name: getattr(lengths, name) for name in ("prompt", "least", "greatest", "first")}
         with contextlib.nullcontext() if trace else jax.disable_jit():
-            ids, end, scores = self._generation_program(
+            ids, end, scores = (self._generate if is_intercepted() else self._generation_program)(
                 self.params if params is None else params,
                 jax.random.PRNGKey(0) if prng_key is None else prng_key,
                 arrays,

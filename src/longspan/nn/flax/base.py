@@ -24,6 +24,7 @@ from longspan.checkpoints.untrusted import naming
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
+from longspan.nn.flax.checks import is_intercepted
 from longspan.nn.flax.parameters import Path as ParameterPath
 from longspan.nn.flax.parameters import draw, recipes
 from longspan.nn.flax.sharding import on_auto_axes
@@ -231,7 +232,8 @@ class FlaxPreTrainedModel:
         Returns:
             What the module returns, and the cache filled further (None without one).
         """
-        return self._compiled(
+        program = self._apply if is_intercepted() else self._compiled
+        return program(
             self.params if params is None else params,
             cache,
             dropout_rng,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen import module as linen_module
 from jax import Array
 
 from longspan.errors import InputError
@@ -25,6 +26,15 @@ def values_visible(array: ArrayLike) -> bool:
     if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
         return False
     return all(device.platform == "cpu" for device in array.devices())
+
+
+def is_intercepted() -> bool:
+    """True inside of `flax.linen.intercept_methods`.
+
+    Adapters and quantisers work by it. It acts on Python code, so a program compiled outside of it would not show it,
+    and one compiled inside would keep it: then the code itself has to run.
+    """
+    return len(linen_module._global_interceptor_stack) > 0  # Flax has no public name for it
 
 
 def as_array(value: Any) -> ArrayLike:

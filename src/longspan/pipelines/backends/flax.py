@@ -17,6 +17,7 @@ from longspan.auto import FlaxAutoModel
 from longspan.checkpoints.hub import Source
 from longspan.errors import InputError
 from longspan.models.registry import Framework
+from longspan.nn.flax.checks import is_intercepted
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
 
@@ -81,7 +82,8 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
     def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         batch = jax.device_put((input_ids.astype(np.int32), attention_mask, weights, max_mask), self.device)
-        return np.asarray(self._program(self._params, *batch))
+        program = self._pooled_states if is_intercepted() else self._program
+        return np.asarray(program(self._params, *batch))
 
     def _pooled_states(
         self,
@@ -114,7 +116,8 @@ class TaskBackend(_FlaxBackend, base.TaskModel):
         if self._has_choices:
             arrays = {name: array[:, None] for name, array in arrays.items()}
         settings = tuple(self.model.program_settings(arrays).items())
-        outputs = self._program(self._params, *jax.device_put((arrays, wanted), self.device), settings=settings)
+        program = self._run if is_intercepted() else self._program
+        outputs = program(self._params, *jax.device_put((arrays, wanted), self.device), settings=settings)
         return {name: np.asarray(value) for name, value in outputs.items()}
 
     def _run(
