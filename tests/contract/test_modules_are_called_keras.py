@@ -18,6 +18,7 @@ from tests.keras.setting import (
     import_keras,
     inputs_of,
     make,
+    randomise,
 )
 from tests.tolerances import assert_close
 
@@ -42,6 +43,8 @@ ONE_SCORE_A_ROW = (
     MEGAS[1],
 )
 FIRST = ("input_ids", "attention_mask")
+#: ends of the names of norms that Keras lacks
+NORMS = ("RMSNorm", "LongT5LayerNorm", "MegaScaleNorm")
 KINDS = (keras.layers.Dense, keras.layers.Embedding, keras.layers.LayerNormalization)
 
 
@@ -65,7 +68,7 @@ def parts(layer):
     for attribute, value in {**vars(layer), **vars(layer).get("_modules", {})}.items():
         if attribute.startswith("_"):
             continue
-        if isinstance(value, KINDS) or type(value).__name__.endswith("RMSNorm"):
+        if isinstance(value, KINDS) or type(value).__name__.endswith(NORMS):
             yield layer, attribute, value
         elif isinstance(value, keras.layers.Layer):
             yield from parts(value)
@@ -175,3 +178,71 @@ def test_int8_costs_little_and_adapters_act_everywhere(name):
     change = np.random.default_rng(0).standard_normal(embedding.lora_embeddings_b.shape)
     embedding.lora_embeddings_b.assign(change.astype(np.float32))
     assert np.linalg.norm(scores() - expected) > 0.05 * np.linalg.norm(expected)
+
+
+#: classes that decode with a cache
+DECODERS = {
+    "bert": ("TFBertLMHeadModel", {"add_cross_attention": True}),
+    "diffllama": (
+        "TFDiffLlamaForCausalLM",
+        {"num_attention_heads": 6, "num_key_value_heads": 3, "attention_bias": True},
+    ),
+    "longt5": ("TFLongT5ForConditionalGeneration", {}),
+    "mega": ("TFMegaForCausalLM", {"is_decoder": True, "bidirectional": False}),
+}
+SMALL_LONGT5 = {"d_model": 36, "d_kv": 12, "d_ff": 50, "num_heads": 3, "num_layers": 1, "local_radius": 2}
+SMALL_MEGA = {"ema_projection_size": 3, "shared_representation_size": 8, "nffn_hidden_size": 14}
+
+
+def make_decoder(family):
+    """(model with random weights, ids (2, 9), its other inputs, the cache that it begins with)."""
+    import longspan
+
+    name, settings = DECODERS[family]
+    config_class = getattr(longspan, name[2:].partition("For")[0].partition("LMHead")[0] + "Config")
+    common = {"vocab_size": 40, **({"longt5": SMALL_LONGT5, "mega": SMALL_MEGA}.get(family, {}))}
+    if family != "longt5":
+        common |= {"hidden_size": 36, "num_hidden_layers": 1, "intermediate_size": 50}
+    if family == "bert":
+        common |= {"num_attention_heads": 3, "is_decoder": True}
+    model = randomise(getattr(longspan, name)(config_class(**{**common, **settings})))
+    rng = np.random.default_rng(3)
+    ids = rng.integers(2, 40, (2, 9))
+    states = rng.standard_normal((2, 7, 36)).astype(np.float32)
+    inputs = {"bert": {"encoder_hidden_states": states}, "longt5": {"encoder_outputs": (states,)}}.get(family, {})
+    return model, ids, inputs, model.init_cache(2, 9) if family == "mega" else None
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_cached_steps_show_what_was_put_in_the_place_of_layers(family):
+    import tensorflow as tf
+
+    from longspan.nn.keras.resizing import replace_layer
+
+    model, ids, inputs, cache = make_decoder(family)
+    key = "decoder_input_ids" if family == "longt5" else "input_ids"
+    before = np.asarray(model(**{key: ids}, **inputs).logits)
+    encoder = {id(part) for _, _, part in parts(model.encoder)} if family == "longt5" else set()
+    wrappers, generator = [], np.random.default_rng(0)
+    for parent, attribute, part in [item for item in parts(model) if id(item[2]) not in encoder]:
+        wrappers.append(Wrapped(part, generator.standard_normal(width(part)).astype(np.float32) / 4))
+        replace_layer(parent, attribute, wrappers[-1])
+    assert len(wrappers) >= 9
+    with tf.GradientTape() as tape:
+        whole = model(**{key: ids}, **inputs).logits
+        loss = tf.reduce_sum(tf.square(whole))
+    learned = tape.gradient(loss, [wrapper.term.value for wrapper in wrappers])
+    for wrapper, gradient in zip(wrappers, learned, strict=True):
+        assert gradient is not None, wrapper.name
+        # what is the same for all keys changes no softmax
+        assert (
+            wrapper.name in ("key", "k", "k_proj", "relative_attention_bias")
+            or np.abs(np.asarray(gradient)).max() > 1e-3
+        )
+    assert np.abs(np.asarray(whole) - before).max() > 0.1
+    pieces = []
+    for start, stop in ((0, 5), (5, 6), (6, 9)):
+        output = model(**{key: ids[:, start:stop]}, past_key_values=cache, **inputs)
+        cache = output.past_key_values
+        pieces.append(np.asarray(output.logits))
+    assert_close(np.concatenate(pieces, axis=1), np.asarray(whole))
