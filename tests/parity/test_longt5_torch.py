@@ -450,6 +450,20 @@ class TestDifferences:
         assert all(torch.isfinite(states).all() for states in output.hidden_states)
         assert_close(output.last_hidden_state, expected.last_hidden_state, "float16")
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_queries_beyond_float16_are_its_limit_as_in_the_reference(self, pair, dtype):
+        ours, theirs = (copy.deepcopy(model).eval() for model in pair("LongT5EncoderModel"))
+        with torch.no_grad():
+            for model in (ours, theirs):
+                for name, weight in model.named_parameters():
+                    if name.endswith(".q.weight"):
+                        weight.mul_(5e4)
+            inputs = {"input_ids": token_ids((2, 21))}
+            expected = ours(**inputs).last_hidden_state
+            found = [bool(model.to(dtype)(**inputs).last_hidden_state.isfinite().all()) for model in (ours, theirs)]
+        assert expected.isfinite().all()
+        assert found == [dtype == torch.bfloat16] * 2
+
     def test_missing_keys_raise(self, pair, tmp_path):
         from safetensors.torch import load_file, save_file
 
