@@ -155,6 +155,19 @@ def test_tokens_one_by_one_give_what_all_at_once_give(pair, settings):
     assert step.experimental_get_tracing_count() == 1
 
 
+@pytest.mark.parametrize(
+    "settings", [{"relative_positional_bias": "simple"}, {**CHUNKS, "truncation": 4}], ids=["whole", "chunks"]
+)
+def test_generated_tokens_equal_pytorchs(pair, settings):
+    ours, theirs, _ = pair("MegaForCausalLM", **DECODER, **settings)
+    ids, mask = (array[[0, 1, 3]] for array in inputs_of("MegaForCausalLM")[0].values())
+    for options in ({"max_new_tokens": 9}, {"max_new_tokens": 5, "num_beams": 3}):
+        options |= {"eos_token_id": None, "pad_token_id": 1}
+        output = ours.generate(ids, attention_mask=mask, **options)
+        expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), **options)
+        np.testing.assert_array_equal(np.asarray(output)[:, LENGTH:], expected[:, LENGTH:])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_float16"])
 def test_half_precision_and_dead_rows(pair, dtype):
     import tensorflow as tf
@@ -252,6 +265,9 @@ def test_a_cache_that_is_full_or_of_another_model_is_refused():
     model = longspan.TFMegaForCausalLM(longspan.MegaConfig(**{**SETTINGS, **DECODER, **CHUNKS}))
     with pytest.raises(InputError, match="the cache has room for 2 tokens. Received: 3 tokens"):
         model(np.ones((1, 3), int), past_key_values=model.init_cache(1, 2))
+    cache = model(np.ones((1, 3), int), past_key_values=model.init_cache(1, 4)).past_key_values
+    with pytest.raises(InputError, match="the cache has room for 4 tokens. Received: 5 tokens"):
+        model(np.ones((1, 2), int), past_key_values=cache)
     with pytest.raises(InputError, match="past_key_values must be what init_cache made"):
         model(np.ones((1, 3), int), past_key_values=model.init_cache(2, 4))
 

@@ -167,6 +167,11 @@ class TFCausalGenerationMixin(TFGenerationMixin):
         """Position of a row's first token."""
         return 0
 
+    def of_places(self, positions: Tensor, write_at: Any) -> dict[str, Any]:
+        """Arguments that say where tokens stand: their positions (R, T), and the place of the first in the cache."""
+        places = write_at + ops.arange(ops.shape(positions)[1], dtype="int32")
+        return {"position_ids": positions + self.first_position, "cache_position": places, "use_cache": True}
+
     def begin_generation(self, inputs: Mapping[str, Tensor], room: int) -> tuple[Tensor, Any, Any]:
         """Read the prompts. Positions count real tokens, so that padding before a prompt changes nothing."""
         ids, mask = inputs["input_ids"], ops.cast(inputs["attention_mask"], "int32")
@@ -192,10 +197,8 @@ class TFCausalGenerationMixin(TFGenerationMixin):
         output = model(
             ids,
             **{name: part for name, part in shared.items() if name != "ahead"},
-            position_ids=positions + self.first_position,
+            **self.of_places(positions, write_at),
             past_key_values=cache,
-            cache_position=write_at + ops.arange(ops.shape(ids)[1], dtype="int32"),
-            use_cache=True,
             return_dict=True,
             training=False,
             **self.of_last_token,

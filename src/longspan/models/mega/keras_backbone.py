@@ -22,10 +22,10 @@ from longspan.nn.keras.checks import Size, check_input, check_shape, input_shape
 from longspan.nn.keras.heads import Pooler
 from longspan.nn.keras.inputs import unpack_inputs
 from longspan.nn.keras.layers import Block, embedding, look_up
-from longspan.nn.keras.masks import drop_unseen_faults
+from longspan.nn.keras.masks import as_boolean, drop_unseen_faults
 from longspan.nn.keras.outputs import KeyValues, TFBaseModelOutputWithPoolingAndCrossAttentions, resolve
 from longspan.nn.keras.resizing import replace_layer
-from longspan.nn.keras.runtime import after, is_symbolic, is_tensorflow
+from longspan.nn.keras.runtime import after, is_concrete, is_symbolic, is_tensorflow
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.gated_attention import GATED_ATTENTION
 from longspan.shapes import differ
@@ -335,11 +335,18 @@ class TFMegaModel(TFMegaPreTrainedModel):
                 f"past_key_values must be what init_cache made: {config.num_hidden_layers} layers of the shapes "
                 f"{wanted}. Received: {[[tuple(part.shape) for part in layer] for layer in cache]}"
             )
-        longest = shape[1] if attention_mask is None else attention_mask.shape[1]
-        if isinstance(longest, int) and longest > capacity:
-            raise InputError(f"the cache has room for {capacity} tokens. Received: {longest} tokens")
-        if not config.use_chunking:
-            self._check_reach(capacity)
+        read = cache[0][3]
+        total = shape[1] + int(read[0]) if is_concrete(read) and read.shape[0] else shape[1]
+        for longest in (total, None if attention_mask is None else attention_mask.shape[1]):
+            if isinstance(longest, int) and longest > capacity:
+                raise InputError(f"the cache has room for {capacity} tokens. Received: {longest} tokens")
+        if config.use_chunking:
+            return capacity
+        if attention_mask is None:
+            self._check_reach(total)
+        elif is_concrete(attention_mask):  # padding before a row is out of reach, and is not read
+            first = ops.argmax(ops.cast(as_boolean(attention_mask), "int32"), axis=1)
+            self._check_reach(total - int(ops.min(first)))
         return capacity
 
     def _check_reach(self, positions: Size) -> None:

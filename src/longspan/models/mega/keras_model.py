@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from longspan.configuration import require
+from longspan.generation.keras_mixin import TFCausalGenerationMixin
 from longspan.models.mega.config import MegaConfig
 from longspan.models.mega.keras_backbone import TFMegaModel, TFMegaPreTrainedModel
 from longspan.nn.keras.base import register
@@ -119,7 +120,7 @@ class TFMegaWordTask(TFMegaTask):
 
 
 @register
-class TFMegaForCausalLM(CausalLMModel, TFMegaWordTask):
+class TFMegaForCausalLM(TFCausalGenerationMixin, CausalLMModel, TFMegaWordTask):
     """MEGA as a causal language model; needs `config.is_decoder=True` and `config.bidirectional=False`.
 
     `labels` are ids, -100 is ignored, (B, S); the shift by one token happens here. A call returns
@@ -138,6 +139,8 @@ class TFMegaForCausalLM(CausalLMModel, TFMegaWordTask):
         >>> model = TFMegaForCausalLM(MegaConfig(num_hidden_layers=1, is_decoder=True, bidirectional=False))
         >>> tuple(model(np.array([[0, 3141, 6]])).logits.shape)
         (1, 3, 30522)
+        >>> tuple(model.generate(np.array([[0, 3141, 6]]), max_new_tokens=2, min_new_tokens=2).shape)
+        (1, 5)
     """
 
     output_class = TFCausalLMOutputWithCrossAttentions
@@ -151,6 +154,16 @@ class TFMegaForCausalLM(CausalLMModel, TFMegaWordTask):
             is_decoder=config.is_decoder,
             bidirectional=config.bidirectional,
         )
+
+    def max_positions(self) -> int | None:
+        """Tokens that a simple bias reaches; chunks and a rotary bias have no limit."""
+        config = self.config
+        unlimited = config.use_chunking or config.relative_positional_bias == "rotary"
+        return None if unlimited else config.bias_positions
+
+    def of_places(self, positions: Tensor, write_at: Any) -> dict[str, Any]:
+        """None: positions are relative, and the cache counts the tokens that it holds."""
+        return {}
 
     @unpack_inputs
     def call(
