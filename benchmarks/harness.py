@@ -271,7 +271,10 @@ def main() -> int:
     load_cases()
     if options.case:
         chosen = CASES[options.case]
-        figures = memory_case(chosen, options.side) if options.side else time_case(chosen, options.rounds)
+        try:
+            figures = memory_case(chosen, options.side) if options.side else time_case(chosen, options.rounds)
+        except ModuleNotFoundError as error:  # a peer that is not installed
+            figures = {"missing": error.name}
         print(json.dumps(figures))
         return 0
     names = [name for name in sorted(CASES) if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)]
@@ -290,6 +293,9 @@ def main() -> int:
     for name in names:
         rounds = ["--rounds", str(options.rounds)] if options.rounds else []
         result = run_in_process(setting, name, *rounds)
+        if "missing" in result:
+            print(f"{name:45} not run: the package {result['missing']} is not installed", flush=True)
+            continue
         if CASES[name].memory and not options.no_memory:
             for side in ("peer", "ours"):
                 result |= run_in_process(setting, name, "--side", side)

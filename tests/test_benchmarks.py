@@ -122,3 +122,14 @@ def test_every_case_has_a_name_of_its_own_and_a_line():
     harness.load_cases()
     assert len(harness.CASES) > 50
     assert all(chosen.about and name.count("/") >= 1 for name, chosen in harness.CASES.items())
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    def build():
+        raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
+
+    monkeypatch.setattr(harness, "CASES", {"a/peer": harness.Case("a/peer", "a peer", build)})
+    monkeypatch.setattr(harness, "load_cases", lambda: None)
+    monkeypatch.setattr("sys.argv", ["harness", "--case", "a/peer"])
+    assert harness.main() == 0
+    assert json.loads(capsys.readouterr().out) == {"missing": "openvino"}
