@@ -85,7 +85,9 @@ class TestResult:
     def test_the_same_call_has_nothing_left_to_do(self, encoder, trained):
         output, report = trained
         again = {"validation": HELD_BACK, "epochs": 4, **SETTINGS}
+        (output / ".longspan-train").mkdir()  # as if it had been killed at the very end
         assert finetune("classify", encoder, documents(80, seed=1), output, **again).was_complete
+        assert not list(output.glob(".*"))
         with pytest.raises(InputError, match="output must be a new folder, or be given with overwrite"):
             finetune("classify", encoder, documents(80, seed=1), output, **again | {"epochs": 5})
         assert json.loads((output / "training.json").read_text())["metrics"] == report.metrics

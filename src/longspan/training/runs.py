@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -187,6 +188,7 @@ class Prepared:
         if report.exists():
             values = json.loads(report.read_text(encoding="utf-8"))
             if values["identity"] == json.loads(json.dumps(self.identity())):
+                shutil.rmtree(self.output / FOLDER, ignore_errors=True)  # a run was killed when it had written all
                 counts = {name: values[name] for name in ("documents", "validated", "steps", "tokens", "metrics")}
                 return TrainReport(self.output, **counts, problems=self.problems, was_complete=True)
         elif (self.output / FOLDER).exists():
