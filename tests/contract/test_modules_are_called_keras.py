@@ -246,3 +246,22 @@ def test_cached_steps_show_what_was_put_in_the_place_of_layers(family):
         cache = output.past_key_values
         pieces.append(np.asarray(output.logits))
     assert_close(np.concatenate(pieces, axis=1), np.asarray(whole))
+
+
+def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_were_made():
+    from longspan.nn.keras.resizing import replace_layer
+
+    model, ids, _, _ = make_decoder("diffllama")
+    settings = {"max_new_tokens": 3, "eos_token_id": None}
+
+    def write():
+        written = np.asarray(model.generate(ids, **settings))
+        whole = np.asarray(model(written).logits)
+        np.testing.assert_array_equal(written[:, 9:], whole[:, 8:-1].argmax(-1))
+        return written
+
+    before = write()
+    for number, (parent, attribute, part) in enumerate(list(parts(model))):
+        term = np.random.default_rng(number).standard_normal(width(part)).astype(np.float32)
+        replace_layer(parent, attribute, Wrapped(part, term))
+    assert (write() != before).any()

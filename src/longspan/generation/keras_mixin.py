@@ -144,10 +144,18 @@ class TFGenerationMixin(ArrayGeneration):
         return TFGenerateOutput(sequences=sequences, sequences_scores=final)
 
     def _programs(self) -> Programs:
-        """The compiled programs; made when they are first used, and no part of what Keras saves."""
-        programs: Programs = vars(self).setdefault("_generation_programs", None) or Programs(self)
-        vars(self)["_generation_programs"] = programs
-        return programs
+        """The compiled programs, no part of what Keras saves.
+
+        They are made when they are first used, and anew when a layer was replaced, quantised or given an adapter.
+        """
+        model: Any = self
+        parts = [*model._flatten_layers(), *model.variables]
+        settings = repr(vars(model.config))
+        made: tuple[str, list[Any], Programs] | None = vars(self).get("_generation_programs")
+        if made is None or made[0] != settings or list(map(id, made[1])) != list(map(id, parts)):
+            made = (settings, parts, Programs(self))
+            vars(self)["_generation_programs"] = made
+        return made[2]
 
 
 class TFCausalGenerationMixin(TFGenerationMixin):
