@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.pipelines.planted import QUESTION, filler, plant
+from tests.pipelines.task_models import make_task_model
 from tests.training.conftest import SETTINGS, documents, read_csv, write_lines
 from tests.training.test_classify import gradients, loop
 
@@ -333,6 +334,25 @@ def test_accumulation_equals_one_batch(encoder, task):
     largest = max(float(each.abs().max()) for each in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=5e-6 * largest)
+
+
+def test_longformers_attend_globally_by_task(minilm_dir, tmp_path):
+    model = make_task_model(tmp_path / "model", "text-classification", "byte_level", minilm_dir)
+    settings = {"class_weights": "balanced", "validation_split": 0.0}
+    for task, data in (("classify", documents(4, seed=1)), ("answer", questions(4, 1)), ("tag", tagged(4, 1))):
+        one = loop(model, data, task, **settings)
+        batch = one.batch(one.epoch(0)[0].passes[0])
+        given = batch.inputs.get("global_attention_mask")
+        if task == "classify":
+            assert given[:, 0].all()
+            assert not given[:, 1:].any()
+        elif task == "answer":
+            length = len(one.task.tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
+            assert given[:, : 1 + length].all()
+            assert (given.sum(1) == 1 + length).all()
+        else:
+            assert given is None
+        assert np.isfinite(one.accumulate(one.epoch(0)[0]))
 
 
 class TestMetrics:
