@@ -23,11 +23,14 @@ TRAINED = (
     "TFLongformerForTokenClassification",
     "TFDiffLlamaForTokenClassification",
     "TFMegaForTokenClassification",
+    "TFLongT5ForConditionalGeneration",
 )
+ATTENTION = "TransientGlobalSelfAttention"
 #: weights that are compared after a step
 KEYS = {
     "Bert": ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"),
     "DiffLlama": ("embed_tokens.weight", "layers.0.self_attn.k_proj.weight", "layers.0.self_attn.lambda_q1"),
+    "LongT5": ("shared.weight", f"encoder.block.0.layer.0.{ATTENTION}.global_relative_attention_bias.weight"),
     "Mega": ("embedding_layer.word_embeddings.weight", "layers.0.mega_layer.ema_gate.damping_factor"),
 }
 differential.BLOCK_ROWS = 8  # short inputs take several
@@ -52,11 +55,14 @@ def main(directory: Path) -> None:
             assert tuple(symbolic.shape) == (None, None, 36), symbolic.shape
             prediction = again.predict({"input_ids": inputs["input_ids"]}, verbose=0)
             results[f"{folder.name}/predict"] = np.asarray(prediction.logits)
+        if hasattr(model, "generate"):
+            written = model.generate(inputs["input_ids"][:, :7], max_new_tokens=6, num_beams=2, pad_token_id=0)
+            results[f"{folder.name}/written"] = keras.ops.convert_to_numpy(written)
         if folder.name in TRAINED:
             model.compile(keras.optimizers.SGD(0.1))
             results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
             for key in KEYS[next((family for family in KEYS if family in folder.name), "Bert")]:
-                results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}"].read()
+                results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}".lstrip(".")].read()
     np.savez(directory / f"{backend}.npz", **results)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.keras.setting import attention_mask, inputs_of, make
+from tests.keras.setting import LONGT5, attention_mask, inputs_of, make
 from tests.tolerances import assert_close
 
 WORKER = Path(__file__).with_name("backend_worker.py")
@@ -20,6 +20,7 @@ NAMES = (
     "TFBertForQuestionAnswering",
     "TFBertLMHeadModel",
     "TFLongformerForTokenClassification",
+    LONGT5,
     "TFDiffLlamaForTokenClassification",
     "TFMegaForTokenClassification",
 )
