@@ -112,3 +112,18 @@ def test_clear_errors(directories, capsys, tmp_path):
     assert "a text file must be UTF-8" in error
     code, _, error = call(capsys, "generate", "x", "-m", causal, "--top-p", "2")
     assert "top_p must lie in (0, 1]. Received: top_p=2.0" in error
+
+
+def test_keras_models_summarise_files_as_pytorchs_do(directories, capsys, tmp_path):
+    (tmp_path / "one.txt").write_text(TEXT * 9)
+    (tmp_path / "two.txt").write_text(TEXT[9:])
+    written = []
+    for framework in ("torch", "keras"):
+        output = tmp_path / f"{framework}.jsonl"
+        arguments = ("summarize", tmp_path / "one.txt", tmp_path / "two.txt", "--model", directories["seq2seq"])
+        settings = ("--framework", framework, "--max-new-tokens", "6", "--output", output)
+        code, _, err = call(capsys, *arguments, *settings)
+        assert code == 0, err
+        written.append(output.read_text())
+    assert written[0] == written[1]
+    assert len(written[0].splitlines()) == 2
