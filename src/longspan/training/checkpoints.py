@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from longspan.checkpoints.formats_pytorch import PytorchReader
 from longspan.errors import InputError
 from longspan.pipelines.run.identity import differences
 from longspan.search.shards import atomic_write, sync_folder
@@ -121,8 +122,8 @@ class RunFolder:
 
     def best(self) -> dict[str, Any]:
         """The best weights."""
-        state: dict[str, Any] = torch.load(self.path / _BEST, map_location="cpu", weights_only=True)
-        return state
+        with PytorchReader(self.path / _BEST) as reader:  # ours, which knows tensors only
+            return {reader.native_name(key): reader.read_torch(key) for key in reader}
 
     def remove(self) -> None:
         """Remove the folder."""
