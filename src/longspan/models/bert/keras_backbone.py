@@ -137,7 +137,7 @@ class TFBertModel(TFBertPreTrainedModel):
                 `add_cross_attention`.
             encoder_attention_mask: Their padding mask, (B, S_enc).
             past_key_values: Keys and values of earlier tokens, L tuples of 2 (with cross-attention 4) tensors
-                (B, A, T, D).
+                (B, A, T, D). With `cache_position`, T is the fixed size of the cache, in what comes back as well.
             use_cache: Return keys and values (decoder only); default as configured.
             output_attentions: Return attention weights, L × (B, A, S, T).
             output_hidden_states: Return hidden states, (L + 1) × (B, S, H).
@@ -147,8 +147,7 @@ class TFBertModel(TFBertPreTrainedModel):
             padding_states: Compute states at padding as if it were text: True for all of them, or a boolean (B, S). The
                 others are unspecified.
             cache_position: Places of the tokens in a cache of a fixed size, one after the other, (S,); needs
-                `position_ids`. `past_key_values` then has the size (B, A, T, D) that also comes back, and
-                `attention_mask` is (B, T).
+                `position_ids`, and an `attention_mask` of the cache's size.
 
         Returns:
             `TFBaseModelOutputWithPoolingAndCrossAttentions`.
