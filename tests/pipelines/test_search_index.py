@@ -9,7 +9,7 @@ import pytest
 from tests.tiny_encoder import make_sentence_model
 
 from longspan import SentenceEncoder
-from longspan.embeddings.embed_files import embed_files
+from longspan.embeddings.embed_files import EmbedOptions, embed_files
 from longspan.embeddings.search_index import load_encoder_of, search_index
 from longspan.errors import CheckpointNotFoundError, InputError
 from longspan.search.index import open_index
@@ -57,6 +57,33 @@ def test_lines_of_texts_that_are_not_the_file_itself(index: PassageStore, tiny: 
     assert (page.hit.line_start, page.hit.line_end, page.has_line_numbers, page.line) == (1, 4, False, 1)
     assert record.lines == ("python", "data model")
     assert (record.line, record.has_line_numbers) == (1, False)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.npz", "out"])
+def test_no_query_normalises_what_was_stored_at_length_one(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """The model leaves lengths as they are; an index without the mark, as others write it, is ranked alike."""
+    encoder = SentenceEncoder(make_sentence_model(tmp_path / "model", normalize=False))
+    queries = ["open the log file", "data model"]
+    found = {}
+    for folder, normalize in [("raw", False), ("unit", True)]:
+        (tmp_path / folder).mkdir()
+        options = EmbedOptions() if normalize else EmbedOptions(normalize=False)
+        embed_files([corpus], tmp_path / folder / name, encoder=encoder, options=options)
+        store = open_index(tmp_path / folder / name)
+        assert store.info.settings["normalized"] is normalize
+        norms = np.linalg.norm(np.concatenate([block for _, block in store.embedding_blocks()]), axis=1)
+        assert np.allclose(norms, 1.0, rtol=0, atol=1e-6) == normalize
+        if not normalize:
+            del store.info.settings["normalized"]
+        with monkeypatch.context() as patch:
+            if normalize:
+                patch.setattr("longspan.search.ranking.np.einsum", None)  # no norm of a stored vector is taken
+            found[folder] = search_index(store, queries, encoder=encoder, top_k=8)
+    for raw, unit in zip(found["raw"], found["unit"], strict=True):
+        assert [match.hit.row for match in raw] == [match.hit.row for match in unit]
+        assert [match.hit.score for match in raw] == pytest.approx([match.hit.score for match in unit], abs=1e-6)
 
 
 #: what a query may not import: other frameworks and formats, the readers of documents, the writers of text in files

@@ -202,6 +202,22 @@ def test_vectors_of_npz_stay_on_disk_and_are_checked(tmp_path: Path, everything:
         open_index(path)
 
 
+def test_vectors_of_parquet_lie_in_the_file_as_a_search_reads_them(
+    tmp_path: Path, everything: Passages, records: list[FileRecord]
+):
+    import pyarrow.parquet as pq
+
+    write(tmp_path / "out.parquet", everything, records)
+    group = pq.ParquetFile(tmp_path / "out.parquet").metadata.row_group(0)
+    columns = {column.path_in_schema: column for column in map(group.column, range(group.num_columns))}
+    vectors = columns.pop("embedding.list.element")
+    assert vectors.compression == "UNCOMPRESSED"
+    assert "PLAIN" in vectors.encodings
+    assert not vectors.has_dictionary_page
+    assert {column.compression for column in columns.values()} == {"ZSTD"}
+    assert everything.embedding[5].tobytes() in (tmp_path / "out.parquet").read_bytes()
+
+
 def test_a_write_that_fails_leaves_nothing_but_what_was_there(tmp_path: Path):
     (tmp_path / "out").write_bytes(b"old")
 

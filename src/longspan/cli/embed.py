@@ -68,9 +68,8 @@ def embed(
         int | None, typer.Option(help="Most positions of a batch; default by device.", rich_help_panel=_MODEL)
     ] = None,
     normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.", rich_help_panel=_MODEL),
-    ] = None,
+        bool, typer.Option("--normalize/--no-normalize", help="Scale vectors to length 1.", rich_help_panel=_MODEL)
+    ] = True,
     include: Annotated[
         list[str] | None,
         typer.Option(

@@ -34,7 +34,7 @@ class EmbedOptions:
         on_long: What to do with a document longer than the model: `"window"` makes a passage of each of its overlapping
             windows, `"truncate"` one passage of its beginning, `"error"` leaves the document out as a problem.
         overlap: Tokens that a window shares with the one before it; default an eighth of a window.
-        normalize: Scale vectors to length 1; default as the model says.
+        normalize: Scale vectors to length 1, so that no search has to.
         batch_tokens: Most positions of a batch; default what suits the device.
         resume: Take over what an earlier run left: unchanged files of a finished index, or of an interrupted run.
         strict: Stop at the first thing that cannot be read instead of leaving it out.
@@ -45,7 +45,7 @@ class EmbedOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
     on_long: OnLong = "window"
     overlap: int | None = None
-    normalize: bool | None = None
+    normalize: bool = True
     batch_tokens: int | None = None
     resume: bool = True
     strict: bool = False
@@ -145,7 +145,7 @@ class EmbedRun:
             "max_length": encoder.max_length,
             "overlap": self._splitter.overlap,
             "prompt": self._splitter.prompt,
-            "normalized": encoder.normalizes if self._options.normalize is None else self._options.normalize,
+            "normalized": self._options.normalize,
             "text_field": self._options.read.text_field,
         }
 

@@ -24,7 +24,8 @@ _FORMAT = {"format": "longspan-index", "version": 1}
 def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[tuple[FileRecord, Passages]]) -> None:
     """Write an index as one Parquet file, atomically, a row group at a time.
 
-    Columns: `path`, the integer columns of `Passages`, `unit`, `text`, `embedding` (fixed-size list of float32).
+    Columns: `path`, the integer columns of `Passages`, `unit`, `text`, `embedding` (fixed-size list of float32, which
+    neither zstd nor a dictionary makes smaller: a search reads it as it lies in the map).
 
     Args:
         path: File to write.
@@ -34,7 +35,12 @@ def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[t
     """
     pa, pq = import_pyarrow()
     schema = _schema(pa, info)
-    with atomic_write(path, scratch) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    packed = [name for name in schema.names if name != "embedding"]
+    compression = {**dict.fromkeys(packed, "zstd"), "embedding.list.element": "none"}
+    with (
+        atomic_write(path, scratch) as file,
+        pq.ParquetWriter(file, schema, compression=compression, use_dictionary=packed) as writer,
+    ):
         pending: list[Any] = []
         num_pending = 0
         for record, passages in blocks:
