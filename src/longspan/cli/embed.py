@@ -23,6 +23,8 @@ EPILOG = """[bold]Examples[/bold]
 
   longspan embed records.jsonl.gz -o records.npz --text-field body --device cuda --dtype bfloat16
 
+  longspan embed docs/ -o part-2.parquet --shard 2/3  (longspan merge joins the parts)
+
 Run the same command again to go on after an interruption, or to embed only what changed.
 Exit codes: 0 done, 1 failed, 2 not understood, 3 done but something was left out, 130 interrupted.
 """
@@ -94,6 +96,10 @@ def embed(
         str,
         typer.Option(help="Files of INDEX that exist but PATHS leaves out: refuse, keep or drop.", metavar="WHAT"),
     ] = "refuse",
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Embed share I of N of the files; longspan merge joins the N indexes."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first thing that cannot be read.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -103,6 +109,7 @@ def embed(
     Texts longer than the model are cut into overlapping windows of tokens; nothing is cut off unless --on-long says so.
     The index keeps each window's vector, text, characters and lines.
     """
+    from longspan.documents.file_shards import FileShard
     from longspan.documents.limits import parse_limits
     from longspan.documents.readers import ReadOptions
     from longspan.documents.walk import Filters
@@ -122,6 +129,7 @@ def embed(
         resume=resume,
         strict=strict,
         others=cast("Others", others),
+        shard=None if shard is None else FileShard.parse(shard),
     )
     watch = Stopwatch()
     with watch.time("load"):

@@ -19,6 +19,7 @@ from longspan.cli import (
     generate,
     info,
     lengthen,
+    merge,
     search,
     tag,
     train,
@@ -51,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("embed", epilog=embed.EPILOG)(embed.embed)
+app.command("merge", epilog=merge.EPILOG)(merge.merge)
 app.command("search", epilog=search.EPILOG)(search.search)
 app.command("classify", epilog=classify.EPILOG)(classify.classify)
 app.command("tag", epilog=tag.EPILOG)(tag.tag)

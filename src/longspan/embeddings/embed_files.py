@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from longspan.documents.document import Problem, UnreadableError
+from longspan.documents.file_shards import FileShard, listing_digest
 from longspan.documents.readers import ReadOptions, file_digest
 from longspan.documents.walk import Filters, SourceFile, absolute_path, display_name, find_files
 from longspan.embeddings.sentence_encoder import SentenceEncoder
@@ -39,6 +40,7 @@ class EmbedOptions:
         resume: Take over what an earlier run left: unchanged files of a finished index, or of an interrupted run.
         strict: Stop at the first thing that cannot be read instead of leaving it out.
         others: What to do with files of the index that still exist but are not among the paths given.
+        shard: Embed this share of the files only; `longspan.search.merge.merge_indexes` joins the shares.
     """
 
     filters: Filters = field(default_factory=Filters)
@@ -50,6 +52,7 @@ class EmbedOptions:
     resume: bool = True
     strict: bool = False
     others: Others = "refuse"
+    shard: FileShard | None = None
 
     def __post_init__(self) -> None:
         if self.others not in get_args(Others):
@@ -113,6 +116,8 @@ class EmbedRun:
             on_long=options.on_long, overlap=options.overlap, prompt=encoder.document_prompt
         )
         self._batch_tokens = encoder.batch_tokens if options.batch_tokens is None else options.batch_tokens
+        self._of_shard: dict[str, str] = {}
+        self._elsewhere: set[str] = set()
 
     def execute(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Do the work."""
@@ -147,12 +152,13 @@ class EmbedRun:
             "prompt": self._splitter.prompt,
             "normalized": self._options.normalize,
             "text_field": self._options.read.text_field,
+            **self._of_shard,
         }
 
     # Which files
 
     def _find(self, paths: Sequence[str | os.PathLike[str]]) -> dict[str, SourceFile]:
-        """Files to be in the index, by absolute path."""
+        """Files to be in the index, by absolute path; those of other shards are remembered as such."""
         output = self.report.output
         own = {absolute_path(output), absolute_path(work_folder(output))}
         filters = replace(self._options.filters, skip=self._options.filters.skip | own)
@@ -161,12 +167,18 @@ class EmbedRun:
         self.report.ignored = found.ignored
         for problem in found.problems:
             self._report(problem)
-        return {display_name(absolute_path(source.path)): source for source in found.files}
+        sources = {display_name(absolute_path(source.path)): source for source in found.files}
+        if (shard := self._options.shard) is None:
+            return sources
+        self._of_shard = {"shard": str(shard), "listing": listing_digest(found.files)}
+        taken = set(shard.take(found.files))
+        self._elsewhere = {key for key, source in sources.items() if source not in taken}
+        return {key: source for key, source in sources.items() if key not in self._elsewhere}
 
     def _others(self, writer: IndexWriter, sources: dict[str, SourceFile]) -> list[FinalFile]:
         """Files of the index that this run did not find: gone ones are dropped, others as the options say."""
         missing = {key: parts.record for key, parts in writer.known.items() if key not in sources and parts.record}
-        present = [key for key in missing if os.path.lexists(key)]
+        present = [key for key in missing if key not in self._elsewhere and os.path.lexists(key)]
         if present and self._options.others == "refuse":
             raise IndexFileError(
                 f"The given paths must cover the files of {self.report.output} that still exist. Received: paths that "

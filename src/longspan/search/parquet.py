@@ -83,6 +83,11 @@ class ParquetIndex:
             raise IndexFileError(f"An index must be a whole Parquet file. Received: {path} ({error})") from error
         groups = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
+        if self._starts[-1] != self.info.num_passages:
+            raise IndexFileError(
+                f"A Parquet index must hold the {self.info.num_passages} passages of the files that it names. "
+                f"Received: {path}, which has {self._starts[-1]} rows"
+            )
 
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included), with their embeddings."""

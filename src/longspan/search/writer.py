@@ -32,7 +32,7 @@ _OPEN_SHARDS = 4
 _LOCK = "lock"
 _JOURNAL = "journal.jsonl"
 #: Settings that only describe others.
-_LABELS = frozenset({"model"})
+_LABELS = frozenset({"model", "listing"})
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,14 @@ class IndexWriter:
         """Everything known now, by absolute path: what could be reused, and the steps of this run."""
         return {**self.known, **self._journal.files()}
 
-    def finish(self, files: Sequence[FinalFile]) -> IndexInfo:
+    def finish(self, files: Sequence[FinalFile], *, base: str | None = None) -> IndexInfo:
         """Turn what was done into the index, atomically, and remove what it does not need.
 
         Args:
             files: Its files, in order; paths of the records as they should stand in the index.
+            base: Folder that relative paths start from; default the current one.
         """
-        info = IndexInfo(self._settings, self._dimension, str(Path.cwd()), [file.record for file in files])
+        info = IndexInfo(self._settings, self._dimension, base or str(Path.cwd()), [file.record for file in files])
         scratch = self._folder / "finished.partial"
         if not self._is_up_to_date(info, files):
             if self.output.suffix == ".parquet":
@@ -174,9 +175,8 @@ class IndexWriter:
             self.known[key] = FileParts(slices, replace(record, path=key))
 
     def _check_settings(self, found: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
-        differing = [name for name in dict.fromkeys([*found, *wanted]) if found.get(name) != wanted.get(name)]
-        differences = [f"{name} was {found.get(name)!r}, is now {wanted.get(name)!r}" for name in differing]
-        if not _LABELS.issuperset(differing):
+        if differing := differing_settings(found, wanted):
+            differences = [f"{name} was {found.get(name)!r}, is now {wanted.get(name)!r}" for name in differing]
             raise IndexFileError(
                 f"{what} {self.output} must have been made with the same settings. Received: {'; '.join(differences)}. "
                 "Use the same settings, another output, or start over (--no-resume, resume=False)"
@@ -213,6 +213,12 @@ class IndexWriter:
             self._folder.rmdir()
         self._lock.close()
         self._lock = None
+
+
+def differing_settings(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ; none if only labels do."""
+    differing = [name for name in dict.fromkeys([*found, *wanted]) if found.get(name) != wanted.get(name)]
+    return [] if _LABELS.issuperset(differing) else differing
 
 
 def work_folder(output: Path) -> Path:
