@@ -22,6 +22,8 @@ EPILOG = """[bold]Examples[/bold]
 
   longspan train classify reviews.csv --model ./my-longformer --output ./reviews --plan
 
+  longspan train embed pairs.jsonl --model ./my-encoder --output ./encoder
+
   accelerate launch -m longspan train classify reviews.jsonl --model ./my-longformer --output ./reviews
 
 Run the same command again to go on after an interruption. Exit codes: 0 done, 1 failed, 2 not understood, 3 done but
@@ -60,7 +62,7 @@ def _with_options(function: Any) -> Any:
 @_with_options
 def train(
     task: Annotated[
-        str, typer.Argument(metavar="TASK", help="classify, tag, answer, choose, summarize, fill or generate.")
+        str, typer.Argument(metavar="TASK", help="classify, tag, answer, choose, summarize, fill, generate or embed.")
     ],
     data: Annotated[
         list[Path],

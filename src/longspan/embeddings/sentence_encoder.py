@@ -25,7 +25,7 @@ from longspan.embeddings.pooling import normalize as to_unit_length
 from longspan.embeddings.synonyms import SentenceTransformerNames, as_tensor, check_output, quantize
 from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
-from longspan.pipelines.long.splitter import OnLong, Piece, TextSplitter
+from longspan.pipelines.long.splitter import Ids, OnLong, Piece, TextSplitter
 from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
 from longspan.pipelines.run.identity import identity_of
@@ -114,7 +114,7 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> None:
-        self.name, location = _locate(name_or_path)
+        self.name, location = locate(name_or_path)
         source = Source(
             location, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
         )
@@ -392,19 +392,26 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
             yield from states
 
     def _run_batch(self, pieces: Sequence[Piece], shape: tuple[int, int]) -> Floats:
+        ids, leading = [piece.ids for piece in pieces], [piece.num_leading for piece in pieces]
+        pooled = self._backend.encode_batch(*self._batch_arrays(ids, leading, shape))
+        return self._run_layers(order_modes(self._modules.pooling, pooled[: len(pieces)]))
+
+    def _batch_arrays(
+        self, ids: Sequence[Ids], num_leading: Sequence[int], shape: tuple[int, int]
+    ) -> tuple[Any, Any, Floats, Any]:
+        """Arguments of `Encoder.encode_batch` for rows of token ids, of which `num_leading` stand before the text."""
         modes = self._modules.pooling
         lengths, skipped = np.zeros((2, shape[0]), np.int64)
-        lengths[: len(pieces)] = [len(piece.ids) for piece in pieces]
+        lengths[: len(ids)] = [len(row) for row in ids]
         if not self._modules.pools_prompt:
-            skipped[: len(pieces)] = [piece.num_leading for piece in pieces]
+            skipped[: len(ids)] = num_leading
         mask = pooled_tokens(lengths, shape[1], skipped)
-        pooled = self._backend.encode_batch(
-            pad([piece.ids for piece in pieces], shape, self.tokenizer.pad_token_id or 0),
+        return (
+            pad(ids, shape, self.tokenizer.pad_token_id or 0),
             np.arange(shape[1]) < lengths[:, None],
             pooling_weights(modes, mask),
             mask if MAX in modes else None,
         )
-        return self._run_layers(order_modes(modes, pooled[: len(pieces)]))
 
     def _run_layers(self, vectors: Floats) -> Floats:
         for layer in self._modules.layers:
@@ -440,7 +447,7 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         return self.prompts[known[0]] if known else self._resolve_prompt(None, None)
 
 
-def _locate(name_or_path: str | os.PathLike[str] | None) -> tuple[str, str]:
+def locate(name_or_path: str | os.PathLike[str] | None) -> tuple[str, str]:
     """Name to remember, and where to look."""
     if name_or_path is None or name_or_path == DEFAULT_MODEL:
         return DEFAULT_MODEL, str(default_model_folder())

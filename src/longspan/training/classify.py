@@ -15,7 +15,16 @@ from longspan.errors import InputError
 from longspan.training import metrics
 from longspan.training.options import TrainOptions
 from longspan.training.records import Record
-from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, column, text_of, weighted_cross_entropy
+from longspan.training.task import (
+    Example,
+    Sample,
+    TensorBatch,
+    TrainingTask,
+    column,
+    number,
+    text_of,
+    weighted_cross_entropy,
+)
 
 _PROBLEM_TYPES = {
     "single": "single_label_classification",
@@ -57,7 +66,7 @@ class ClassifyTask(TrainingTask):
             record, self.label_column, (str, int, float, list, tuple), "a label, a list of labels or a number"
         )
         if self.options.problem == "regression":
-            return Example(text, self._number(label), record)
+            return Example(text, number(label, self.label_column), record)
         several = isinstance(label, list | tuple)
         if self.options.problem == "multi" and isinstance(label, str):
             label = [part.strip() for part in label.split(self.options.label_separator) if part.strip()]
@@ -67,15 +76,6 @@ class ClassifyTask(TrainingTask):
         if any(not name for name in names):
             raise InputError(f"column {self.label_column!r} must hold a label. Received: a blank")
         return Example(text, names if self.options.problem == "multi" or several else names[0], record)
-
-    def _number(self, label: Any) -> float:
-        try:
-            number = float(label)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not np.isfinite(number):
-            raise InputError(f"column {self.label_column!r} must hold a number. Received: {label!r}")
-        return number
 
     def learn_labels(self, examples: Sequence[Example], known: Mapping[str, int]) -> None:
         """Classes in the model's order if it has all of them, else sorted, numbers by value."""

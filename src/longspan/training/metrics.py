@@ -36,9 +36,49 @@ def multi_label(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> M
 
 def regression(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Metrics:
     """Mean squared error, and Pearson's correlation (0 where one side is constant); both (D,)."""
+    return {"mse": float(((found - truth) ** 2).mean()), "pearson": _correlation(found, truth)}
+
+
+def rank_correlation(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Metrics:
+    """Spearman's correlation, equal values at the mean of their ranks (0 where one side is constant); both (D,)."""
+    return {"spearman": _correlation(_ranks(found), _ranks(truth))}
+
+
+def _correlation(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
     is_constant = len(truth) < 2 or found.std() == 0 or truth.std() == 0
-    correlation = 0.0 if is_constant else float(np.corrcoef(found, truth)[0, 1])
-    return {"mse": float(((found - truth) ** 2).mean()), "pearson": correlation}
+    return 0.0 if is_constant else float(np.corrcoef(found, truth)[0, 1])
+
+
+def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks
+
+
+def retrieval(
+    anchors: npt.NDArray[Any],
+    candidates: npt.NDArray[Any],
+    right: Sequence[Sequence[int]],
+    ignored: Sequence[Sequence[int]],
+) -> Metrics:
+    """Part of the anchors whose nearest candidate is right, and mean of 1 / rank of the nearest right one.
+
+    A wrong candidate as near as the right one comes before it.
+
+    Args:
+        anchors: (A, D) of length 1.
+        candidates: (C, D) of length 1.
+        right: For each anchor the candidates that are right.
+        ignored: For each anchor the candidates that count as neither.
+    """
+    ranks = []
+    for anchor, own, neither in zip(anchors, right, ignored, strict=True):
+        likeness = candidates @ anchor
+        best = likeness[list(own)].max()
+        likeness[[*own, *neither]] = -np.inf
+        ranks.append(1 + int((likeness >= best).sum()))
+    return {"accuracy@1": float(np.mean([rank == 1 for rank in ranks])),
+            "mrr": float(np.mean([1 / rank for rank in ranks]))}  # fmt: skip
 
 
 def _f1(found: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:

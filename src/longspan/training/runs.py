@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longspan.checkpoints.update import DirectoryUpdate
-from longspan.configuration import PretrainedConfig
+from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.documents.document import Problem
 from longspan.errors import InputError
-from longspan.pipelines.options import check_choice, load_tokenizer, source_of
+from longspan.pipelines.options import check_choice, load_tokenizer
 from longspan.pipelines.run.identity import digest_of_json
 from longspan.training.checkpoints import FOLDER
 from longspan.training.options import TrainOptions
@@ -35,6 +35,7 @@ TASKS = {
     "summarize": ("language", "SummarizeTask"),
     "fill": ("language", "FillTask"),
     "generate": ("language", "GenerateTask"),
+    "embed": ("embed", "EmbedTask"),
 }
 REPORT = "training.json"
 
@@ -93,7 +94,7 @@ def finetune(
     weights.
 
     Args:
-        task: `classify`, `tag`, `answer`, `choose`, `summarize`, `fill` or `generate`.
+        task: `classify`, `tag`, `answer`, `choose`, `summarize`, `fill`, `generate` or `embed`.
         model: Directory or hub repository with a model of any head.
         data: Files or folders (jsonl, csv, Parquet; folders by label; CoNLL columns for `tag`, SQuAD JSON for
             `answer`), or an iterable of mappings such as a `datasets.Dataset`.
@@ -220,15 +221,18 @@ def prepare(
     """Read the data, load the model, make windows; see `finetune`."""
     task = make_task(task_name, options)
     name = os.fspath(model)
-    tokenizer = load_tokenizer(source_of(name), None)
+    source = task.source(name)
+    tokenizer = load_tokenizer(source, None)
+    place = {argument: getattr(source, argument) for argument in SOURCE_ARGUMENTS}
     training, held_back, problems = _read(task, data, validation)
-    task.learn_labels(training, PretrainedConfig.get_config_dict(name).get("label2id") or {})
+    task.learn_labels(training, PretrainedConfig.get_config_dict(source.name, **place).get("label2id") or {})
     check_choice("metric", task.best_metric, task.metric_names)
     held_back = _checked(task, held_back, problems)
     task.open(task.load(name), tokenizer)
     samples, num_documents = _samples(task, training, problems)
     if not samples:
         raise InputError(_nothing(problems))
+    task.check_samples(samples)
     validated = _usable(task, held_back, problems)
     return Prepared(task, name, Path(output), options, samples, validated, num_documents, problems)
 

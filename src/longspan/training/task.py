@@ -153,6 +153,10 @@ class TrainingTask(ABC):
     def samples(self, examples: Sequence[Example]) -> list[list[Sample] | InputError]:
         """For each example its windows with targets, or why it has none."""
 
+    def check_samples(self, samples: Sequence[Sample]) -> None:
+        """Raise `InputError` if nothing can be learnt from what training has."""
+        return
+
     @abstractmethod
     def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
         """The weighted sum of the terms of the loss, 0-d."""
@@ -187,6 +191,10 @@ class TrainingTask(ABC):
                     raise InputError(f"With strict everything must be usable. Received: {problem}") from error
                 taken.problems.append(problem)
         return taken
+
+    def source(self, name: str) -> Source:
+        """Where the model and its tokenizer are."""
+        return Source(name)
 
     def load(self, name: str) -> Any:
         """The model of a directory or hub repository, with the head that the task wants; its weights are drawn anew."""
@@ -263,6 +271,17 @@ def text_of(record: Record, name: str) -> str:
     if not text.strip():
         raise InputError(f"column {name!r} must hold text. Received: a blank")
     return text
+
+
+def number(value: Any, name: str) -> float:
+    """The number of a column, which files may write as text; raises `InputError` if it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not np.isfinite(found):
+        raise InputError(f"column {name!r} must hold a number. Received: {value!r}")
+    return found
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +20,15 @@ from longspan.pipelines.backends.base import INT8, Floats, Ids, Mask
 
 #: model types whose layers are only called, never looked into, so that others may be in their place
 _INT8_FAMILIES = ("bert", "roberta", "xlm-roberta")
+
+
+def pool(states: Tensor, weights: Tensor, max_mask: Tensor | None) -> Tensor:
+    """Pooled states (B, M (+ 1), H) of states (B, S, H); see `base.Encoder.encode_batch`."""
+    pooled = torch.bmm(weights, states)
+    if max_mask is None:
+        return pooled
+    greatest = states.masked_fill(~max_mask[:, :, None], float("-inf")).amax(dim=1, keepdim=True)
+    return torch.cat([pooled, greatest], dim=1)
 
 
 class _TorchBackend(base.Backend):
@@ -106,12 +113,8 @@ class EncoderBackend(_TorchBackend, base.Encoder):
             input_ids=torch.from_numpy(input_ids).to(self.device),
             attention_mask=torch.from_numpy(attention_mask).to(self.device) if is_padded else None,
         ).last_hidden_state.float()
-        pooled = torch.bmm(torch.from_numpy(weights).to(self.device), states)
-        if max_mask is not None:
-            left_out = torch.from_numpy(~max_mask).to(self.device)[:, :, None]
-            greatest = states.masked_fill(left_out, float("-inf")).amax(dim=1, keepdim=True)
-            pooled = torch.cat([pooled, greatest], dim=1)
-        vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
+        mask = None if max_mask is None else torch.from_numpy(max_mask).to(self.device)
+        vectors: Floats = pool(states, torch.from_numpy(weights).to(self.device), mask).cpu().numpy()
         return vectors
 
 
