@@ -92,13 +92,15 @@ def test_it_learns(sentence_model, tmp_path, capsys):
     assert run(app, [str(each) for each in arguments]) == 0, capsys.readouterr().err
 
 
-def test_a_plain_model_learns_triplets_with_adapters(encoder, tmp_path):
+def test_a_plain_model_is_lengthened_and_learns_triplets_with_adapters(encoder, tmp_path):
     data = pairs(TOPICS[:8])
     data = [one | {"negative": other["positive"]} for one, other in zip(data, data[1:] + data[:1], strict=True)]
-    settings = FAST | {"epochs": 1, "lora": 2, "validation_split": 0.5}
+    settings = FAST | {"epochs": 1, "lora": 2, "validation_split": 0.5, "max_length": 80}  # of 64 positions
     report = finetune("embed", encoder, data, tmp_path / "out", **settings)
     assert 0 <= report.metrics["accuracy@1"] <= report.metrics["mrr"] <= 1
-    assert SentenceEncoder(tmp_path / "out").encode("open the file").shape == (HIDDEN,)
+    trained = SentenceEncoder(tmp_path / "out")
+    assert trained.max_length == 80
+    assert trained.encode("open the file").shape == (HIDDEN,)
 
 
 def test_scores(sentence_model, tmp_path):

@@ -48,9 +48,8 @@ def with_adapters(model: Any, rank: int, seed: int) -> Any:
     from longspan.integrations.peft import register_target_modules
 
     register_target_modules()
-    report = model.load_report
-    keys = [key.removeprefix(f"{model.base_model_prefix}.") for key in report.initialised]
-    keys += [key for key, *_ in report.mismatched]
-    heads = sorted({key.partition(".")[0] for key in keys})
+    report = model.load_report  # None for a lengthened model, in which nothing was drawn
+    drawn = [] if report is None else [*report.initialised, *(key for key, *_ in report.mismatched)]
+    heads = sorted({key.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for key in drawn})
     torch.manual_seed(seed)
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, modules_to_save=heads or None))
