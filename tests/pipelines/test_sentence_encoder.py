@@ -239,7 +239,7 @@ def test_texts_must_be_strings(tiny: SentenceEncoder, bad: list[object]):
     ("arguments", "message"),
     [
         ({"framework": "caffe"}, "framework must be one of torch, flax, keras. Received: framework='caffe'"),
-        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16. Received: dtype='int8'"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, int8. Received: dtype='int4'"),
         ({"device": "cuda:99"}, "device must exist on this machine. Received: device='cuda:99'"),
         ({"device": "abacus"}, "device must exist on this machine. Received: device='abacus'"),
         ({"max_length": 65, "framework": "flax"}, r"max_length must lie in \[1, 64\] for .* Received: max_length=65"),

@@ -51,7 +51,7 @@ def load_encoder(
     """
     if dtype == INT8 and framework != "torch":
         raise InputError(f"dtype='int8' needs framework='torch'. Received: framework={framework!r}")
-    module = _import_backend(framework, None if dtype == INT8 else dtype)
+    module = _import_backend(framework, dtype, dtypes=(*_DTYPES, INT8))
     encoder: Encoder = module.EncoderBackend(
         source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
     )
@@ -139,11 +139,11 @@ def framework_of(model: object) -> str | None:
     return None
 
 
-def _import_backend(framework: str, dtype: str | None) -> Any:
+def _import_backend(framework: str, dtype: str | None, *, dtypes: tuple[str, ...] = _DTYPES) -> Any:
     if framework not in _MODULES:
         raise InputError(f"framework must be one of {', '.join(_MODULES)}. Received: framework={framework!r}")
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(_DTYPES)}. Received: dtype={dtype!r}")
+    if dtype is not None and dtype not in dtypes:
+        raise InputError(f"dtype must be one of {', '.join(dtypes)}. Received: dtype={dtype!r}")
     try:
         return importlib.import_module(_MODULES[framework])
     except ModuleNotFoundError as error:
