@@ -131,7 +131,7 @@ def fill(
 
 
 def _read_values(reader: CheckpointReader, pairs: Sequence[tuple[str, Tensor]]) -> None:
-    """Fill tensors by key. Memory bounds reading and checking a file: two threads take little over half the time."""
+    """Fill tensors by key, large ones in several threads: reading a file and its checksums both let others run."""
     threads = min(_READERS, torch.get_num_threads())
     direct = [pair for pair in pairs if reader.is_concurrent and reader.is_direct(*pair)]
     if threads > 1 and sum(reader.nbytes(key) for key, _ in direct) >= _WORTH_THREADS:

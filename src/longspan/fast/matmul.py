@@ -2,7 +2,7 @@
 
 PyTorch gives float32 products to the BLAS that it was built with, which does not use the wide vectors of every CPU.
 oneDNN, which PyTorch holds as well, does: on a CPU with AVX-512 from another maker than the BLAS it ran the same
-product 2.2 times as fast, with the same rounding errors. Without AVX-512 the BLAS is faster.
+product much faster, with the same rounding errors. Without AVX-512 the BLAS is faster.
 Where it is not there or not faster, all goes as usual. It keeps half a megabyte for every number of rows that a product
 is called with, so that products are given to it in pieces of few sizes.
 bfloat16 products are oneDNN's anyway; without gradients its linear layer is called by a shorter way. On a CPU without
