@@ -45,7 +45,12 @@ def same(first, second, tolerance=1e-5):
 
 assert len(jax.devices()) == 8
 settings = {"num_beams": 2, "max_new_tokens": 5, "min_new_tokens": 5}
-write = lambda params, ids, mask: model.generate(ids, attention_mask=mask, params=params, **settings).sequences  # noqa: E731
+
+
+def write(params, ids, mask):
+    return model.generate(ids, attention_mask=mask, params=params, **settings).sequences
+
+
 whole = jax.jit(jax.value_and_grad(loss))(params, ids, mask)
 expected = write(params, ids, mask)
 for kind in (AxisType.Auto, AxisType.Explicit):

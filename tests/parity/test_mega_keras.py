@@ -207,7 +207,10 @@ def test_a_graph_for_any_length_and_an_xla_program_give_the_same(pair):
     for name, settings in (("MegaForTokenClassification", CHUNKS), ("MegaForQuestionAnswering", {"num_labels": 2})):
         ours, theirs, _ = pair(name, **settings)
         field = "logits" if settings is CHUNKS else "end_logits"
-        run = lambda ids, mask: ours(ids, mask)[field]  # noqa: B023, E731
+
+        def run(ids, mask, ours=ours, field=field):
+            return ours(ids, mask)[field]
+
         graphs = [
             tf.function(run, autograph=False, input_signature=[tf.TensorSpec([None, None], tf.int64)] * 2),
             tf.function(run, autograph=False, jit_compile=True),

@@ -405,9 +405,8 @@ class TFLongT5ForConditionalGeneration(TFGenerationMixin, TFLongT5EncoderDecoder
         output = self.decode(
             {"input_ids": inputs["decoder_input_ids"]}, encoded.last_hidden_state, encoder_attention_mask=mask
         )
-        missing = room - inputs["decoder_input_ids"].shape[1]
-        pad = lambda part: ops.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0)))  # noqa: E731
-        cache = tuple(tuple(pad(part) for part in layer[:2]) for layer in output.past_key_values)
+        behind = ((0, 0), (0, 0), (0, room - inputs["decoder_input_ids"].shape[1]), (0, 0))
+        cache = tuple(tuple(ops.pad(part, behind) for part in layer[:2]) for layer in output.past_key_values)
         source = tuple(layer[2:] for layer in output.past_key_values)
         return self.score(output.last_hidden_state[:, -1:])[:, 0], cache, (source, mask)
 
