@@ -107,13 +107,13 @@ def get(name: str) -> Any:
     return getattr(importlib.import_module("longspan"), name)
 
 
-def call_of(name: str) -> Any:
-    """The method that users call a model by: `forward`, `call` or `__call__`."""
+def call_of(name: str) -> tuple[str, Any]:
+    """Name of the method that users call a model by (`forward`, `call` or `__call__`), and the method."""
     cls = get(name)
-    framework = _MODEL.match(public_names()[name]).group(2)  # type: ignore[union-attr]  # of models alone
-    return {"torch": "forward", "keras": "call", "flax": "__call__"}[framework], getattr(
-        cls, {"torch": "forward", "keras": "call", "flax": "__call__"}[framework]
-    )
+    found = _MODEL.match(public_names()[name])
+    assert found is not None, f"{name} is no model"
+    method = {"torch": "forward", "keras": "call", "flax": "__call__"}[found.group(2)]
+    return method, getattr(cls, method)
 
 
 @functools.cache
@@ -355,7 +355,7 @@ def split_name(name: str) -> tuple[str, str, str]:
     """Framework's prefix, family's prefix and task of the name of a model, e.g. `("TF", "Bert", "Model")`."""
     match = re.fullmatch(rf"(TF|Flax|)({'|'.join(PREFIXES)}|)(\w+)", name)
     assert match is not None
-    return match.groups()  # type: ignore[return-value]  # three groups, none optional
+    return match.group(1), match.group(2), match.group(3)
 
 
 def chinese(name: str) -> str:

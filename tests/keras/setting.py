@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 
 import numpy as np
+from tests.tolerances import assert_close
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -173,3 +175,26 @@ def make(name, *, dtype=None, **settings):
     import longspan
 
     return randomise(getattr(longspan, name)(config_for(name, **settings), dtype=dtype))
+
+
+def assert_made_again(keras, model):
+    """Keras' own configuration of a model, as JSON, makes one with the same settings, policy and weights' names."""
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    again = keras.saving.deserialize_keras_object(config)
+    assert (type(again), again.config, again.dtype_policy) == (type(model), model.config, model.dtype_policy)
+    assert [weight.path for weight in again.weights] == [weight.path for weight in model.weights]
+
+
+def assert_saved_serves(keras, model, inputs, *, lengths, field, folder):
+    """A `.keras` file and a SavedModel give what the model gives, at every length."""
+    import tensorflow as tf
+
+    model.save(folder / "model.keras")
+    again = keras.models.load_model(folder / "model.keras")
+    model.export(folder / "served")
+    served = tf.saved_model.load(str(folder / "served"))
+    for length in lengths:
+        part = {key: value[:3, :length] for key, value in inputs.items()}
+        expected = model(part)[field]
+        assert_close(again(part)[field], expected)
+        assert_close(served.serve(part)[field], expected)

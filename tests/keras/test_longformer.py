@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 
 import numpy as np
 import pytest
-from tests.keras.setting import LONGFORMERS, ROWS, attention_mask, inputs_of, make
+from tests.keras.setting import (
+    LONGFORMERS,
+    ROWS,
+    assert_made_again,
+    assert_saved_serves,
+    attention_mask,
+    inputs_of,
+    make,
+)
 from tests.tolerances import assert_close
 
 import longspan
@@ -42,10 +49,7 @@ def test_arguments_configuration_and_weights_are_those_of_the_reference(keras, n
     parameters = list(inspect.signature(getattr(longspan, name).call).parameters)
     assert parameters == ["self", *ARGUMENTS[name], "training"]
     model = make(name, num_hidden_layers=1, dtype="mixed_bfloat16")
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
-    again = keras.saving.deserialize_keras_object(config)
-    assert (type(again), again.config, again.dtype_policy) == (type(model), model.config, model.dtype_policy)
-    assert [weight.path for weight in again.weights] == [weight.path for weight in model.weights]
+    assert_made_again(keras, model)
     auto = getattr(longspan, name.replace("Longformer", "AutoModel").replace("ModelModel", "Model"))
     assert type(auto.from_config(model.config)) is type(model)
 
@@ -85,21 +89,11 @@ def test_every_form_of_data_trains_alike(keras):
 
 
 def test_keras_files_and_saved_models_serve_every_length(keras, tmp_path):
-    import tensorflow as tf
-
     model = make(READER, num_hidden_layers=1)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    model.export(tmp_path / "served")
-    served = tf.saved_model.load(str(tmp_path / "served"))
     columns = ("input_ids", "attention_mask", "token_type_ids")
     inputs = {key: inputs_of(READER)[key].astype("int32") for key in columns}
     inputs["input_ids"][:, 6] = 2
-    for length in (19, 7):
-        part = {key: value[:3, :length] for key, value in inputs.items()}
-        expected = model(part)
-        assert_close(again(part).start_logits, expected.start_logits)
-        assert_close(served.serve(part)["start_logits"], expected.start_logits)
+    assert_saved_serves(keras, model, inputs, lengths=(19, 7), field="start_logits", folder=tmp_path)
     choices = make("TFLongformerForMultipleChoice", num_hidden_layers=1).get_input_signature()
     assert choices["input_ids"].shape == (None, None, None)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 
 import numpy as np
 import pytest
-from tests.keras.setting import LONGT5, attention_mask, inputs_of, make
+from tests.keras.setting import LONGT5, assert_made_again, assert_saved_serves, attention_mask, inputs_of, make
 from tests.tolerances import assert_close
 
 import longspan
@@ -23,10 +22,7 @@ def test_arguments_and_configuration(keras):
         theirs = [key for key in inspect.signature(getattr(longspan, name).forward).parameters if key != "self"]
         assert arguments(f"TF{name}") == [key for key in theirs if key != "cache_position"] + ["training"]
     model = make(LONGT5, num_hidden_layers=1, dtype="mixed_bfloat16")
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
-    again = keras.saving.deserialize_keras_object(config)
-    assert (type(again), again.config, again.dtype_policy) == (type(model), model.config, model.dtype_policy)
-    assert [weight.path for weight in again.weights] == [weight.path for weight in model.weights]
+    assert_made_again(keras, model)
 
 
 def test_labels_of_both_kinds_and_xla_train_alike(keras):
@@ -48,20 +44,11 @@ def test_labels_of_both_kinds_and_xla_train_alike(keras):
 
 
 def test_keras_files_and_saved_models_serve_every_length(keras, tmp_path):
-    import tensorflow as tf
-
     model = make(LONGT5, num_hidden_layers=1)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    model.export(tmp_path / "served")
-    served = tf.saved_model.load(str(tmp_path / "served"))
     columns = ("input_ids", "attention_mask", "decoder_input_ids")
     inputs = {key: inputs_of(LONGT5)[key].astype("int32") for key in columns}
-    for length in (19, 3):  # the latter without a summary
-        part = {key: value[:3, :length] for key, value in inputs.items()}
-        expected = model(part)
-        assert_close(again(part).logits, expected.logits)
-        assert_close(served.serve(part)["logits"], expected.logits)
+    # 3 tokens have no summary
+    assert_saved_serves(keras, model, inputs, lengths=(19, 3), field="logits", folder=tmp_path)
 
 
 def test_the_encoder_is_a_layer_of_a_functional_model(keras):

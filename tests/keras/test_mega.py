@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 
 import numpy as np
 import pytest
-from tests.keras.setting import config_for, inputs_of, make
+from tests.keras.setting import assert_made_again, assert_saved_serves, config_for, inputs_of, make
 from tests.tolerances import assert_close
 
 import longspan
@@ -38,10 +37,7 @@ def test_arguments_are_pytorchs_and_the_configuration_makes_the_model_again(kera
     parameters = list(inspect.signature(getattr(longspan, name).call).parameters)
     assert parameters == ["self", *ARGUMENTS[name], "training"]
     model = make(name, num_hidden_layers=1, dtype="mixed_bfloat16")
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
-    again = keras.saving.deserialize_keras_object(config)
-    assert (type(again), again.config, again.dtype_policy) == (type(model), model.config, model.dtype_policy)
-    assert [weight.path for weight in again.weights] == [weight.path for weight in model.weights]
+    assert_made_again(keras, model)
     auto = getattr(longspan, name.replace("Mega", "AutoModel").replace("ModelModel", "Model"))
     assert type(auto.from_config(model.config)) is type(model)
 
@@ -66,19 +62,9 @@ def test_fit_trains_alike_in_a_call_in_one_graph_and_under_xla(keras):
 
 
 def test_keras_files_and_saved_models_serve_every_length(keras, tmp_path):
-    import tensorflow as tf
-
     model = make(READER, num_hidden_layers=1)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    model.export(tmp_path / "served")
-    served = tf.saved_model.load(str(tmp_path / "served"))
     inputs = {key: value.astype("int32") for key, value in split(READER)[0].items()}
-    for length in (19, 5):
-        part = {key: value[:3, :length] for key, value in inputs.items()}
-        expected = model(part)
-        assert_close(again(part).start_logits, expected.start_logits)
-        assert_close(served.serve(part)["start_logits"], expected.start_logits)
+    assert_saved_serves(keras, model, inputs, lengths=(19, 5), field="start_logits", folder=tmp_path)
 
 
 def test_the_model_is_a_layer_of_a_functional_model_and_predicts_any_length(keras):

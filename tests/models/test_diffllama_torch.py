@@ -185,9 +185,8 @@ class TestAttentions:
     def test_chunked_without_maps_raises_and_sdpa_leaves_them_to_eager(self):
         with pytest.raises(InputError, match="'chunked' cannot serve .*weights that were asked for"):
             make(attn_implementation="chunked")(IDS, output_attentions=True)
-        found, expected = (
-            make(attn_implementation=name)(IDS, output_attentions=True).attentions for name in ("sdpa", "eager")
-        )
+        models = (make(attn_implementation=name) for name in ("sdpa", "eager"))
+        found, expected = (model(IDS, output_attentions=True).attentions for model in models)
         for mine, theirs in zip(found, expected, strict=True):
             assert torch.equal(mine, theirs)
 
