@@ -23,8 +23,13 @@ import random
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+
+# how long drawing and running an example take says how busy the machine is
+hypothesis.settings.register_profile("any-load", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any-load")
 
 #: files of few tests that take more than half a minute: they start first, so that none is left to run alone at the end
 LONG_FILES = (

@@ -9,20 +9,25 @@ import contextlib
 import faulthandler
 import json
 import multiprocessing
+import os
 import random
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 from tests.pipelines.memory_worker import WORDS, status
 
 import longspan
 
 LENGTHS = (9, 40, 3, 17)
 THREADS = 8
-#: seconds after which a deadlock is taken for granted
-PATIENCE = 300
+#: seconds without any work of the processor after which a deadlock is taken for granted; time alone says nothing, for
+#: eight processes that compile take minutes where other programs run beside
+PATIENCE = 120
 
 
 def ids_of(length):
@@ -161,7 +166,34 @@ def call(index):
 def in_processes(context, count, orders, **arguments):
     """The results of the calls in `count` processes."""
     with multiprocessing.get_context(context).Pool(count, **arguments) as pool:
-        return pool.map_async(call, orders, chunksize=1).get(PATIENCE)
+        return pool.map(call, orders, chunksize=1)
+
+
+def seconds_of(process):
+    """What the processor has worked for a process, 0 if it ended."""
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def watch_for_deadlocks():
+    """End this process and its children, with what every thread does, once none of them has worked for a while."""
+    this = psutil.Process()
+    worked, since = 0.0, time.monotonic()
+    while True:
+        # if even this thread cannot run, for the interpreter's lock is part of it
+        faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
+        time.sleep(5)
+        children = this.children(recursive=True)
+        now = sum(seconds_of(process) for process in (this, *children))
+        if abs(now - worked) > 0.25:  # this thread itself takes less
+            worked, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            faulthandler.dump_traceback()
+            for child in children:
+                child.kill()
+            os._exit(1)
 
 
 def main(framework, folder, count):
@@ -207,5 +239,5 @@ def main(framework, folder, count):
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(PATIENCE * 2, exit=True)  # where every thread stands in a deadlock
+    threading.Thread(target=watch_for_deadlocks, daemon=True).start()
     main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -223,6 +223,8 @@ def test_pruned_heads_give_nothing_and_stay_pruned(tmp_path):
     model.prune_heads({1: [2]})
     assert model.config.pruned_heads == {0: [1], 1: [0, 2]}
     assert_close(model(**inputs).last_hidden_state, expected)
+    # a mask counts heads as they were, also those that are gone
+    assert_close(model(**inputs, head_mask=keep).last_hidden_state, expected)
     model.save_pretrained(tmp_path)
     again = longspan.TFBertModel.from_pretrained(tmp_path)
     assert again.encoder.layer[1].attention.self.query.kernel.shape == (36, 12)

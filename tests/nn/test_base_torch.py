@@ -243,6 +243,11 @@ class TestPruning:
         assert model.config.pruned_heads == {0: [1, 3], 1: [0]}
         assert model.encoder.layer[0].attention.self.query.weight.shape == (12, 24)
         assert_close(model(IDS).last_hidden_state, expected)
+        # a mask counts heads as they were, also those that are gone
+        assert_close(model(IDS, head_mask=head_mask).last_hidden_state, expected)
+        other = head_mask * torch.tensor([1.0, 1.0, 0.5, 0.0])
+        fresh = tiny(attn_implementation=implementation)
+        assert_close(model(IDS, head_mask=other).last_hidden_state, fresh(IDS, head_mask=other).last_hidden_state)
 
     def test_negative_layers_count_from_the_end_as_in_the_reference(self, tmp_path):
         model = tiny(BertForMaskedLM)

@@ -150,13 +150,15 @@ def test_words_of_the_reference(plain: Path) -> None:
         tokenizer=(str(plain), {"use_fast": True}),
         config=longspan.AutoConfig.from_pretrained(plain),
         torch_dtype="float32",
-        model_kwargs={"dropout_rate": 0.0, "local_files_only": True},
+        model_kwargs={"dropout_rate": 0.0, "local_files_only": True, "attn_implementation": "blocked"},
         num_workers=0,
         trust_remote_code=False,
+        device_map="auto",
+        feature_extractor=None,
         use_fast=True,
         max_new_tokens=4,
     )
-    assert moved.model.config.dropout_rate == 0.0
+    assert (moved.model.config.dropout_rate, moved.model.config.attn_implementation) == (0.0, "blocked")
     assert (
         moved(TEXTS[:2], batch_size=2, clean_up_tokenization_spaces=False, return_text=True, num_workers=1) == expected
     )
@@ -168,9 +170,24 @@ def test_words_of_the_reference(plain: Path) -> None:
         pipeline("summarization", plain, tokenizer=("a",))
     with pytest.raises(InputError, match="config goes with the name of a model. Received: a LongT5ForConditional"):
         pipeline("summarization", moved.model, moved.tokenizer, config=moved.model.config)
+    with pytest.raises(InputError, match="attn_implementation goes with the name of a model. Received: a LongT5For"):
+        pipeline("summarization", moved.model, moved.tokenizer, attn_implementation="blocked")
     with pytest.raises(InputError, match="call model.generate for these. Received: return_dict_in_generate=True"):
         moved(TEXTS[0], return_dict_in_generate=True)
     with pytest.raises(InputError, match="return_text=False needs return_tensors=True. Received: return_text=False"):
         moved(TEXTS[0], return_text=False)
     with pytest.raises(InputError, match="batch_size must be at least 1. Received: batch_size=0"):
         moved(TEXTS[0], batch_size=0)
+
+
+def test_the_stored_dtype(plain: Path, tmp_path: Path) -> None:
+    """`"auto"` is the dtype that the settings name, else that of the weights, as in the reference."""
+    folder = tmp_path / "half"
+    shutil.copytree(plain, folder)
+    longspan.LongT5ForConditionalGeneration.from_pretrained(plain, dtype="bfloat16").save_pretrained(folder)
+    for named in ("bfloat16", None):
+        edit_json(folder / "config.json", dtype=named, torch_dtype=named)
+        assert str(pipeline("summarization", folder, torch_dtype="auto").model.dtype) == "torch.bfloat16"
+    edit_json(folder / "config.json", dtype="float16")
+    assert str(pipeline("feature-extraction", folder, dtype="auto").model.model.dtype) == "torch.float16"
+    assert str(pipeline("summarization", plain, dtype="auto").model.dtype) == "torch.float32"

@@ -111,6 +111,12 @@ class CheckpointReader(ABC):
         """Element type of a tensor, `"float32"`, `"bfloat16"`, ..."""
         return self._entry(key).dtype.name
 
+    @property
+    def float_dtype(self) -> str:
+        """The one element type of all tensors of floating point; `"float32"` if there is none or several."""
+        found = {name for key in self.entries if (name := self.dtype(key)).startswith(("float", "bfloat"))}
+        return found.pop() if len(found) == 1 else "float32"
+
     def nbytes(self, key: str) -> int:
         """Size of a tensor in bytes."""
         return self._entry(key).nbytes

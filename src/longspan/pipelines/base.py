@@ -80,7 +80,8 @@ class Pipeline(FixedAttributes, ABC):
         framework: `"torch"` (also `"pt"`), `"flax"` (`"jax"`) or `"keras"` (`"tf"`); default torch, or that of `model`.
         device: Device in the framework's words, e.g. `"cuda"`; a number is that CUDA device, -1 the CPU. Default the
             first accelerator, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`; default float32.
+        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`, or `"auto"` for the stored one; default
+            float32.
         attn_implementation: Implementation of attention; default: chosen by the model.
         revision: Branch, tag or commit of a hub repository.
         cache_dir: Hub cache to use.
@@ -140,8 +141,7 @@ class Pipeline(FixedAttributes, ABC):
             self.task,
             device=device_name(device),
             dtype=dtype_name(dtype),
-            attn_implementation=attn_implementation,
-            settings=model_settings(config, model_kwargs, model),
+            settings=model_settings(config, model_kwargs, attn_implementation, model),
         )
         self._source: Source | None = source if isinstance(source, Source) else None
         self.tokenizer = load_tokenizer(source, tokenizer)

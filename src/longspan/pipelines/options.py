@@ -17,6 +17,8 @@ from longspan.tokenization.auto import AutoTokenizer
 
 #: Arguments that say where a model is.
 _PLACE = ("revision", "cache_dir", "local_files_only", "token")
+#: Arguments of the reference for which there is nothing here but None.
+_ABSENT = ("device_map", "feature_extractor", "image_processor", "processor", "pipeline_class")
 _FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 _PADDINGS = ("True", "False", "longest", "max_length", "do_not_pad")
 
@@ -158,7 +160,8 @@ def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline with those words of the reference that mean an argument of longspan put as that.
 
     `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers` and `use_fast` change
-    nothing, for texts are tokenized beside the model by the Rust tokenizer always.
+    nothing, for texts are tokenized beside the model by the Rust tokenizer always; nor do a `device_map` of `"auto"`,
+    which means the first accelerator, and words for what longspan has not, where they are None.
 
     Raises:
         InputError: `trust_remote_code` is True, or a number is none.
@@ -181,16 +184,21 @@ def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if workers is not None and not (isinstance(workers, int) and workers >= 0):
         raise InputError(f"num_workers must be a whole number, at least 0. Received: num_workers={workers!r}")
     given.pop("use_fast", None)
-    return given
+    if given.get("device_map") == "auto":
+        del given["device_map"]
+    return {name: value for name, value in given.items() if value is not None or name not in _ABSENT}
 
 
-def model_settings(config: Any, overrides: Mapping[str, Any] | None, model: Any) -> dict[str, Any]:
-    """Further arguments of `from_pretrained`: a configuration, and settings that win over the stored ones.
+def model_settings(
+    config: Any, overrides: Mapping[str, Any] | None, attn_implementation: str | None, model: Any
+) -> dict[str, Any]:
+    """Further arguments of `from_pretrained`: a configuration, settings that win over the stored ones, attention.
 
     Raises:
         InputError: they are given with a loaded model, which they would not change.
     """
-    given = {**({} if config is None else {"config": config}), **(overrides or {})}
+    named = {"config": config, "attn_implementation": attn_implementation}
+    given = {**{name: value for name, value in named.items() if value is not None}, **(overrides or {})}
     if given and not isinstance(model, str | os.PathLike):
         raise InputError(f"{next(iter(given))} goes with the name of a model. Received: a {type(model).__name__}")
     return given

@@ -130,7 +130,9 @@ class GenerationPipeline(FixedAttributes, ABC):
         framework: `"torch"` (also `"pt"`) or `"flax"` (`"jax"`); default torch, or that of `model`.
         device: Device in the framework's words, e.g. `"cuda"`; a number is that CUDA device, -1 the CPU. Default the
             first accelerator, or the CPU.
-        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`; default float32.
+        dtype: Type of the weights, e.g. `"bfloat16"` or `torch.bfloat16`, or `"auto"` for the stored one; default
+            float32.
+        attn_implementation: Implementation of attention; default: chosen by the model.
         batch_tokens: Most positions of a batch of inputs, padding included.
         batch_size: Most rows of a batch; default what `batch_tokens` allows.
         revision: Branch, tag or commit of a hub repository.
@@ -176,6 +178,7 @@ class GenerationPipeline(FixedAttributes, ABC):
         framework: str | None = None,
         device: str | int | None = None,
         dtype: Any = None,
+        attn_implementation: str | None = None,
         batch_tokens: int = _BATCH_TOKENS,
         batch_size: int | None = None,
         revision: str | None = None,
@@ -198,7 +201,7 @@ class GenerationPipeline(FixedAttributes, ABC):
             self.model_task,
             device=device_name(device),
             dtype=dtype_name(dtype),
-            settings=model_settings(config, model_kwargs, model),
+            settings=model_settings(config, model_kwargs, attn_implementation, model),
         )
         self._source = source
         self.model = self._writer.model

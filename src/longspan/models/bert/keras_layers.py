@@ -410,7 +410,7 @@ class BertAttention(PostNormAttention):
         context, weights, present = self.self(
             hidden_states,
             plan=plan,
-            head_mask=head_mask,
+            head_mask=self.mask_of_remaining(head_mask),
             encoder_hidden_states=encoder_hidden_states,
             past=past,
             training=training,

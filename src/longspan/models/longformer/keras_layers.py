@@ -319,6 +319,7 @@ class LongformerAttention(PostNormAttention):
         self, hidden_states: Tensor, *, plan: GlobalPlan, head_mask: Tensor | None, training: bool | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), local weights, global weights."""
+        head_mask = self.mask_of_remaining(head_mask)
         context, *weights = self.self(hidden_states, plan=plan, head_mask=head_mask, training=training)
         return self.output_(context, hidden_states, training=training), *weights
 

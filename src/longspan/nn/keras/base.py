@@ -385,8 +385,4 @@ def _constructor_arguments(cls: type[keras.Model], kwargs: dict[str, Any]) -> di
 
 
 def _dtype_policy(dtype: Any, config: PretrainedConfig, reader: Any) -> Any:
-    if dtype != "auto":
-        return dtype
-    stored = {reader.dtype(key) for key in reader.entries}
-    floating = sorted(name for name in stored if name.startswith(("float", "bfloat")))
-    return config.dtype or (floating[0] if len(floating) == 1 else "float32")
+    return config.dtype or reader.float_dtype if dtype == "auto" else dtype

@@ -156,6 +156,13 @@ class PostNormAttention(Block):
         input_size = attention.num_attention_heads * attention.attention_head_size
         self.output_ = AddAndNorm(config, input_size=input_size, dtype=self.dtype_policy, name="output")
 
+    def mask_of_remaining(self, head_mask: Tensor | None) -> Tensor | None:
+        """A factor of each of the original heads, (1, A, 1, 1), for those that were not pruned."""
+        if head_mask is None or not self.pruned_heads:
+            return head_mask
+        kept = [head for head in range(self.original_num_heads) if head not in self.pruned_heads]
+        return ops.take(head_mask, kept, axis=1)
+
     def prune_heads(self, heads: Iterable[int]) -> None:
         """Remove heads, given by their original numbers, for good."""
         removed, features = remaining_features(

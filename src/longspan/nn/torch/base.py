@@ -472,11 +472,7 @@ def _target_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, rea
     if dtype is None:
         return torch.float32
     if isinstance(dtype, str):
-        name = dtype
-        if dtype == "auto":
-            stored = {reader.dtype(key) for key in reader.entries}
-            floating = sorted(name for name in stored if name.startswith(("float", "bfloat")))
-            name = config.dtype or (floating[0] if len(floating) == 1 else "float32")
+        name = config.dtype or reader.float_dtype if dtype == "auto" else dtype
         dtype = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype must be a floating-point dtype, its name, or 'auto'. Received: {dtype!r}")

@@ -61,9 +61,11 @@ class PostNormAttention(nn.Module):
         self.pruned_heads: set[int] = set()
         self.original_num_heads = config.num_attention_heads
 
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> tuple[Any, ...]:
-        """(tokens, H) -> (tokens, H) and the weights; arguments of the attention."""
-        context, *weights = self.self(hidden_states, **arguments)
+    def forward(self, hidden_states: Tensor, *, head_mask: Tensor | None = None, **arguments: Any) -> tuple[Any, ...]:
+        """(tokens, H) -> (tokens, H) and the weights; arguments of the attention, with a factor of all A heads."""
+        if head_mask is not None and self.pruned_heads:
+            head_mask = head_mask[:, [head for head in range(self.original_num_heads) if head not in self.pruned_heads]]
+        context, *weights = self.self(hidden_states, head_mask=head_mask, **arguments)
         return self.output(context, hidden_states), *weights
 
     def prune_heads(self, heads: Iterable[int]) -> None:

@@ -6,7 +6,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
+from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.errors import InputError, missing_framework
 from longspan.pipelines.backends.base import INT8, Encoder, TaskModel, Writer, longest_input
 
@@ -65,7 +67,6 @@ def load_task_model(
     *,
     device: str | None = None,
     dtype: str | None = None,
-    attn_implementation: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> TaskModel:
     """Load the model of a task.
@@ -75,8 +76,7 @@ def load_task_model(
         model: Where the model is, or a model of that framework.
         task: A key of `longspan.tasks.TASKS`.
         device: Device in the framework's words; None chooses.
-        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
-        attn_implementation: Implementation of attention; None chooses.
+        dtype: `"float32"` (the default), `"bfloat16"`, `"float16"`, or `"auto"` for that of the stored weights.
         settings: Further arguments of `from_pretrained`.
 
     Raises:
@@ -84,14 +84,9 @@ def load_task_model(
         ConfigError: the family has no class for the task in this framework.
         MissingFrameworkError: the framework is not installed.
     """
+    dtype = _stored_dtype(model) if dtype == "auto" else dtype
     module = _import_backend(framework, dtype)
-    task_model: TaskModel = module.TaskBackend(
-        model,
-        task=task,
-        device=device,
-        dtype=dtype,
-        settings={**(settings or {}), "attn_implementation": attn_implementation},
-    )
+    task_model: TaskModel = module.TaskBackend(model, task=task, device=device, dtype=dtype, settings=settings or {})
     return task_model
 
 
@@ -111,7 +106,7 @@ def load_writer(
         model: Where the model is, or a model of that framework.
         task: `"text-generation"` or `"text2text-generation"`.
         device: Device in the framework's words; None chooses.
-        dtype: `"float32"` (the default), `"bfloat16"` or `"float16"`.
+        dtype: `"float32"` (the default), `"bfloat16"`, `"float16"`, or `"auto"` for that of the stored weights.
         settings: Further arguments of `from_pretrained`.
 
     Raises:
@@ -119,6 +114,7 @@ def load_writer(
         ConfigError: the family has no class for the task in this framework.
         MissingFrameworkError: the framework is not installed.
     """
+    dtype = _stored_dtype(model) if dtype == "auto" else dtype
     writer: Writer = _import_backend(framework, dtype).WriterBackend(
         model, task=task, device=device, dtype=dtype, settings=settings or {}
     )
@@ -137,6 +133,18 @@ def framework_of(model: object) -> str | None:
         if parts[:2] == ["longspan", "nn"] and parts[2] in _MODULES:
             return parts[2]
     return None
+
+
+def _stored_dtype(model: Source | Any) -> str | None:
+    """The dtype that a checkpoint's settings name, else that of its weights; None for a loaded model."""
+    if not isinstance(model, Source):
+        return None
+    settings = PretrainedConfig.get_config_dict(model.name, **{name: getattr(model, name) for name in SOURCE_ARGUMENTS})
+    named = settings.get("dtype") or settings.get("torch_dtype")
+    if named is not None:
+        return str(named).removeprefix("torch.")
+    with open_checkpoint(model) as weights:
+        return weights.float_dtype
 
 
 def _import_backend(framework: str, dtype: str | None, *, dtypes: tuple[str, ...] = _DTYPES) -> Any:
