@@ -1,11 +1,16 @@
 """Run the reference's own model tests with longspan's classes in the place of its own.
 
-    HF_HUB_OFFLINE=1 python scripts/reference_tests.py DIRECTORY [--only bert longt5]
+    pip download --no-deps --no-binary :all: transformers==4.57.6  # its folder `tests`: PyTorch
+    pip download --no-deps --no-binary :all: transformers==4.52.4  # the last with tests of Flax and TensorFlow
+    python scripts/reference_tests.py torch DIRECTORY [--only bert longt5]
+    python scripts/reference_tests.py flax DIRECTORY
+    python scripts/reference_tests.py keras DIRECTORY
 
-`DIRECTORY` holds the reference's `test_modeling_common.py`, of which nothing is part of longspan. It comes with the
-source of its release (`pip download --no-deps --no-binary :all: transformers==4.57.6`) and needs `parameterized`.
+`DIRECTORY` holds the reference's `test_modeling_common.py` (`test_modeling_flax_common.py`,
+`test_modeling_tf_common.py`), of which nothing is part of longspan. They need `parameterized` and `datasets`.
 What the tests ask of a family, a small configuration and a batch, is written here. Counted are the tests that the
-reference passes; `benchmarks/results/reference_tests.json` gets the numbers and what failed.
+installed reference passes, slow ones included. `benchmarks/results/reference_tests.json` gets the numbers and what
+failed.
 """
 
 from __future__ import annotations
@@ -13,12 +18,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.machinery
 import io
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import types
 import unittest
 import warnings
@@ -26,10 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import longspan
+import numpy as np
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "reference_tests.json"
 #: tests of how the reference is built inside, not of what a user calls
@@ -52,6 +55,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any], dict[
     "Bert": (
         {**LAYERS, "max_position_embeddings": 64},
         (*HEADS, "LMHeadModel", "ForNextSentencePrediction", "ForMultipleChoice"),
+        {},
+        {},
+    ),
+    "Roberta": (
+        {**LAYERS, "max_position_embeddings": 64, "pad_token_id": 1},
+        (*HEADS, "ForCausalLM", "ForMultipleChoice"),
         {},
         {},
     ),
@@ -88,14 +97,33 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any], dict[
 }  # fmt: skip
 
 
+#: frameworks in which the reference has a family, and runs it today (its Flax LongT5 fails on the JAX of today)
+HAS_REFERENCE = {
+    "Bert": ("torch", "flax", "keras"),
+    "Roberta": ("torch", "flax", "keras"),
+    "Longformer": ("torch", "keras"),
+    "LongT5": ("torch", "flax"),
+    "DiffLlama": ("torch",),
+    "Mega": ("torch",),
+}
+#: framework -> beginning of its classes' names, file of the reference's tests, class in it
+FRAMEWORKS = {
+    "torch": ("", "test_modeling_common", "ModelTesterMixin"),
+    "flax": ("Flax", "test_modeling_flax_common", "FlaxModelTesterMixin"),
+    "keras": ("TF", "test_modeling_tf_common", "TFModelTesterMixin"),
+}
+
+
 class Tester:
     """What the reference's mixin asks about a family: sizes, a configuration and a batch."""
 
     batch_size, seq_length, num_choices, is_training = 13, 8, 4, True
     num_hidden_layers, num_attention_heads, hidden_size = 2, 4, 32
 
-    def __init__(self, config_class: type, settings: dict[str, Any], attributes: dict[str, Any]) -> None:
-        self.config_class, self.settings = config_class, settings
+    def __init__(
+        self, framework: str, config_class: type, settings: dict[str, Any], attributes: dict[str, Any]
+    ) -> None:
+        self.framework, self.config_class, self.settings = framework, config_class, settings
         self.encoder_seq_length = self.decoder_seq_length = self.key_length = self.seq_length
         self.__dict__.update(attributes)
 
@@ -103,18 +131,34 @@ class Tester:
         """A small configuration."""
         return self.config_class(**self.settings)
 
+    def tensor(self, array: Any) -> Any:
+        """An array as the framework's tensors."""
+        if self.framework == "torch":
+            import torch
+
+            return torch.from_numpy(array)
+        if self.framework == "flax":
+            return array.astype(np.int32)
+        import tensorflow as tf
+
+        return tf.constant(array, tf.int32)
+
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, Any]]:
         """A configuration and a batch without labels."""
         config = self.get_config()
-        ids = torch.randint(3, config.vocab_size, (self.batch_size, self.seq_length))
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        ids = np.random.default_rng(0).integers(3, config.vocab_size, (self.batch_size, self.seq_length))
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         if config.is_encoder_decoder:
-            inputs |= {"decoder_input_ids": ids.flip(1), "decoder_attention_mask": torch.ones_like(ids)}
-        return config, inputs
+            inputs |= {"decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": np.ones_like(ids)}
+        return config, {key: self.tensor(array) for key, array in inputs.items()}
 
 
-def load_mixin(directory: Path) -> Any:
-    """The reference's `ModelTesterMixin`, whose package is made of its folder."""
+def load_module(framework: str, directory: Path) -> Any:
+    """The file of the reference's tests, whose package is made of its folder."""
+    from transformers import testing_utils
+
+    for name in ("require_flax", "require_tf", "require_tf2onnx"):  # gone from releases after the tests'
+        vars(testing_utils).setdefault(name, lambda tests: tests)
     package = types.ModuleType("reference_tests")
     package.__path__ = [str(directory)]
     sys.modules["reference_tests"] = package
@@ -124,20 +168,48 @@ def load_mixin(directory: Path) -> Any:
             module.__path__ = []
             vars(module)["GenerationTesterMixin"] = type("GenerationTesterMixin", (), {})
             sys.modules[module.__name__] = module
-    return importlib.import_module("reference_tests.test_modeling_common").ModelTesterMixin
+    return importlib.import_module(f"reference_tests.{FRAMEWORKS[framework][1]}")
 
 
-def make_case(mixin: Any, family: str, library: Any) -> type[unittest.TestCase]:
+def put_ours_in(module: Any) -> None:
+    """Let what a file of tests imported by name be longspan's: Auto classes, tables, outputs, Keras itself."""
+    import longspan
+
+    values = module.get_values
+
+    def get_values(table: Any) -> list[Any]:
+        return [kind for theirs in values(table) for kind in (theirs, getattr(longspan, theirs.__name__, None))]
+
+    module.get_values = get_values
+    for name in [name for name in vars(module) if name.startswith(("FlaxAuto", "TFAuto"))]:
+        setattr(module, name, getattr(longspan, name))
+    if hasattr(module, "FLAX_MODEL_MAPPING"):
+        pairs = [(config.__name__, module.FLAX_MODEL_MAPPING[config].__name__) for config in module.FLAX_MODEL_MAPPING]
+        pairs = [pair for pair in pairs if all(hasattr(longspan, name) for name in pair)]
+        module.FLAX_MODEL_MAPPING = {getattr(longspan, config): getattr(longspan, name) for config, name in pairs}
+    if hasattr(module, "keras"):
+        import keras
+
+        module.keras, module.ModelOutput = keras, longspan.ModelOutput
+
+
+def make_case(framework: str, family: str, library: Any, module: Any) -> type[unittest.TestCase]:
     """The tests of a family's classes in a library."""
     settings, suffixes, flags, attributes = FAMILIES[family]
-    classes = tuple(getattr(library, family + suffix) for suffix in suffixes)
+    prefix, _, mixin = FRAMEWORKS[framework]
+    names = [prefix + family + suffix for suffix in suffixes]
+    names = [name.replace("FlaxBertLMHeadModel", "FlaxBertForCausalLM") for name in names]
+    classes = tuple(getattr(library, name) for name in names)
 
     def prepare(self: Any) -> None:
-        torch.manual_seed(0)
-        self.model_tester = Tester(classes[0].config_class, settings, attributes)
+        if framework == "torch":
+            import torch
 
-    body = {"all_model_classes": classes, "setUp": prepare, **flags}
-    return type(f"{family}Test", (mixin, unittest.TestCase), body)
+            torch.manual_seed(0)
+        self.model_tester = Tester(framework, classes[0].config_class, settings, attributes)
+
+    body = {"all_model_classes": classes, "setUp": prepare, "test_onnx": False, **flags}
+    return type(f"{family}Test", (getattr(module, mixin), unittest.TestCase), body)
 
 
 @contextlib.contextmanager
@@ -168,27 +240,58 @@ def run(case: type[unittest.TestCase]) -> dict[str, str]:
     return found
 
 
+def run_side(framework: str, family: str, library: str, directory: Path) -> dict[str, str]:
+    """The results of one library, in a process of its own: the reference's Keras is another one than ours."""
+    with tempfile.TemporaryDirectory() as home:
+        report = Path(home, "report.json")
+        command = [sys.executable, __file__, framework, str(directory), "--only", family, "--side", library]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RUN_SLOW": "1", "TF_USE_LEGACY_KERAS": "1"}
+        subprocess.run([*command, "--report", str(report)], check=True, env=environment)
+        found: dict[str, str] = json.loads(report.read_text())
+    return found
+
+
+def work(framework: str, family: str, library: str, directory: Path) -> dict[str, str]:
+    """What such a process does."""
+    warnings.simplefilter("ignore")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    module = load_module(framework, directory)
+    if library == "longspan" and framework != "torch":
+        put_ours_in(module)
+    return run(make_case(framework, family, importlib.import_module(library), module))
+
+
 def main() -> None:
     """Run both sides, family by family."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("framework", choices=FRAMEWORKS)
     parser.add_argument("directory", type=Path, help="the reference's tests")
     parser.add_argument("--only", nargs="*", default=list(FAMILIES), help="families")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity_error()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    mixin = load_mixin(arguments.directory)
-    for family in FAMILIES:
-        if family.lower() not in map(str.lower, arguments.only):
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    families = [family for family in FAMILIES if family.lower() in map(str.lower, given.only)]
+    if given.side:
+        given.report.write_text(json.dumps(work(given.framework, families[0], given.side, given.directory)))
+        return
+    for family in families:
+        if given.framework not in HAS_REFERENCE[family]:
             continue
-        theirs, ours = (run(make_case(mixin, family, library)) for library in (transformers, longspan))
+        sides = ("transformers", "longspan")
+        theirs, ours = (run_side(given.framework, family, side, given.directory) for side in sides)
         counted = [name for name, result in theirs.items() if result == "passed" and name not in (*PRIVATE, *DIFFERENT)]
         failed = {name: ours[name] for name in counted if ours[name] not in ("passed", "skipped")}
-        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[family] = {"reference": len(counted), "both": len(counted) - len(failed), "failed": sorted(failed)}
         print(f"{family}: {len(counted) - len(failed)} of the {len(counted)} that the reference passes", flush=True)
         for name, error in failed.items():
             print(f"  {name}: {error}")
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results.setdefault(given.framework, {})[family] = {
+            "reference": len(counted),
+            "both": len(counted) - len(failed),
+            "failed": sorted(failed),
+        }
         RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 

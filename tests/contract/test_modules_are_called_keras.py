@@ -189,6 +189,7 @@ DECODERS = {
     ),
     "longt5": ("TFLongT5ForConditionalGeneration", {}),
     "mega": ("TFMegaForCausalLM", {"is_decoder": True, "bidirectional": False}),
+    "roberta": ("TFRobertaForCausalLM", {}),
 }
 SMALL_LONGT5 = {"d_model": 36, "d_kv": 12, "d_ff": 50, "num_heads": 3, "num_layers": 1, "local_radius": 2}
 SMALL_MEGA = {"ema_projection_size": 3, "shared_representation_size": 8, "nffn_hidden_size": 14}
@@ -203,7 +204,7 @@ def make_decoder(family):
     common = {"vocab_size": 40, **({"longt5": SMALL_LONGT5, "mega": SMALL_MEGA}.get(family, {}))}
     if family != "longt5":
         common |= {"hidden_size": 36, "num_hidden_layers": 1, "intermediate_size": 50}
-    if family == "bert":
+    if family in ("bert", "roberta"):
         common |= {"num_attention_heads": 3, "is_decoder": True}
     model = randomise(getattr(longspan, name)(config_class(**{**common, **settings})))
     rng = np.random.default_rng(3)
@@ -248,16 +249,22 @@ def test_cached_steps_show_what_was_put_in_the_place_of_layers(family):
     assert_close(np.concatenate(pieces, axis=1), np.asarray(whole))
 
 
-def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_were_made():
+@pytest.mark.parametrize("family", DECODERS)
+def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_were_made(family):
     from longspan.nn.keras.resizing import replace_layer
 
-    model, ids, _, _ = make_decoder("diffllama")
-    settings = {"max_new_tokens": 3, "eos_token_id": None}
+    model, ids, inputs, _ = make_decoder(family)
+    settings = {"max_new_tokens": 3, "eos_token_id": None, "suppress_tokens": [1]}  # RoBERTa's padding
+    given = {key: value for key, value in inputs.items() if key == "encoder_hidden_states"}
 
     def write():
-        written = np.asarray(model.generate(ids, **settings))
-        whole = np.asarray(model(written).logits)
-        np.testing.assert_array_equal(written[:, 9:], whole[:, 8:-1].argmax(-1))
+        written = np.asarray(model.generate(ids, **given, **settings))
+        if family == "longt5":  # whose encoder `generate` calls by itself
+            whole, first = np.asarray(model(ids, decoder_input_ids=written).logits), 1
+        else:
+            whole, first = np.asarray(model(written, **given).logits), 9
+        scores = np.where(np.arange(40) == 1, -np.inf, whole[:, first - 1 : -1])
+        np.testing.assert_array_equal(written[:, first:], scores.argmax(-1))
         return written
 
     before = write()

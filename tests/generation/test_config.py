@@ -58,6 +58,12 @@ def test_chosen_settings_win_over_those_of_a_model():
     assert copy.deepcopy(combined) == combined
 
 
+def test_settings_that_change_no_token_are_taken_at_any_value():
+    settings = {"disable_compile": True, "prefill_chunk_size": 64, "low_memory": True, "num_assistant_tokens": 5}
+    assert GenerationConfig(**settings) == GenerationConfig()
+    assert all(map(GenerationConfig.is_setting, settings))  # `generate` takes them too
+
+
 def test_modes():
     modes = [GenerationConfig(do_sample=s, num_beams=b).mode for s in (False, True) for b in (1, 2)]
     assert modes == ["greedy_search", "beam_search", "sample", "beam_sample"]

@@ -295,9 +295,14 @@ class TestKeywords:
         with pytest.raises(CheckpointNotFoundError, match="must hold its weights in one of the files tf_model.h5"):
             longspan.AutoModel.from_pretrained(saved[1], from_tf=True)
 
-    def test_trust_remote_code_is_refused_with_the_reason(self, saved):
-        with pytest.raises(ValueError, match="checkpoints hold no code that could be trusted"):
-            longspan.AutoModel.from_pretrained(saved[1], trust_remote_code=True)
+    def test_trust_remote_code_runs_nothing(self, saved):
+        _, directory = saved
+        settings = json.loads((directory / "config.json").read_text())
+        settings["auto_map"] = {"AutoModel": "code.Model", "AutoConfig": "code.Config"}
+        (directory / "config.json").write_text(json.dumps(settings))
+        (directory / "code.py").write_text("raise SystemExit('run')")
+        loaded = longspan.AutoModel.from_pretrained(directory, trust_remote_code=True)
+        assert type(loaded).__module__.startswith("longspan.")
 
 
 class TestLoading:

@@ -26,31 +26,25 @@ SAMPLING_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "eps
 
 #: settings of the reference that longspan does not have, with the value that switches each off
 _ABSENT: dict[str, Any] = {
-    "assistant_confidence_threshold": 0.4,
     "assistant_early_exit": None,
-    "assistant_lookbehind": 10,
-    "cache_config": None,
-    "compile_config": None,
     "constraints": None,
-    "disable_compile": False,
     "diversity_penalty": 0.0,
     "dola_layers": None,
     "force_words_ids": None,
     "guidance_scale": None,
-    "is_assistant": False,
-    "low_memory": None,
-    "max_matching_ngram_size": None,
-    "num_assistant_tokens": 20,
-    "num_assistant_tokens_schedule": "constant",
     "num_beam_groups": 1,
     "penalty_alpha": None,
-    "prefill_chunk_size": None,
     "prompt_lookup_num_tokens": None,
     "return_legacy_cache": None,
-    "target_lookbehind": 10,
     "token_healing": False,
     "watermarking_config": None,
 }
+#: settings of the reference that change how its tokens are computed and not which: any value is taken
+_WITHOUT_EFFECT = (
+    *("assistant_confidence_threshold", "assistant_lookbehind", "cache_config", "compile_config", "disable_compile"),
+    *("is_assistant", "low_memory", "max_matching_ngram_size", "num_assistant_tokens"),
+    *("num_assistant_tokens_schedule", "prefill_chunk_size", "target_lookbehind"),
+)
 _METADATA = ("transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash")
 
 
@@ -127,7 +121,8 @@ class GenerationConfig(Declared):
         bos_token_id: Id to start from without a prompt.
         eos_token_id: Id, or ids, that end a row.
         decoder_start_token_id: First id of a decoder with an encoder, or a list with one for each row of the batch.
-        **kwargs: Settings of the reference that longspan does not have, at the value that switches them off.
+        **kwargs: Settings of the reference that longspan does not have, at the value that switches them off; those that
+            only say how its tokens are computed, such as `disable_compile`, at any.
 
     Raises:
         ConfigError: a value breaks a rule, or a setting does not exist.
@@ -215,7 +210,7 @@ class GenerationConfig(Declared):
 
     def _assign(self, settings: Mapping[str, Any]) -> None:
         for name, value in settings.items():
-            if name in _METADATA:
+            if name in _METADATA or name in _WITHOUT_EFFECT:
                 continue
             if name in _ABSENT:
                 require(
@@ -343,7 +338,7 @@ class GenerationConfig(Declared):
     @classmethod
     def is_setting(cls, name: str) -> bool:
         """True for a setting of this class, or one of the reference that longspan lacks."""
-        return name in cls._defaults or name in _ABSENT
+        return name in cls._defaults or name in _ABSENT or name in _WITHOUT_EFFECT
 
     # -- plain data -----------------------------------------------------------------------------------------------
 

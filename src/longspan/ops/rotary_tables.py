@@ -16,6 +16,7 @@ the last place turns a pair at position 2,000 by 1e-4.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,8 @@ def normalise(scaling: Mapping[str, Any] | None, *, head_dim: int) -> dict[str, 
         A copy with `rope_type`, or None for None.
 
     Raises:
-        ConfigError: the kind is unknown, a key is missing, unknown or not of this kind, or a value breaks a rule.
+        ConfigError: the kind is unknown, a key is missing, or a value breaks a rule. A key that the kind does not
+            have is a warning, as in the reference.
     """
     if scaling is None:
         return None
@@ -123,11 +125,12 @@ def _check_keys(content: Mapping[str, Any]) -> None:
     required, allowed = KINDS[kind].required, KINDS[kind].required | KINDS[kind].optional
     missing, unknown = sorted(required - given), sorted(given - allowed)
     require(not missing, f"rope_scaling of rope_type {kind!r} needs {', '.join(sorted(required))}", missing=missing)
-    require(
-        not unknown,
-        f"rope_scaling of rope_type {kind!r} takes {', '.join(sorted(allowed)) or 'no other key'}",
-        unknown=unknown,
-    )
+    if unknown:
+        warnings.warn(
+            f"rope_scaling of rope_type {kind!r} takes {', '.join(sorted(allowed)) or 'no other key'}; "
+            f"these have no effect: {', '.join(unknown)}",
+            stacklevel=4,
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -158,7 +161,9 @@ _VALUE_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_values(content: Mapping[str, Any], head_dim: int) -> None:
-    optional = KINDS[content["rope_type"]].optional
+    kind = content["rope_type"]
+    optional = KINDS[kind].optional
+    content = {key: value for key, value in content.items() if key in KINDS[kind].required | optional}
     for key, (test, rule) in _VALUE_RULES.items():
         if key in content and not (content[key] is None and key in optional):
             require(test(content[key]), f"rope_scaling[{key!r}] must be {rule}", **{key: content[key]})
@@ -170,10 +175,10 @@ def _check_values(content: Mapping[str, Any], head_dim: int) -> None:
             f"rope_scaling[{key!r}] must be a list of {head_dim // 2} numbers, one for each pair of a head",
             **{key: factors},
         )
-    if content["rope_type"] == "yarn":
+    if kind == "yarn":
         fast, slow = content.get("beta_fast") or 32, content.get("beta_slow") or 1
         require(fast >= slow, "rope_scaling['beta_fast'] must not be below beta_slow", beta_fast=fast, beta_slow=slow)
-    if content["rope_type"] == "llama3":
+    if kind == "llama3":
         low, high = content["low_freq_factor"], content["high_freq_factor"]
         require(
             low < high,
@@ -181,7 +186,7 @@ def _check_values(content: Mapping[str, Any], head_dim: int) -> None:
             low_freq_factor=low,
             high_freq_factor=high,
         )
-    if content["rope_type"] == "dynamic":
+    if kind == "dynamic":
         require(head_dim > 2, "rope_type 'dynamic' needs heads larger than 2", head_dim=head_dim)
 
 

@@ -159,12 +159,13 @@ def reference_words(given: Mapping[str, Any]) -> dict[str, Any]:
 def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline with those words of the reference that mean an argument of longspan put as that.
 
-    `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers` and `use_fast` change
-    nothing, for texts are tokenized beside the model by the Rust tokenizer always; nor do a `device_map` of `"auto"`,
-    which means the first accelerator, and words for what longspan has not, where they are None.
+    `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers`, `use_fast` and
+    `trust_remote_code` change nothing: texts are tokenized beside the model by the Rust tokenizer always, and no code
+    of a checkpoint is run; nor do a `device_map` of `"auto"`, which means the first accelerator, and words for what
+    longspan has not, where they are None.
 
     Raises:
-        InputError: `trust_remote_code` is True, or a number is none.
+        InputError: `num_workers` is no number.
     """
     given = dict(arguments)
     kwargs = dict(given.pop("model_kwargs", None) or {})
@@ -176,14 +177,11 @@ def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "torch_dtype" in given:
         given.setdefault("dtype", given.pop("torch_dtype"))
         given.pop("torch_dtype", None)
-    if given.pop("trust_remote_code", None):
-        raise InputError(
-            "longspan has every model's code in itself and runs none of a checkpoint. Received: trust_remote_code=True"
-        )
     workers = given.pop("num_workers", None)
     if workers is not None and not (isinstance(workers, int) and workers >= 0):
         raise InputError(f"num_workers must be a whole number, at least 0. Received: num_workers={workers!r}")
-    given.pop("use_fast", None)
+    for name in ("use_fast", "trust_remote_code"):
+        given.pop(name, None)
     if given.get("device_map") == "auto":
         del given["device_map"]
     return {name: value for name, value in given.items() if value is not None or name not in _ABSENT}

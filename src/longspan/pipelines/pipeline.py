@@ -50,7 +50,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
         tokenizer: A tokenizer, or where to load one from; default the model's.
         **arguments: See `longspan.pipelines.base.Pipeline` for `framework`, `device`, `dtype` and others, and the
             task's class for its options, which here hold for every call. The reference's `torch_dtype`, `model_kwargs`,
-            `num_workers`, `use_fast` and `trust_remote_code=False` are understood.
+            `num_workers`, `use_fast` and `trust_remote_code` are understood.
 
     Returns:
         The pipeline: a function of inputs.
