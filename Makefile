@@ -44,12 +44,12 @@ hardening: $(VENV)/test.stamp
 	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening $(ARGS)
 	$(BIN)/python scripts/reliability.py
 
-# ISA=avx2: with these instructions only, on both sides
-bench: $(VENV)/test.stamp
+# ISA=avx2: with these instructions only, on both sides; ARGS="--minutes 20 --only 'embed/*' 'newest/*'" says what and how long
+bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.harness $(if $(ISA),--isa $(ISA)) $(ARGS)
 
 # the appendix: with the C library's defaults, which hold the reference up more than longspan
-bench-fresh-memory: $(VENV)/test.stamp
+bench-fresh-memory: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks.harness --no-memory --fresh-memory $(if $(ISA),--isa $(ISA)) $(ARGS)
 
 # checks and times on one GPU, at most eight minutes; needs PyTorch for it in place of the CPU build
@@ -97,6 +97,10 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stam
 $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
 	rm -rf $(VENV)/$*
 	$(PIP) install -q --no-compile --no-deps --target $(VENV)/$* -r $<
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(VENV)/lint.stamp: $(VENV)/test.stamp

@@ -117,7 +117,7 @@ def fastest_kernel(shape: Shape, dtype: str) -> tuple[str, Callable[[], Any]]:
         kernels = product_kernels(x[0], y[0]) if products == 1 else batched_kernels(x, y)
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     with torch.no_grad():
-        for _ in range(4):
+        for _ in range(3):
             for name, run in kernels.items():
                 seconds[name].append(timed(run))
     best = min(kernels, key=lambda name: statistics.median(seconds[name][1:]))
@@ -140,7 +140,7 @@ def matmul_rate(dtype: str, rounds: int = 7) -> float:
     return rate(LARGE, dtype, rounds)
 
 
-def floor_seconds(operations: float | Operations, dtype: str, rounds: int = 3) -> float:
+def floor_seconds(operations: float | Operations, dtype: str, rounds: int = 1) -> float:
     """Seconds that the operations must take; a number of unknown shapes goes at the rate of a large product."""
     by_shape = operations if isinstance(operations, Operations) else Operations({LARGE: operations})
     return sum(amount / rate(shape, dtype, rounds) for shape, amount in by_shape.items())

@@ -4,20 +4,22 @@ A case builds a peer and longspan on the same weights and inputs. For each case 
 
 1. compares the outputs, and refuses to time what disagrees;
 2. runs both in turn for several rounds and takes the median of the ratios of neighbouring runs, because machines are
-   noisy and drift;
+   noisy and drift; the smallest and largest ratio stand beside it;
 3. measures the rates of matrix products in the same process, for each shape of the case by the fastest kernel that
    there is, which gives the *floor*: the time that its floating-point operations must take (`benchmarks/floor.py`);
 4. measures the peak memory of one run of each in a fresh process.
 
-Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it: one file for each instruction
-set and allocator (`cpu-avx2`, `cpu-avx512-bf16-fresh`, …). A run of some cases keeps the other rows, but only those of
-the same machine.
+Results go to `benchmarks/results/<file>.json` and, as a table, to the `.md` beside it after every case: one file for
+each instruction set and allocator (`cpu-avx2`, `cpu-avx512-bf16-fresh`, …). A run of some cases keeps the other rows,
+but only those of the same machine.
 
 Both sides run with a C library that keeps freed memory: otherwise much of the peer's time is the system's, handing out
 fresh pages. `--fresh-memory` leaves the C library as it is.
 
-    python -m benchmarks.harness [--only PATTERN] [--rounds N] [--isa avx2] [--fresh-memory] [--file NAME] [--list]
-                                 [--no-memory]
+    python -m benchmarks.harness [--only PATTERN …] [--minutes N] [--seconds N] [--rounds N] [--isa avx2]
+                                 [--fresh-memory] [--file NAME] [--list] [--no-memory]
+
+Cases run in the order of the patterns. With `--minutes` none is begun that would, going by its last run, end later.
 """
 
 from __future__ import annotations
@@ -28,20 +30,29 @@ import fnmatch
 import gc
 import importlib
 import json
+import os
 import pkgutil
-import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.floor import Operations, floor_seconds, kernels_used, timed
+from benchmarks.floor import Operations, floor_seconds, kernels_used
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, check_comparable, describe, machine
+from benchmarks.table import is_missed, line, ordered, render
 
 RESULTS = Path(__file__).parent / "results"
+#: where another release of a peer lies, which goes before the other packages on the path of its cases
+NEWEST = Path(sys.prefix) / "newest"
+#: seconds that the rounds of a case may take, and those for which a case is expected to run that never ran
+ROUNDS_SECONDS, CASE_SECONDS = 30.0, 75.0
+#: a promise: one number, or one for each instruction set
+Bar = float | Mapping[str, float] | None
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Work:
     Attributes:
         peer: One run of the peer; returns what `difference` compares.
         ours: One run of longspan.
-        difference: Error between the two results, and
+        difference: Error between the two results, None where two different models have nothing to compare, and
         tolerance: how large it may be.
         flops: Floating-point operations that the case must do, for the floor, by shape or in all; None for no floor.
         floor_dtype: Dtype of the matrix products that give the rates, e.g. `"float32"`.
@@ -61,8 +72,8 @@ class Work:
 
     peer: Callable[[], Any]
     ours: Callable[[], Any]
-    difference: Callable[[Any, Any], float]
-    tolerance: float
+    difference: Callable[[Any, Any], float] | None
+    tolerance: float = 0.0
     flops: float | Operations | None = None
     floor_dtype: str = "float32"
     extra: dict[str, Any] = field(default_factory=dict)
@@ -77,19 +88,21 @@ class Case:
         name: Unique name, `family/what/dtype`.
         about: One line for the table.
         build: Makes the work; runs in a process of its own.
-        at_least: Ratio to the peer that the project promises, or None.
-        floor_at_most: Ratio to the floor that it promises, or None.
-        rounds: Interleaved rounds.
+        at_least: Ratio to the peer that the project wants, or None.
+        floor_at_most: Ratio to the floor that it wants, or None.
+        rounds: Interleaved rounds at most; fewer where they would take long.
         memory: Measure peak memory.
+        newest: The peer is the newest transformers, `.venv/newest`.
     """
 
     name: str
     about: str
     build: Callable[[], Work]
-    at_least: float | None = None
-    floor_at_most: float | None = None
+    at_least: Bar = None
+    floor_at_most: Bar = None
     rounds: int = 7
     memory: bool = True
+    newest: bool = False
 
 
 CASES: dict[str, Case] = {}
@@ -117,32 +130,64 @@ def load_cases() -> None:
 # -- one case, in a process of its own ----------------------------------------------------------------------------
 
 
-def time_case(chosen: Case, rounds: int | None) -> dict[str, Any]:
+def say(text: str) -> None:
+    """Tell the process that began this one how far it is."""
+    print(f"# {text}", flush=True)
+
+
+def measured(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one run, and its result."""
+    gc.collect()
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def compare_outputs(chosen: Case, work: Work) -> tuple[float | None, float]:
+    """The difference of the first outputs, and seconds of a run of both; exits if they disagree."""
+    peer_seconds, peer = measured(work.peer)
+    ours_seconds, ours = measured(work.ours)
+    difference = None if work.difference is None else float(work.difference(peer, ours))
+    if difference is not None and not difference <= work.tolerance:
+        raise SystemExit(f"{chosen.name}: outputs differ by {difference:.3g}, allowed {work.tolerance:.3g}; not timed")
+    agree = "other models" if difference is None else f"outputs differ by {difference:.1e}"
+    say(f"{agree}; first runs: peer {peer_seconds:.2f} s, longspan {ours_seconds:.2f} s")
+    return difference, peer_seconds + ours_seconds
+
+
+def count_rounds(most: int, pair: float, seconds: float) -> int:
+    """Rounds of so many seconds each: as many as fit into `seconds`, but three unless that takes twice as long."""
+    least = 3 if 3 * pair <= 2 * seconds else 1
+    return max(min(most, int(seconds / pair)), min(most, least))
+
+
+def time_case(chosen: Case, rounds: int | None, seconds: float) -> dict[str, Any]:
     """Compare outputs, then time peer and longspan in turn."""
     work = chosen.build()
-    difference = float(work.difference(work.peer(), work.ours()))
-    if not difference <= work.tolerance:
-        raise SystemExit(f"{chosen.name}: outputs differ by {difference:.3g}, allowed {work.tolerance:.3g}; not timed")
-    work.peer()
-    work.ours()
+    difference, pair = compare_outputs(chosen, work)
+    if pair < seconds / 3:  # quick ones are warmed up once more: the first run of each finds cold caches
+        pair = measured(work.peer)[0] + measured(work.ours)[0]
+    count = rounds or count_rounds(chosen.rounds, pair, seconds)
+    say(f"{count} rounds of {pair:.2f} s")
     peer, ours, floors = [], [], []
-    for _ in range(rounds or chosen.rounds):
-        for run, seconds in ((work.peer, peer), (work.ours, ours)):
-            gc.collect()
-            seconds.append(timed(run))
+    for _ in range(count):
+        peer.append(measured(work.peer)[0])
+        ours.append(measured(work.ours)[0])
         if work.flops is not None:
             floors.append(floor_seconds(work.flops, work.floor_dtype))
+    ratios = [p / o for p, o in zip(peer, ours, strict=True)]
     result: dict[str, Any] = {
         "about": chosen.about,
         "difference": difference,
         "peer_seconds": statistics.median(peer),
         "ours_seconds": statistics.median(ours),
-        "ratio": statistics.median(p / o for p, o in zip(peer, ours, strict=True)),
-        "at_least": chosen.at_least,
-        "floor_at_most": chosen.floor_at_most,
-        "rounds": len(peer),
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "rounds": count,
         **work.extra,
     }
+    if chosen.newest:
+        result["peer_release"] = f"transformers {importlib.import_module('transformers').__version__}"
     if work.flops is not None:
         result["floor_kernel"] = kernels_used(work.flops, work.floor_dtype)
         result["floor_seconds"] = statistics.median(floors)
@@ -169,9 +214,9 @@ def peak_memory(run: Callable[[], Any]) -> int:
 
 def status(name: str) -> int:
     """A line of this process's status in bytes: VmRSS, resident memory; VmHWM, the most that it was."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
+    for entry in Path("/proc/self/status").read_text().splitlines():
+        if entry.startswith(name + ":"):
+            return int(entry.split()[1]) * 1024
     raise KeyError(name)
 
 
@@ -184,9 +229,13 @@ def memory_case(chosen: Case, side: str) -> dict[str, Any]:
 # -- all cases ------------------------------------------------------------------------------------------------------
 
 
-def run_in_process(setting: Setting, name: str, *arguments: str) -> dict[str, Any]:
-    """Run one step of one case in a fresh process; returns its figures."""
-    command = [sys.executable, "-m", "benchmarks.harness", "--case", name, *arguments]
+def run_in_process(setting: Setting, chosen: Case, *arguments: str) -> dict[str, Any]:
+    """Run one step of one case in a fresh process, and print how far it is; returns its figures.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.harness", "--case", chosen.name, *arguments]
     environment = {
         "USE_TF": "0",
         "USE_FLAX": "0",
@@ -194,72 +243,81 @@ def run_in_process(setting: Setting, name: str, *arguments: str) -> dict[str, An
         "TF_CPP_MIN_LOG_LEVEL": "3",
         **setting.environment(),
     }
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}{done.stdout[-1000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if chosen.newest:
+        path = [str(NEWEST), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    said = ""
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+            assert process.stdout is not None
+            for said in process.stdout:
+                if said.startswith("# "):
+                    print(f"    {said[2:]}", end="", flush=True)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"{chosen.name} failed:\n{errors.read()[-3000:]}{said}")
+    return json.loads(said)
+
+
+def measure(setting: Setting, chosen: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of a case: time, then memory."""
+    start = time.monotonic()
+    rounds = ["--rounds", str(options.rounds)] if options.rounds else []
+    result = run_in_process(setting, chosen, "--seconds", str(options.seconds), *rounds)
+    if "missing" not in result and chosen.memory and not options.no_memory:
+        for side in ("peer", "ours"):
+            result |= run_in_process(setting, chosen, "--side", side)
+    return result | {"case_seconds": time.monotonic() - start}
+
+
+def bar(wanted: Bar, instructions: str) -> float | None:
+    """The promise for an instruction set such as `avx2-vnni`: that of the longest name which its own begins with."""
+    if not isinstance(wanted, Mapping):
+        return wanted
+    fitting = [name for name in wanted if instructions.startswith(name)]
+    return wanted[max(fitting, key=len)] if fitting else None
+
+
+def stored_results(file: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a result file holds; nothing yet if it is not there.
+
+    Raises:
+        MachineError: its rows are of another machine or setting.
+    """
+    path = RESULTS / f"{file}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {"cases": {}, "machine": found}
+    check_comparable(stored["machine"], found)
+    return stored
 
 
 def save(file: str, found: dict[str, Any], results: dict[str, dict[str, Any]]) -> None:
-    """Merge results into the JSON file and write the table anew.
+    """Merge results into the JSON file and write the table anew, lost rows first.
 
     Raises:
         MachineError: the file's other rows are of another machine or setting.
     """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{file}.json"
-    stored = json.loads(path.read_text()) if path.exists() else {"cases": {}, "machine": found}
-    check_comparable(stored["machine"], found)
+    stored = stored_results(file, found)
     stored["machine"] = found
-    stored["cases"] = dict(sorted({**stored["cases"], **results}.items()))
-    path.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    cases = ordered({**stored["cases"], **results})
+    stored["cases"] = {name: dict(sorted(row.items())) for name, row in cases.items()}
+    path = RESULTS / f"{file}.json"
+    path.write_text(json.dumps(stored, indent=2) + "\n")
     path.with_suffix(".md").write_text(render(stored))
 
 
-def render(stored: dict[str, Any]) -> str:
-    """The Markdown table of a result file."""
-    lines = [
-        describe(stored["machine"]),
-        "",
-        "Ratio: time of the peer ÷ time of longspan, median over interleaved rounds. Floor: time ÷ time that the "
-        "case's matrix products take, each shape by its fastest kernel of PyTorch and NumPy in the same run, or, for "
-        "tokens that are generated, reading the weights. Memory: peak rise of one run. Times are of this machine and "
-        "this run; read the ratios. Remade by `make bench`.",
-        "",
-        "| case | what | peer s | longspan s | ratio | wanted | ÷ floor (peer) | wanted | peak MiB (peer) | differs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in stored["cases"].items():
-        floor = f"{row['ours_to_floor']:.2f} ({row['peer_to_floor']:.2f})" if "ours_to_floor" in row else "–"
-        wanted = f"≥ {row['at_least']}" if row.get("at_least") else "–"
-        wanted_floor = f"≤ {row['floor_at_most']}" if row.get("floor_at_most") else "–"
-        memory = "–"
-        if "ours_peak_bytes" in row:
-            memory = f"{row['ours_peak_bytes'] / 2**20:.0f} ({row['peer_peak_bytes'] / 2**20:.0f})"
-        lines.append(
-            f"| {name} | {row['about']} | {row['peer_seconds']:.3f} | {row['ours_seconds']:.3f} | {row['ratio']:.2f} | "
-            f"{wanted} | {floor} | {wanted_floor} | {memory} | {row['difference']:.1e} |"
-        )
-    known = {
-        "about", "difference", "peer_seconds", "ours_seconds", "ratio", "at_least", "floor_at_most", "rounds",
-        "floor_seconds", "ours_to_floor", "peer_to_floor", "ours_peak_bytes", "peer_peak_bytes",
-    }  # fmt: skip
-    notes = []
-    for name, row in stored["cases"].items():
-        figures = [f"{key} {_number(value)}" for key, value in row.items() if key not in known]
-        notes += [f"- {name}: {'; '.join(figures)}"] if figures else []
-    return "\n".join([*lines, *(["", "Further figures:", "", *notes] if notes else [])]) + "\n"
+def chosen_names(patterns: list[str]) -> list[str]:
+    """Cases whose name matches a pattern, in the order of the patterns."""
+    return list(dict.fromkeys(n for pattern in patterns for n in sorted(CASES) if fnmatch.fnmatch(n, pattern)))
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def main() -> int:
-    """Command line of the harness."""
+def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Options of the command line."""
     parser = argparse.ArgumentParser(description="Run the benchmarks.")
     parser.add_argument("--only", nargs="+", default=["*"], help="run the cases whose name matches a pattern")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: as the case says)")
+    parser.add_argument("--minutes", type=float, help="begin no case that would end later")
+    parser.add_argument("--seconds", type=float, default=ROUNDS_SECONDS, help="how long a case's rounds may take")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: what fits, at most as the case says)")
     parser.add_argument("--file", help="name of the result file (default: by instructions and allocator)")
     parser.add_argument("--isa", choices=tuple(INSTRUCTIONS), help="use these instructions only, on both sides")
     parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's allocator as it is")
@@ -267,56 +325,73 @@ def main() -> int:
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=("peer", "ours"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser, parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Command line of the harness."""
+    parser, options = parse()
     load_cases()
     if options.case:
-        chosen = CASES[options.case]
-        try:
-            figures = memory_case(chosen, options.side) if options.side else time_case(chosen, options.rounds)
-        except ModuleNotFoundError as error:  # a peer that is not installed
-            figures = {"missing": error.name}
-        print(json.dumps(figures))
-        return 0
-    names = [name for name in sorted(CASES) if any(fnmatch.fnmatch(name, pattern) for pattern in options.only)]
+        return run_one(CASES[options.case], options)
+    names = chosen_names(options.only)
     if options.list or not names:
         print("\n".join(f"{name:45} {CASES[name].about}" for name in (names or sorted(CASES))))
         return 0 if names else 1
     setting = Setting(options.isa, keeps_memory=not options.fresh_memory)
-    missed = 0
     try:
         found = machine(setting)
         file = options.file or setting.file(found)
-        save(file, found, {})
+        before = stored_results(file, found)["cases"]
     except MachineError as error:
         parser.error(str(error))
-    print(describe(found), flush=True)
-    for name in names:
-        rounds = ["--rounds", str(options.rounds)] if options.rounds else []
-        result = run_in_process(setting, name, *rounds)
-        if "missing" in result:
-            print(f"{name:45} not run: the package {result['missing']} is not installed", flush=True)
-            continue
-        if CASES[name].memory and not options.no_memory:
-            for side in ("peer", "ours"):
-                result |= run_in_process(setting, name, "--side", side)
-        save(file, found, {name: result})
-        missed += report(name, result)
-    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB; missed: {missed}")
+    expected = {name: before.get(name, {}).get("case_seconds", CASE_SECONDS) for name in names}
+    print(describe(found))
+    print(f"{len(names)} cases, about {sum(expected.values()) / 60:.0f} minutes", flush=True)
+    return run_all(setting, found, file, expected, options)
+
+
+def run_one(chosen: Case, options: argparse.Namespace) -> int:
+    """One step of a case; its last line of output holds the figures."""
+    try:
+        if options.side:
+            figures = memory_case(chosen, options.side)
+        else:
+            figures = time_case(chosen, options.rounds, options.seconds)
+    except ModuleNotFoundError as error:  # a peer that is not installed
+        figures = {"missing": error.name}
+    print(json.dumps(figures))
     return 0
 
 
-def report(name: str, result: dict[str, Any]) -> bool:
-    """Print one line; returns True if a promise was missed."""
-    floor, limit = result.get("ours_to_floor"), result["floor_at_most"]
-    slow = result["at_least"] is not None and result["ratio"] < result["at_least"]
-    slow |= limit is not None and floor is not None and floor > limit
-    parts = [f"ratio {result['ratio']:.2f}" + (f" (wanted {result['at_least']})" if result["at_least"] else "")]
-    if floor is not None:
-        parts.append(f"÷ floor {floor:.2f}" + (f" (wanted {limit})" if limit else ""))
-    if "ours_peak_bytes" in result:
-        parts.append(f"peak {result['ours_peak_bytes'] / 2**20:.0f} MiB, peer {result['peer_peak_bytes'] / 2**20:.0f}")
-    print(f"{name:45} {', '.join(parts)}{'  MISSED' if slow else ''}", flush=True)
-    return bool(slow)
+def run_all(
+    setting: Setting, found: dict[str, Any], file: str, expected: dict[str, float], options: argparse.Namespace
+) -> int:
+    """Run the cases, store each at once, and say what was missed; returns 1 if one failed."""
+    start, missed, failed = time.monotonic(), [], []
+    for number, (name, seconds) in enumerate(expected.items(), 1):
+        left = None if options.minutes is None else options.minutes * 60 - (time.monotonic() - start)
+        if left is not None and seconds > left:
+            print(f"{name}: left out, {seconds:.0f} s do not fit into the {max(left, 0):.0f} s that are left")
+            continue
+        print(f"[{number}/{len(expected)}] {name}: {CASES[name].about}; about {seconds:.0f} s", flush=True)
+        try:
+            result = measure(setting, CASES[name], options)
+        except RuntimeError as error:
+            print(error, flush=True)
+            failed.append(name)
+            continue
+        if "missing" in result:
+            print(f"    not run: the package {result['missing']} is not installed", flush=True)
+            continue
+        for kind in ("at_least", "floor_at_most"):
+            result[kind] = bar(getattr(CASES[name], kind), found["instructions"])
+        save(file, found, {name: result})
+        print(f"    {line(result)}", flush=True)
+        missed += [name] if is_missed(result) else []
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes; missed: {', '.join(missed) or 'none'}")
+    print(f"failed: {', '.join(failed)}" if failed else "", end="\n" if failed else "")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

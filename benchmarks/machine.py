@@ -24,7 +24,10 @@ from longspan.machine import (
     processor,
 )
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "jax", "flax", "tensorflow", "keras", "numpy")
+PACKAGES = (
+    "torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "ctranslate2", "jax", "flax",
+    "tensorflow", "keras", "numpy",
+)  # fmt: skip
 #: how to ask PyTorch's own kernels, oneDNN, MKL and XLA for fewer instructions than the processor has
 INSTRUCTIONS = {
     "avx2": {

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from benchmarks import compare, floor, harness
+from benchmarks import compare, floor, harness, table
 from benchmarks.cases import bert, diffllama, longformer, longt5
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, describe, machine
 
@@ -69,6 +69,64 @@ def test_figures_of_two_machines_are_neither_stored_together_nor_compared(monkey
         compare.compare(stored, {"machine": other, "cases": {}})
     after = {"machine": found, "cases": {"one": row | {"ratio": 1.0}, "two": row | {"ratio": 3.0}}}
     assert compare.compare(stored, after) == [("one", 2.0, 1.0), ("two", 3.0, 3.0)]
+
+
+def test_lost_rows_come_first_and_then_those_that_miss_what_is_wanted():
+    rows = {
+        "a": {"ratio": 1.5, "at_least": None},
+        "b": {"ratio": 1.5, "at_least": 2.0},
+        "c": {"ratio": 0.9, "at_least": None},
+        "d": {"ratio": 0.5, "at_least": 1.2},
+        "e": {"ratio": 0.8, "at_least": 0.7},  # less than the peer is wanted
+        "f": {"ratio": 3.0, "at_least": None, "ours_to_floor": 1.5, "floor_at_most": 1.1},
+    }
+    assert list(table.ordered(rows)) == ["d", "c", "f", "b", "a", "e"]
+    assert [name for name, row in rows.items() if table.is_missed(row)] == ["b", "c", "d", "f"]
+
+
+def test_what_is_wanted_depends_on_the_instructions():
+    wanted = {"avx2": 2.2, "avx512": 2.5, "avx512-bf16": 3.0}
+    labels = ("avx2-vnni", "avx512", "avx512-bf16-amx", "neon")
+    assert [harness.bar(wanted, name) for name in labels] == [2.2, 2.5, 3.0, None]
+    assert harness.bar(1.5, "neon") == 1.5
+    assert harness.bar(None, "avx2") is None
+
+
+@pytest.mark.parametrize(("pair", "rounds"), [(0.1, 7), (10, 3), (20, 3), (40, 1), (200, 1)])
+def test_slow_cases_run_in_fewer_rounds(pair, rounds):
+    assert harness.count_rounds(7, pair, 30.0) == rounds
+
+
+def test_a_run_tells_how_far_it_is_stores_each_row_and_stops_in_time(monkeypatch, tmp_path, capsys):
+    cases = {name: harness.Case(name, "a case", lambda: None, at_least=1.0) for name in ("a/one", "a/two", "b/three")}
+    row = {"about": "a case", "peer_seconds": 2.0, "ours_seconds": 1.0, "ratio": 2.0, "ratio_range": [1.9, 2.1],
+           "rounds": 3, "difference": None}  # fmt: skip
+
+    def run(setting, chosen, *arguments):
+        if chosen.name == "a/two":
+            raise RuntimeError("a/two failed: out of luck")
+        return dict(row) if "--side" not in arguments else {f"{arguments[-1]}_peak_bytes": 2**20}
+
+    found = {"cpu": "a cpu", "cores": 2, "memory_gib": 8, "instructions": "avx2", "allocator": "glibc", "python": "3"}
+    for name, value in {
+        "CASES": cases, "RESULTS": tmp_path, "run_in_process": run, "load_cases": lambda: None,
+        "machine": lambda setting: found | {"packages": {}},
+    }.items():  # fmt: skip
+        monkeypatch.setattr(harness, name, value)
+    monkeypatch.setattr("sys.argv", ["harness", "--file", "try", "--only", "b/*", "a/*", "--minutes", "2"])
+    assert harness.main() == 1
+    said = capsys.readouterr().out
+    assert "3 cases, about 4 minutes" in said
+    assert said.index("[1/3] b/three") < said.index("[2/3] a/one") < said.index("out of luck")
+    assert "failed: a/two" in said
+    stored = json.loads((tmp_path / "try.json").read_text())
+    assert list(stored["cases"]) == ["a/one", "b/three"]
+    assert "2.00 (1.90–2.10)" in (tmp_path / "try.md").read_text()
+    stored["cases"]["b/three"]["case_seconds"] = 130.0
+    (tmp_path / "try.json").write_text(json.dumps(stored))
+    monkeypatch.setattr("sys.argv", ["harness", "--file", "try", "--only", "b/*", "--minutes", "2"])
+    assert harness.main() == 0
+    assert "b/three: left out, 130 s do not fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

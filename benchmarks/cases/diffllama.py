@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.cases.bert import TRAINING
+from benchmarks.cases.longformer import BESIDE_FLOAT32, FLOOR, HALF_FLOOR, halved
 from benchmarks.floor import Operations, attention, floor_seconds, linear
 from benchmarks.harness import Work, case
 
@@ -91,7 +93,7 @@ def parts_to_floor(model: Any, dtype: str) -> dict[str, float]:
     }
     ratios: dict[str, list[float]] = {name: [] for name in works}
     with torch.no_grad():
-        for _ in range(9):
+        for _ in range(3):
             for name, (run, flops) in works.items():
                 run()
                 start = time.perf_counter()
@@ -187,32 +189,42 @@ def decode(dtype: str) -> Work:
     )
 
 
-@case("diffllama/forward/float32", ABOUT, at_least=1.7, floor_at_most=1.3, rounds=5)
+@case("diffllama/forward/float32", ABOUT, floor_at_most=FLOOR)
 def forward_float32() -> Work:
     return forward("float32")
 
 
-@case("diffllama/forward/bfloat16", ABOUT, at_least=2.5, floor_at_most=1.3, rounds=11)
+@case("diffllama/forward/bfloat16", ABOUT, floor_at_most=HALF_FLOOR)
 def forward_bfloat16() -> Work:
     return forward("bfloat16")
 
 
-@case("diffllama/prepacked/float32", PREPACKED, at_least=1.7, floor_at_most=1.3, rounds=5)
+@case(
+    "diffllama/forward/bfloat16-float32",
+    f"{ABOUT}, bfloat16 against float32, both longspan",
+    at_least=BESIDE_FLOAT32,
+    memory=False,
+)
+def forward_halved() -> Work:
+    return halved(forward)
+
+
+@case("diffllama/prepacked/float32", PREPACKED, floor_at_most=FLOOR)
 def prepacked_float32() -> Work:
     return forward("float32", prepacked=True)
 
 
-@case("diffllama/prepacked/bfloat16", PREPACKED, at_least=2.5, floor_at_most=1.3, rounds=11)
+@case("diffllama/prepacked/bfloat16", PREPACKED, floor_at_most=HALF_FLOOR)
 def prepacked_bfloat16() -> Work:
     return forward("bfloat16", prepacked=True)
 
 
-@case("diffllama/train/float32", f"{ABOUT}, training step", at_least=1.5, rounds=3)
+@case("diffllama/train/float32", f"{ABOUT}, training step", floor_at_most=TRAINING)
 def train_float32() -> Work:
     return train("float32")
 
 
-@case("diffllama/train/bfloat16", f"{ABOUT}, training step", at_least=1.5, rounds=3)
+@case("diffllama/train/bfloat16", f"{ABOUT}, training step")
 def train_bfloat16() -> Work:
     return train("bfloat16")
 

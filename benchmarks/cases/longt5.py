@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from benchmarks.cases.longformer import band, growth
+from benchmarks.cases.bert import TRAINING
+from benchmarks.cases.longformer import BESIDE_FLOAT32, FLOOR, HALF_FLOOR, band, growth, halved
 from benchmarks.floor import Operations, attention, linear
 from benchmarks.harness import Work, case
 
@@ -105,24 +106,34 @@ def train(kind: str, length: int, *, layers: int = 2) -> Work:
     )
 
 
-@case("longt5/local/4096/float32", "LongT5-base encoder, 4 layers, 4096", at_least=1.3, floor_at_most=1.25, rounds=5)
+@case("longt5/local/4096/float32", "LongT5-base encoder, 4 layers, 4096", floor_at_most=FLOOR)
 def local_float32() -> Work:
     return forward("float32", "local", 4096)
 
 
-@case("longt5/local/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", at_least=2.0, rounds=5)
+@case("longt5/local/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", floor_at_most=HALF_FLOOR)
 def local_bfloat16() -> Work:
     return forward("bfloat16", "local", 4096)
 
 
-@case("longt5/global/4096/float32", "LongT5-base encoder, 4 layers, 4096", at_least=1.5, floor_at_most=1.25, rounds=5)
+@case("longt5/global/4096/float32", "LongT5-base encoder, 4 layers, 4096", floor_at_most=FLOOR)
 def global_float32() -> Work:
     return forward("float32", "transient-global", 4096)
 
 
-@case("longt5/global/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", at_least=2.0, rounds=5)
+@case("longt5/global/4096/bfloat16", "LongT5-base encoder, 4 layers, 4096", floor_at_most=HALF_FLOOR)
 def global_bfloat16() -> Work:
     return forward("bfloat16", "transient-global", 4096)
+
+
+@case(
+    "longt5/local/4096/bfloat16-float32",
+    "LongT5-base encoder, 4 layers, 4096, bfloat16 against float32, both longspan",
+    at_least=BESIDE_FLOAT32,
+    memory=False,
+)
+def local_halved() -> Work:
+    return halved(lambda dtype: forward(dtype, "local", 4096))
 
 
 @case("longt5/global/16384/float32", "LongT5-base encoder, 1 layer, 16384", at_least=3.0, rounds=3)
@@ -130,12 +141,12 @@ def global_long_float32() -> Work:
     return forward("float32", "transient-global", 16384, layers=1)
 
 
-@case("longt5/local/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", at_least=1.3, rounds=3)
+@case("longt5/local/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", floor_at_most=TRAINING)
 def local_train() -> Work:
     return train("local", 4096)
 
 
-@case("longt5/global/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", at_least=1.3, rounds=3)
+@case("longt5/global/train/float32", "LongT5-base encoder, 2 layers, training step, 4096", floor_at_most=TRAINING)
 def global_train() -> Work:
     return train("transient-global", 4096)
 

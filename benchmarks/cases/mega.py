@@ -85,37 +85,37 @@ def train(length: int, **settings: Any) -> Work:
     )
 
 
-@case("mega/4096/float32", "MEGA, default settings, 4096", at_least=2.0, rounds=5)
+@case("mega/4096/float32", "MEGA, default settings, 4096", at_least=2.0)
 def full_float32() -> Work:
     return forward("float32", 4096)
 
 
-@case("mega/4096/bfloat16", "MEGA, default settings, 4096", at_least=3.0, rounds=5)
+@case("mega/4096/bfloat16", "MEGA, default settings, 4096", at_least={"avx512-bf16": 2.0})
 def full_bfloat16() -> Work:
     return forward("bfloat16", 4096)
 
 
-@case("mega/chunked/4096/float32", "MEGA, chunks of 128, 4096", at_least=3.0, rounds=7)
+@case("mega/chunked/4096/float32", "MEGA, chunks of 128, 4096", at_least=2.5)
 def chunked_float32() -> Work:
     return forward("float32", 4096, chunk_size=128)
 
 
-@case("mega/chunked/4096/bfloat16", "MEGA, chunks of 128, 4096", at_least=3.0, rounds=7)
+@case("mega/chunked/4096/bfloat16", "MEGA, chunks of 128, 4096", at_least={"avx512-bf16": 2.5})
 def chunked_bfloat16() -> Work:
     return forward("bfloat16", 4096, chunk_size=128)
 
 
-@case("mega/wide/8192/float32", "MEGA, 512 wide, chunks of 128, 8192", at_least=3.0, rounds=5)
+@case("mega/wide/8192/float32", "MEGA, 512 wide, chunks of 128, 8192", at_least=2.5)
 def wide_float32() -> Work:
     return forward("float32", 8192, chunk_size=128, **WIDE)
 
 
-@case("mega/train/float32", "MEGA, default settings, training step, 4096", at_least=3.0, rounds=3)
+@case("mega/train/float32", "MEGA, default settings, training step, 4096")
 def train_float32() -> Work:
     return train(4096)
 
 
-@case("mega/chunked/train/float32", "MEGA, chunks of 128, training step, 4096", at_least=3.0, rounds=5)
+@case("mega/chunked/train/float32", "MEGA, chunks of 128, training step, 4096", at_least={"avx512-bf16": 2.0})
 def chunked_train_float32() -> Work:
     return train(4096, chunk_size=128)
 

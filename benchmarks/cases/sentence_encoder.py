@@ -1,71 +1,250 @@
-"""The main job end to end: text in, vectors out, against sentence-transformers."""
+"""The main job end to end: text in, vectors out, against sentence-transformers with each of its backends, and against
+the runtimes by themselves, given texts of like length in batches of the size that suits them best."""
 
 from __future__ import annotations
 
-import atexit
+import functools
+import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, say
+from benchmarks.runtimes import (
+    INPUTS,
+    States,
+    ctranslate2_states,
+    onnx_file,
+    onnxruntime_states,
+    openvino_states,
+    temporary_folder,
+)
 
-#: texts of a batch of ONNX Runtime
-ONNX_BATCH = 16
+#: every tenth of the first 2,000 documentation strings
+TEXTS = 200
+#: texts of a batch that are tried
+BATCHES = (4, 16, 32)
+ABOUT = f"MiniLM, {TEXTS} documentation strings, text to vectors"
+#: what is wanted beside the best of ONNX Runtime and OpenVINO
+WANTED = {"float32": 1.2, "int8": 1.0}
+
+#: texts and the size of a batch -> vectors
+Encoder = Callable[[list[str], int], Any]
 
 
-def encode(dtype: str, tolerance: float) -> Work:
-    import sentence_transformers
-
+def documents() -> list[str]:
+    """The texts."""
     from benchmarks.corpus import docstrings
-    from longspan import SentenceEncoder
+
+    return docstrings(10 * TEXTS)[::10]
+
+
+@functools.cache
+def minilm() -> Path:
+    """Weights and tokenizer."""
     from longspan.embeddings.modules import default_model_folder
 
-    texts = docstrings(2000)
-    folder = str(default_model_folder())
-    peer = sentence_transformers.SentenceTransformer(folder, device="cpu", model_kwargs={"torch_dtype": dtype})
-    ours = SentenceEncoder(folder, dtype=dtype)
+    return Path(default_model_folder())
 
-    def run_peer() -> Any:
-        return peer.encode(texts, show_progress_bar=False)
 
+def beside(peer: Encoder, dtype: str, tolerance: float, **extra: Any) -> Work:
+    """A peer, in batches of the size that suits it, beside longspan in a dtype; errors are those of the cosine."""
+    from longspan import SentenceEncoder
+
+    texts, ours = documents(), SentenceEncoder(minilm(), dtype=dtype)
+    some = texts[:: max(len(texts) // 32, 1)]
+    seconds = {}
+    for batch in BATCHES:
+        peer(some, batch)
+        start = time.perf_counter()
+        peer(some, batch)
+        seconds[batch] = time.perf_counter() - start
+    best = min(seconds, key=lambda batch: seconds[batch])
+    say(f"batches of {best} suit the peer best")
     return Work(
-        peer=run_peer,
-        ours=lambda: ours.encode(texts, on_long="truncate"),  # as the peer does
-        difference=lambda a, b: float(abs(a - b).max()),
+        peer=lambda: peer(texts, best),
+        ours=lambda: ours.encode(texts, on_long="truncate"),  # as the peers do
+        difference=lambda a, b: float(1 - (a * b).sum(1).min()),
         tolerance=tolerance,
-        extra={"texts": len(texts)},
+        extra={"peer_batch": best, **extra},
         after=lambda p, o: {"peer_texts_per_second": len(texts) / p, "ours_texts_per_second": len(texts) / o},
     )
 
 
-@case("embed/minilm/float32", "MiniLM, 2,000 documentation strings, text to vectors", rounds=3)
-def minilm_float32() -> Work:
-    return encode("float32", 1e-5)
+# -- sentence-transformers --------------------------------------------------------------------------------------------
 
 
-@case("embed/minilm/bfloat16", "MiniLM, 2,000 documentation strings, text to vectors", rounds=3)
-def minilm_bfloat16() -> Work:
-    return encode("bfloat16", 3e-2)
+def sentence_transformer(folder: Path, **settings: Any) -> Encoder:
+    """It sorts the texts by itself."""
+    import sentence_transformers
+
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu", **settings)
+    return lambda texts, batch: model.encode(texts, batch_size=batch, show_progress_bar=False)
 
 
+def exported(backend: str, *, int8: bool = False) -> Encoder:
+    """With a backend of its own export; 8 bits as its `export_dynamic_quantized_onnx_model` makes them."""
+    import sentence_transformers
+
+    from longspan.machine import label, probe
+
+    folder = temporary_folder() / "minilm"
+    shutil.copytree(minilm(), folder)
+    if backend == "openvino":  # which by itself takes bfloat16 where the processor has it
+        return sentence_transformer(
+            folder, backend=backend, model_kwargs={"export": True, "ov_config": {"INFERENCE_PRECISION_HINT": "f32"}}
+        )
+    if int8:
+        model = sentence_transformers.SentenceTransformer(
+            str(folder), backend=backend, device="cpu", model_kwargs={"export": True}
+        )
+        kind = "avx2" if label(probe(dict(os.environ))).startswith("avx2") else "avx512_vnni"
+        sentence_transformers.export_dynamic_quantized_onnx_model(model, kind, str(folder))
+        (name,) = (path.name for path in (folder / "onnx").glob("*int8*.onnx"))
+        return sentence_transformer(folder, backend=backend, model_kwargs={"file_name": f"onnx/{name}"})
+    return sentence_transformer(folder, backend=backend, model_kwargs={"export": True})
+
+
+@case("embed/minilm/sentence-transformers/float32", f"{ABOUT}; sentence-transformers, PyTorch")
+def sentence_transformers_float32() -> Work:
+    return beside(sentence_transformer(minilm()), "float32", 1e-5)
+
+
+@case("embed/minilm/sentence-transformers/bfloat16", f"{ABOUT}; sentence-transformers, PyTorch", rounds=3)
+def sentence_transformers_bfloat16() -> Work:
+    peer = sentence_transformer(minilm(), model_kwargs={"torch_dtype": "bfloat16"})
+    return beside(peer, "bfloat16", 3e-2)
+
+
+@case("embed/minilm/sentence-transformers-onnx/float32", f"{ABOUT}; sentence-transformers, ONNX", at_least=1.2)
+def sentence_transformers_onnx() -> Work:
+    return beside(exported("onnx"), "float32", 1e-5)
+
+
+@case("embed/minilm/sentence-transformers-onnx/int8", f"{ABOUT}; sentence-transformers, ONNX qint8", at_least=1.0)
+def sentence_transformers_onnx_int8() -> Work:
+    return beside(exported("onnx", int8=True), "int8", 0.1)  # the two round to other levels
+
+
+@case("embed/minilm/sentence-transformers-openvino/float32", f"{ABOUT}; sentence-transformers, OpenVINO", at_least=1.2)
+def sentence_transformers_openvino() -> Work:
+    return beside(exported("openvino"), "float32", 1e-5)
+
+
+# -- the runtimes by themselves ---------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """The reference's."""
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(minilm())
+
+
+def tokenized(texts: list[str]) -> dict[str, Any]:
+    """Ids, mask and types of texts, (B, S), padded to the longest."""
+    import numpy as np
+
+    batch = tokenizer()(texts, padding=True, truncation=True, max_length=256, return_tensors="np")
+    return {name: batch[name].astype(np.int64) for name in INPUTS}
+
+
+def of_states(states: States) -> Encoder:
+    """Texts of like length at a time; the mean over tokens, of length 1."""
+    import numpy as np
+
+    def encode(texts: list[str], size: int) -> Any:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.empty((len(texts), 384), np.float32)
+        for start in range(0, len(texts), size):
+            rows = order[start : start + size]
+            batch = tokenized([texts[i] for i in rows])
+            sums = (states(batch) * batch["attention_mask"][..., None]).sum(1)
+            vectors[rows] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return vectors
+
+    return encode
+
+
+def reference() -> Any:
+    """The reference's BERT as the exporters take it."""
+    import transformers
+
+    return transformers.BertModel.from_pretrained(minilm(), attn_implementation="eager", add_pooling_layer=False).eval()
+
+
+def against_onnxruntime(dtype: str) -> Work:
+    """8 bits: weights a channel, activations as they come."""
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    path = onnx_file(temporary_folder(), reference())
+    if dtype == "int8":
+        small = path.with_name("int8.onnx")
+        kind = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of what the fused nodes give
+        quantize_dynamic(path, small, per_channel=True, reduce_range=True, extra_options=kind)
+        path = small
+    return beside(of_states(onnxruntime_states(path)), dtype, {"float32": 1e-5, "int8": 0.1}[dtype])
+
+
+@case("embed/minilm/onnxruntime/float32", f"{ABOUT}; ONNX Runtime", at_least=WANTED["float32"])
+def onnxruntime_float32() -> Work:
+    return against_onnxruntime("float32")
+
+
+@case("embed/minilm/onnxruntime/int8", f"{ABOUT}; ONNX Runtime, int8 on both sides", at_least=WANTED["int8"])
+def onnxruntime_int8() -> Work:
+    return against_onnxruntime("int8")
+
+
+@case("embed/minilm/openvino/float32", f"{ABOUT}; OpenVINO, float32", at_least=WANTED["float32"])
+def openvino_float32() -> Work:
+    return beside(of_states(openvino_states(reference(), "f32")), "float32", 1e-5)
+
+
+@case("embed/minilm/openvino/bfloat16", f"{ABOUT}; OpenVINO, bfloat16 on both sides", rounds=3)
+def openvino_bfloat16() -> Work:
+    return beside(of_states(openvino_states(reference(), "bf16")), "bfloat16", 3e-2)
+
+
+@case("embed/minilm/openvino/int8", f"{ABOUT}; OpenVINO, int8 on both sides", at_least=WANTED["int8"])
+def openvino_int8() -> Work:
+    calibration = [tokenized([text]) for text in documents()[::4]]
+    return beside(of_states(openvino_states(reference(), "f32", calibration)), "int8", 0.1)
+
+
+@case("embed/minilm/ctranslate2/float32", f"{ABOUT}; CTranslate2")
+def ctranslate2_float32() -> Work:
+    return beside(of_states(ctranslate2_states(minilm(), "float32")), "float32", 1e-5)
+
+
+@case("embed/minilm/ctranslate2/int8", f"{ABOUT}; CTranslate2, int8 on both sides")
+def ctranslate2_int8() -> Work:
+    return beside(of_states(ctranslate2_states(minilm(), "int8")), "int8", 0.1)
+
+
+# -- rounding ---------------------------------------------------------------------------------------------------------
+
+
+@case("embed/minilm/int8", f"{ABOUT}; int8 against float32, both longspan")
 def rounded() -> Work:
     """Float32 beside 8 bits, both longspan, with what the rounding changes."""
     import numpy as np
 
-    from benchmarks.corpus import docstrings
     from longspan import SentenceEncoder
 
-    texts = docstrings(2000)
+    texts = documents()
     exact, small = SentenceEncoder(), SentenceEncoder(dtype="int8")
-    cosines, kept = [], []
+    figures: dict[str, Any] = {}
 
     def difference(a: Any, b: Any) -> float:
-        cosines.append((a * b).sum(1))
         nearest = [np.argsort(-(vectors @ vectors.T), axis=1)[:, 1:11] for vectors in (a, b)]
-        kept.append([len(set(x) & set(y)) for x, y in zip(*nearest, strict=True)])
-        return float(1 - cosines[0].min())
+        kept = [len(set(x) & set(y)) for x, y in zip(*nearest, strict=True)]
+        figures.update(mean_cosine=float((a * b).sum(1).mean()), of_ten_nearest_the_same=float(np.mean(kept)))
+        return float(1 - (a * b).sum(1).min())
 
     return Work(
         peer=lambda: exact.encode(texts),
@@ -75,86 +254,6 @@ def rounded() -> Work:
         after=lambda p, o: {
             "float32_texts_per_second": len(texts) / p,
             "int8_texts_per_second": len(texts) / o,
-            "mean_cosine": float(cosines[0].mean()),
-            "of_ten_nearest_the_same": float(np.mean(kept[0])),
+            **figures,
         },
     )
-
-
-@case("embed/minilm/int8", "MiniLM, 2,000 documentation strings, int8 against float32, both longspan", rounds=3)
-def minilm_int8() -> Work:
-    return rounded()
-
-
-def onnxruntime_vectors(folder: Path, *, int8: bool) -> Callable[[list[str]], Any]:
-    """What ONNX Runtime makes of the reference's MiniLM: batches of texts of like length, mean over tokens, length 1.
-
-    Raises:
-        ModuleNotFoundError: a package of the peer is not installed.
-    """
-    import numpy as np
-    import onnxruntime
-    import torch
-    import transformers
-    from onnxruntime.quantization import quantize_dynamic
-
-    model = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    where = Path(tempfile.mkdtemp(prefix="longspan-onnx-"))
-    atexit.register(shutil.rmtree, where, ignore_errors=True)
-    names, axes = ["input_ids", "attention_mask", "token_type_ids"], {0: "batch", 1: "tokens"}
-    example = tokenizer(["a text", "another, longer text"], padding=True, return_tensors="pt")
-    torch.onnx.export(
-        model, tuple(example[name] for name in names), str(where / "model.onnx"), input_names=names,
-        output_names=["states"], dynamic_axes=dict.fromkeys([*names, "states"], axes), dynamo=False,
-    )  # fmt: skip
-    if int8:
-        quantize_dynamic(where / "model.onnx", where / "int8.onnx", per_channel=True, reduce_range=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        str(where / ("int8.onnx" if int8 else "model.onnx")), options, providers=["CPUExecutionProvider"]
-    )
-
-    def encode(texts: list[str]) -> Any:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        vectors = np.empty((len(texts), model.config.hidden_size), np.float32)
-        for start in range(0, len(texts), ONNX_BATCH):
-            rows = order[start : start + ONNX_BATCH]
-            batch = tokenizer(
-                [texts[i] for i in rows], padding=True, truncation=True, max_length=256, return_tensors="np"
-            )
-            (states,) = session.run(None, {name: batch[name].astype(np.int64) for name in names})
-            mask = batch["attention_mask"][..., None]
-            sums = (states * mask).sum(1)
-            vectors[rows] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
-        return vectors
-
-    return encode
-
-
-def against_onnxruntime(dtype: str) -> Work:
-    """ONNX Runtime beside longspan in the same type."""
-    from benchmarks.corpus import docstrings
-    from longspan import SentenceEncoder
-    from longspan.embeddings.modules import default_model_folder
-
-    texts, ours = docstrings(2000), SentenceEncoder(dtype=dtype)
-    encode = onnxruntime_vectors(Path(default_model_folder()), int8=dtype == "int8")
-    return Work(
-        peer=lambda: encode(texts),
-        ours=lambda: ours.encode(texts, on_long="truncate"),
-        difference=lambda a, b: float(1 - (a * b).sum(1).min()),
-        tolerance={"float32": 1e-5, "int8": 0.1}[dtype],  # the two round to other levels
-        after=lambda p, o: {"peer_texts_per_second": len(texts) / p, "ours_texts_per_second": len(texts) / o},
-    )
-
-
-@case("embed/minilm/onnxruntime/float32", "MiniLM, 2,000 strings, ONNX Runtime, sorted, batches of 16", rounds=3)
-def onnxruntime_float32() -> Work:
-    return against_onnxruntime("float32")
-
-
-@case("embed/minilm/onnxruntime/int8", "MiniLM, 2,000 strings, ONNX Runtime, sorted, int8 on both sides", rounds=3)
-def onnxruntime_int8() -> Work:
-    return against_onnxruntime("int8")

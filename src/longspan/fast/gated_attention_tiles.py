@@ -100,11 +100,18 @@ class _TiledAttention(torch.autograd.Function):
         query: Tensor, key: Tensor, value: Tensor, table: Tensor | None, mask: Tensor | None, settings: Settings
     ) -> Tensor:
         output = value.new_empty(*query.shape[:2], value.shape[2])
+        room = None  # of the scores of one tile after the other: fresh memory costs more than the softmax
         for tile in _tiles(query, key, settings):
-            _, weights = _scores_and_weights(tile, query, key, table, mask, settings)
+            if room is None:
+                room = query.new_empty((tile.queries.stop - tile.queries.start) * key.shape[1])
+            weights = _weights_in(room, tile, query, key, table, mask, settings)
             factor = _dropout_factor(weights, settings, tile)
             weights = weights if factor is None else weights.mul_(factor)
-            output[tile.row, tile.queries] = matmul(weights, value[tile.row, tile.keys])
+            target, own = output[tile.row, tile.queries], value[tile.row, tile.keys]
+            if table is not None and _turns(settings):
+                target.copy_(matmul(weights, own).flip(0))
+            else:
+                matmul(weights, own, out=target)
         return output
 
     @staticmethod
@@ -136,6 +143,35 @@ class _TiledAttention(torch.autograd.Function):
             if d_table is not None:
                 _add_diagonals(d_table, d_scores, settings.centre - settings.offset - queries.start)
         return d_query, d_key.transpose(1, 2), d_value.transpose(1, 2), d_table, None, None
+
+
+def _turns(settings: Settings) -> bool:
+    """True if the queries of a tile stand in reverse: then the rows of a Toeplitz bias are a view of its table."""
+    return not settings.causal
+
+
+def _weights_in(
+    room: Tensor,
+    tile: _Tile,
+    query: Tensor,
+    key: Tensor,
+    table: Tensor | None,
+    mask: Tensor | None,
+    settings: Settings,
+) -> Tensor:
+    """Weights of a tile, (queries, keys), in the memory of `room`; without a gradient."""
+    own, keys = query[tile.row, tile.queries], key[tile.row, tile.keys]
+    scores = room[: own.shape[0] * keys.shape[0]].view(own.shape[0], keys.shape[0])
+    start = settings.centre - settings.offset - tile.queries.start
+    if table is None:
+        scores = matmul(own, keys.t(), out=scores)
+    elif _turns(settings):
+        bias = table[start - len(own) + 1 : start + len(keys)].unfold(0, len(keys), 1)
+        scores = matmul(own.flip(0), keys.t(), out=scores.copy_(bias), adds=True)
+    else:
+        scores = matmul(own, keys.t(), out=scores).add_(toeplitz_matrix(table, start, scores.shape))
+    row_mask = None if mask is None else mask[tile.row]
+    return attention_weights(scores, row_mask, settings, first=tile.queries.start, overwrite=True)
 
 
 def _scores_and_weights(

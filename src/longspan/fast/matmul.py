@@ -142,19 +142,26 @@ def _in_one_piece(b: Tensor) -> Tensor:
     return b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None, adds: bool = False) -> Tensor:
     """A b, without a gradient.
 
     Args:
         a: (M, K); fastest with its rows in one piece.
         b: (K, N), in either layout.
+        out: Where to write the result, (M, N): fresh memory costs as much as a small product.
+        adds: Add to what `out` holds.
 
     Returns:
         (M, N).
     """
     rows, summands = a.shape
     worth_it = rows >= _MIN_ROWS and summands >= _MIN_WIDTH and b.shape[1] >= _MIN_WIDTH
-    return _onednn(a, b.t()) if worth_it and _is_best(a, b) else torch.mm(a, b)
+    if worth_it and _is_best(a, b):
+        product = _onednn(a, b.t())
+        return product if out is None else out.add_(product) if adds else out.copy_(product)
+    if out is None:
+        return torch.mm(a, b)
+    return out.addmm_(a, b) if adds else torch.mm(a, b, out=out)
 
 
 def batched_matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -104,7 +104,9 @@ class Settings(NamedTuple):
     seed: int
 
 
-def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *, first: int = 0) -> Tensor:
+def attention_weights(
+    scores: Tensor, mask: Tensor | None, settings: Settings, *, first: int = 0, overwrite: bool = False
+) -> Tensor:
     """Activation of the scores; 0 where a key may not be seen.
 
     Args:
@@ -112,15 +114,21 @@ def attention_weights(scores: Tensor, mask: Tensor | None, settings: Settings, *
         mask: (..., ≥ S), True = a key that may be seen.
         settings: See `Settings`.
         first: Index of the first of these queries.
+        overwrite: The weights take the place of the scores in memory; needs that no gradient is asked for.
 
     Returns:
         (..., T, S).
     """
     visible = _visible(scores, mask, settings, first)
     if settings.activation == "softmax":
-        return _masked_softmax(scores, visible, some_rows_empty=mask is not None)
-    weights = _laplace(scores) if settings.activation == "laplace" else F.relu(scores).square()
-    return weights if visible is None else weights.masked_fill(~visible, 0.0)
+        return _masked_softmax(scores, visible, some_rows_empty=mask is not None, overwrite=overwrite)
+    if settings.activation == "laplace":
+        weights = _laplace(scores, overwrite=overwrite)
+    else:
+        weights = scores.relu_().square_() if overwrite else F.relu(scores).square()
+    if visible is None:
+        return weights
+    return weights.masked_fill_(~visible, 0.0) if overwrite else weights.masked_fill(~visible, 0.0)
 
 
 def _visible(scores: Tensor, mask: Tensor | None, settings: Settings, first: int) -> Tensor | None:
@@ -134,15 +142,26 @@ def _visible(scores: Tensor, mask: Tensor | None, settings: Settings, first: int
     return reached if visible is None else visible & reached
 
 
-def _masked_softmax(scores: Tensor, visible: Tensor | None, *, some_rows_empty: bool) -> Tensor:
+def _masked_softmax(
+    scores: Tensor, visible: Tensor | None, *, some_rows_empty: bool, overwrite: bool = False
+) -> Tensor:
+    if overwrite and scores.device.type == "cpu":  # whose kernel reads each row before it writes it
+        if visible is not None:
+            scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
+        torch.softmax(scores, dim=-1, out=scores)
+        seen = None if visible is None or not some_rows_empty else visible.any(dim=-1, keepdim=True)
+        return scores if seen is None else scores.masked_fill_(~seen, 0.0)
     if visible is None:
         return torch.softmax(scores, dim=-1)
     weights = torch.softmax(scores.masked_fill(~visible, torch.finfo(scores.dtype).min), dim=-1)
     return weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0) if some_rows_empty else weights
 
 
-def _laplace(scores: Tensor) -> Tensor:
+def _laplace(scores: Tensor, *, overwrite: bool = False) -> Tensor:
     """½ (1 + erf((x − √½) √(2π))), in float32 at least: near x = 0 the sum cancels to a hundredth."""
+    if overwrite and scores.dtype in (torch.float32, torch.float64):
+        scores.sub_(math.sqrt(0.5)).mul_(math.sqrt(2.0 * math.pi)).erf_()
+        return scores.mul_(0.5).add_(0.5)
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return (0.5 + 0.5 * torch.erf((wide - math.sqrt(0.5)) * math.sqrt(2.0 * math.pi))).to(scores.dtype)
 
@@ -236,7 +255,9 @@ def gated_attention(
             table, centre = bias.weight.to(working), bias.centre
         else:
             by_query, by_key = bias.query[offset : offset + shape[0]].to(working), bias.key[: shape[1]].to(working)
-            if chosen == "tiled" or torch.compiler.is_compiling() or query.shape[0] < _MANY_ROWS:
+            if chosen == "tiled" and not causal and offset == 0 and not torch.is_grad_enabled():
+                table, centre = _distances(by_query, by_key), shape[0] - 1
+            elif chosen == "tiled" or torch.compiler.is_compiling() or query.shape[0] < _MANY_ROWS:
                 query, key = _append(query, by_query), _append(key, by_key)
             else:
                 matrix = by_query @ by_key.t()
@@ -291,6 +312,12 @@ def _inverse_scale(
         seen = seen[:, offset : offset + query.shape[1]]
     wide = torch.promote_types(query.dtype, torch.float32)
     return seen.unsqueeze(-1).clamp(min=1).to(wide).reciprocal()
+
+
+def _distances(by_query: Tensor, by_key: Tensor) -> Tensor:
+    """⟨R_i α, R_j β⟩ by distance j − i alone, of which it is a function: (T, Z) and (S, Z) -> (T + S − 1,)."""
+    behind, ahead = by_query[1:] @ by_key[0], by_key @ by_query[0]
+    return torch.cat([behind.flip(0), ahead])
 
 
 def _append(tensor: Tensor, rows: Tensor) -> Tensor:
