@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +11,7 @@ from longspan.checkpoints.files import LazyTensor, open_checkpoint, save_checkpo
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import CheckpointReader
 from longspan.checkpoints.untrusted import parse_json, reading
+from longspan.checkpoints.update import removed_on_failure
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, read_json
 from longspan.errors import CheckpointError, InputError
 from longspan.models.longformer.lengthen import Lengthened, Origin, lengthen
@@ -201,7 +199,7 @@ def lengthen_checkpoint(
         target = plan.config
         target.architectures = [plan.class_name]
         tensors = {key: _lazy(reader, where) for key, where in plan.origins.items()}
-        with _removed_on_failure(Path(destination)):
+        with removed_on_failure(Path(destination)):
             _copy_pooling(origin, Path(destination))
             save_checkpoint(
                 destination,
@@ -212,18 +210,6 @@ def lengthen_checkpoint(
                 },
             )
     return plan
-
-
-@contextmanager
-def _removed_on_failure(folder: Path) -> Iterator[None]:
-    """Let a folder that is made inside go again if anything fails, such as a disk that is full."""
-    existed = folder.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _lazy(reader: CheckpointReader, origin: Origin) -> LazyTensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from longspan.checkpoints.files import FORMATS, LazyTensor, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import CheckpointReader, equal_tensors
-from longspan.checkpoints.update import DirectoryUpdate
+from longspan.checkpoints.update import DirectoryUpdate, removed_on_failure
 from longspan.errors import CheckpointError
 
 #: files beside the weights that make a directory usable; those in folders are parts of sentence encoders
@@ -121,8 +121,9 @@ def convert(
         reader.check_repeats()
         tensors = {key: _lazy(reader, key) for key in reader}
         files = {name: path.read_bytes() for name, path in companions.items() if "/" not in name}
-        _copy_folders(companions, target)
-        save_checkpoint(target, tensors, files=files, max_shard_size=max_shard_size)
+        with removed_on_failure(target):
+            _copy_folders(companions, target)
+            save_checkpoint(target, tensors, files=files, max_shard_size=max_shard_size)
         _compare(reader, target)
         return ConvertReport(
             source=str(source.name),

@@ -21,7 +21,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,20 +56,23 @@ class DirectoryUpdate:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
+        self._is_new = False
         self._stale: list[str] = []
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(f"A checkpoint is saved into a directory. Received a file: {self.directory}")
+        self._is_new = not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
+            stack.callback(self._leave_nothing)
             stack.enter_context(_locked(self.directory))
             _finish(self.directory)
             for leftover in self.directory.glob(_STAGED + "*"):
                 shutil.rmtree(leftover)
             self._staging = self.directory / f"{_STAGED}{secrets.token_hex(8)}"
-            self._staging.mkdir()
+            self._staging.mkdir(parents=True)  # an update that failed meanwhile has taken the directory with it
             stack.callback(shutil.rmtree, self._staging, ignore_errors=True)
             self._cleanup = stack.pop_all()
         return self
@@ -92,7 +95,14 @@ class DirectoryUpdate:
         with self._cleanup:
             if kind is None:
                 self._commit()
+                self._is_new = False
                 _finish(self.directory)
+
+    def _leave_nothing(self) -> None:
+        """Remove a directory that was made for an update which failed."""
+        if self._is_new:
+            with suppress(OSError):  # somebody else has put something there
+                self.directory.rmdir()
 
     def _commit(self) -> None:
         names = sorted(path.name for path in self._staging.iterdir())
@@ -105,6 +115,18 @@ class DirectoryUpdate:
         _flush(self._staging)
         self._staging.rename(self.directory / _COMMITTED)
         _flush(self.directory)
+
+
+@contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Let a folder that is made inside go again if anything fails, such as a disk that is full."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def current_path(directory: Path, name: str) -> Path:
