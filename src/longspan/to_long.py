@@ -11,7 +11,6 @@ from longspan.checkpoints.files import LazyTensor, open_checkpoint, save_checkpo
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import CheckpointReader
 from longspan.checkpoints.untrusted import parse_json, reading
-from longspan.checkpoints.update import removed_on_failure
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, read_json
 from longspan.errors import CheckpointError, InputError
 from longspan.models.longformer.lengthen import Lengthened, Origin, lengthen
@@ -199,16 +198,12 @@ def lengthen_checkpoint(
         target = plan.config
         target.architectures = [plan.class_name]
         tensors = {key: _lazy(reader, where) for key, where in plan.origins.items()}
-        with removed_on_failure(Path(destination)):
-            _copy_pooling(origin, Path(destination))
-            save_checkpoint(
-                destination,
-                tensors,
-                files={
-                    CONFIG_NAME: target.to_json_string().encode(),
-                    **_other_files(origin, config["model_type"], max_length),
-                },
-            )
+        files = {
+            CONFIG_NAME: target.to_json_string().encode(),
+            **_other_files(origin, config["model_type"], max_length),
+            **_pooling_files(origin),
+        }
+        save_checkpoint(destination, tensors, files=files)
     return plan
 
 
@@ -251,17 +246,12 @@ def _dump(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _copy_pooling(source: Source, destination: Path) -> None:
-    """Copy the settings of the modules after the transformer (pooling, normalisation, dense layers)."""
+def _pooling_files(source: Source) -> dict[str, bytes]:
+    """What the modules after the transformer are made of (pooling, normalisation, dense layers)."""
     modules = source.find("modules.json")
     if modules is None:
-        return
+        return {}
     with reading(modules, "the list of modules"):
         folders = [str(module["path"]) for module in parse_json(modules.read_bytes()) if module.get("path")]
-    for folder_name in folders:
-        for name in ("config.json", "model.safetensors"):
-            path = source.find(f"{folder_name}/{name}")
-            if path is not None:
-                folder = destination / folder_name
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(path.read_bytes())
+    names = [f"{folder}/{name}" for folder in folders for name in ("config.json", "model.safetensors")]
+    return {name: path.read_bytes() for name in names if (path := source.find(name)) is not None}

@@ -142,13 +142,67 @@ def test_removing_a_file_that_is_written_anew_keeps_the_new_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/x", "a/b", "", "..", ".", "manifest.json", ".longspan-commit", ".longspan-new-1"]
-)
+    "name",
+    ["../x", "/x", "a/../x", "a//b", "a/", "./a", "", "..", ".", "manifest.json", ".longspan-commit", ".longspan-new-1",
+     "a/.longspan-commit"],
+)  # fmt: skip
 def test_names_outside_the_directory(tmp_path, name):
     with DirectoryUpdate(tmp_path) as update:
         for action in (update.path, update.remove):
             with pytest.raises(UnsafeCheckpointError, match="may only name files inside its directory. Received: "):
                 action(name)
+
+
+def test_files_in_folders_change_with_the_others(tmp_path):
+    directory = tmp_path / "model"
+    with DirectoryUpdate(directory) as update:
+        update.write("folder/deep/a", b"1")
+        update.write("b", b"1")
+    assert Source(directory).require("folder/deep/a").read_bytes() == b"1"
+    assert sorted(path.name for path in directory.iterdir()) == ["b", "folder"]
+    committed = directory / ".longspan-commit"  # the next one was killed
+    (committed / "folder" / "deep").mkdir(parents=True)
+    (committed / "folder" / "deep" / "a").write_bytes(b"2")
+    (committed / "manifest.json").write_text('{"files": ["folder/deep/a"], "remove": ["b"]}')
+    assert Source(directory).require("folder/deep/a").read_bytes() == b"2"
+    assert Source(directory, subfolder="folder").find("deep/a") == committed / "folder" / "deep" / "a"
+    assert Source(directory).find("b") is None
+    recover(directory)
+    assert [path.relative_to(directory).as_posix() for path in directory.rglob("*")] == [
+        "folder",
+        "folder/deep",
+        "folder/deep/a",
+    ]
+    assert (directory / "folder" / "deep" / "a").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("part", ["files", "remove"])
+def test_no_link_to_a_folder_leads_an_update_outside(tmp_path, part):
+    directory, outside = tmp_path / "model", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b"mine")
+    staged = directory / ".longspan-commit" / "link"
+    staged.mkdir(parents=True)
+    (staged / "a").write_bytes(b"theirs")
+    (directory / "link").symlink_to(outside)
+    names = {"files": [], "remove": []} | {part: ["link/a"]}
+    (staged.parent / "manifest.json").write_text(json.dumps(names))
+    with pytest.raises(UnsafeCheckpointError, match="follows no links to folders. Received: 'link/a'"):
+        recover(directory)
+    assert (outside / "a").read_bytes() == b"mine"
+
+
+def test_a_failed_update_leaves_no_new_directory(tmp_path):
+    def fail():
+        with DirectoryUpdate(tmp_path / "new") as update:
+            update.write("folder/a", b"1")
+            raise OSError("full")
+
+    for existed in (False, True):
+        with pytest.raises(OSError, match="full"):
+            fail()
+        assert (tmp_path / "new").exists() == existed
+        (tmp_path / "new").mkdir(exist_ok=True)
 
 
 @pytest.mark.parametrize(

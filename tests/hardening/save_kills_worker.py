@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tests.tiny_encoder import make_sentence_model
 
 from longspan import AutoTokenizer, BertTokenizer
 from longspan.checkpoints.convert import convert
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
+from longspan.to_long import lengthen_checkpoint
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir"}
 
@@ -27,7 +29,8 @@ def source(root: Path, generation: int) -> Path:
     """A checkpoint of a generation, which its values, names and configuration tell."""
     directory = root / f"source{generation}"
     tensors = {f"w{i}": np.full((3, 50), generation, np.float32) for i in range(2 + generation)}
-    save_checkpoint(directory, tensors, files={"config.json": json.dumps({"generation": generation}).encode()})
+    told = json.dumps({"generation": generation}).encode()
+    save_checkpoint(directory, tensors, files={"config.json": told, "1_Pooling/config.json": told})
     return directory
 
 
@@ -35,9 +38,37 @@ def converted(root: Path, target: Path, generation: int) -> None:
     convert(root / f"source{generation}", target, overwrite=True, max_shard_size=700)
 
 
+def told_by_pooling(target: Path) -> int:
+    """The generation that the file in a folder is of."""
+    generation: int = json.loads(Source(target).require("1_Pooling/config.json").read_bytes())["generation"]
+    return generation
+
+
+def lengthened(root: Path, target: Path, generation: int) -> None:
+    origin = root / f"sentences{generation}"
+    if not origin.exists():
+        make_sentence_model(origin)
+        pooling = origin / "1_Pooling" / "config.json"
+        pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"generation": generation}))
+        with open_checkpoint(origin) as reader:
+            tensors = {key: reader.read(key) for key in reader}
+        tensors["embeddings.LayerNorm.bias"][:] = generation
+        save_checkpoint(origin, tensors)
+    lengthen_checkpoint(origin, target, max_length=64, attention_window=8)
+
+
+def found_longformer(target: Path) -> int:
+    with open_checkpoint(target) as reader:
+        [key] = (key for key in reader if key.endswith("embeddings.LayerNorm.bias"))
+        generation = int(reader.read(key)[0])
+    assert generation == told_by_pooling(target)
+    return generation
+
+
 def found_weights(target: Path) -> int:
     """The generation of a whole checkpoint."""
     generation: int = json.loads(Source(target).require("config.json").read_bytes())["generation"]
+    assert generation == told_by_pooling(target)
     with open_checkpoint(target) as reader:
         assert sorted(reader) == sorted(f"w{i}" for i in range(2 + generation))
         assert all((reader.read(key) == generation).all() for key in reader)
@@ -60,6 +91,7 @@ def found_tokenizer(target: Path) -> int:
 JOBS: dict[str, tuple[Callable[[Path, Path, int], None], Callable[[Path], int]]] = {
     "convert": (converted, found_weights),
     "tokenizer": (tokenizer_saved, found_tokenizer),
+    "lengthen": (lengthened, found_longformer),
 }
 
 
@@ -70,6 +102,7 @@ def main(root: Path, job: str, every: int) -> None:
     target = root / "target"
     for generation in (1, 2):
         source(root, generation)
+        act(root, root / "first", generation)  # makes what is made once
     step = 1
     while True:
         act(root, target, 1)

@@ -1,4 +1,4 @@
-"""SIGKILL while a conversion or a tokenizer's save writes over older files: the old ones whole, or the new ones.
+"""SIGKILL while a conversion, a lengthening or a tokenizer's save writes over older files: all are old, or all new.
 
 `tests/checkpoints/test_update.py` kills saves of weights in the same way.
 """
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize(("job", "every"), [("convert", 3), ("tokenizer", 2)])
+@pytest.mark.parametrize(("job", "every"), [("convert", 3), ("tokenizer", 2), ("lengthen", 9)])
 def test_old_or_new_after_a_kill(tmp_path, figures, is_long, job, every):
     worker = subprocess.run(
         [sys.executable, "-m", "tests.hardening.save_kills_worker", str(tmp_path), job, str(1 if is_long else every)],

@@ -10,7 +10,6 @@ from pathlib import Path
 from longspan.checkpoints.files import FORMATS, LazyTensor, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.checkpoints.reader import CheckpointReader, equal_tensors
-from longspan.checkpoints.update import DirectoryUpdate, removed_on_failure
 from longspan.errors import CheckpointError
 
 #: files beside the weights that make a directory usable; those in folders are parts of sentence encoders
@@ -120,10 +119,8 @@ def convert(
     with open_checkpoint(source, formats=formats) as reader:
         reader.check_repeats()
         tensors = {key: _lazy(reader, key) for key in reader}
-        files = {name: path.read_bytes() for name, path in companions.items() if "/" not in name}
-        with removed_on_failure(target):
-            _copy_folders(companions, target)
-            save_checkpoint(target, tensors, files=files, max_shard_size=max_shard_size)
+        files = {name: path.read_bytes() for name, path in companions.items()}
+        save_checkpoint(target, tensors, files=files, max_shard_size=max_shard_size)
         _compare(reader, target)
         return ConvertReport(
             source=str(source.name),
@@ -151,14 +148,6 @@ def _check_target(source: Source, target: Path, overwrite: bool) -> None:
 
 def _lazy(reader: CheckpointReader, key: str) -> LazyTensor:
     return LazyTensor(reader.shape(key), reader.dtype(key), lambda: reader.read_raw(key))
-
-
-def _copy_folders(companions: Mapping[str, Path], target: Path) -> None:
-    for name, path in companions.items():
-        folder, _, filename = name.rpartition("/")
-        if folder:
-            with DirectoryUpdate(target / folder) as update:
-                update.write(filename, path.read_bytes())
 
 
 def _compare(reader: CheckpointReader, target: Path) -> None:

@@ -76,8 +76,7 @@ class Source:
                 f"A checkpoint may only name files inside its own directory. Received: {filename!r} in {self.name}"
             )
         if self.is_local:
-            path = Path(self.name) / relative
-            path = current_path(path.parent, path.name)
+            path = current_path(Path(self.name), relative.as_posix())
             return path if path.is_file() else None
         if Path(self.name).is_file():
             raise CheckpointNotFoundError(f"A checkpoint is named by its directory. Received a file: {self.name}")

@@ -78,8 +78,10 @@ class DirectoryUpdate:
         return self
 
     def path(self, name: str) -> Path:
-        """Where to write the new file `name`. What is written there takes its place when the context ends."""
-        return self._staging / _plain(name)
+        """Where to write the new file `name`, which may be in a folder: it takes its place when the context ends."""
+        path = self._staging / _plain(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def write(self, name: str, data: bytes) -> None:
         """Give the file `name` new contents."""
@@ -105,10 +107,11 @@ class DirectoryUpdate:
                 self.directory.rmdir()
 
     def _commit(self) -> None:
-        names = sorted(path.name for path in self._staging.iterdir())
+        written = sorted(self._staging.rglob("*"))
+        names = [path.relative_to(self._staging).as_posix() for path in written if path.is_file()]
         stale = [name for name in self._stale if name not in names]
-        for name in names:
-            _flush(self._staging / name)
+        for path in written:
+            _flush(path)
         manifest = self._staging / _MANIFEST
         manifest.write_text(json.dumps({"files": names, "remove": stale}), encoding="utf-8")
         _flush(manifest)
@@ -117,24 +120,12 @@ class DirectoryUpdate:
         _flush(self.directory)
 
 
-@contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Let a folder that is made inside go again if anything fails, such as a disk that is full."""
-    existed = folder.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def current_path(directory: Path, name: str) -> Path:
     """Where the file `name` of a directory is now, counting an update that was committed and not finished.
 
     Args:
         directory: The directory.
-        name: Name of a file in it.
+        name: Name of a file in it, or in a folder of it, which may have been updated by itself.
 
     Returns:
         The path; no file is there if the directory has no such file.
@@ -143,11 +134,12 @@ def current_path(directory: Path, name: str) -> Path:
     try:
         manifest = _read_manifest(committed)
     except FileNotFoundError:
-        return directory / name
+        manifest = {"files": [], "remove": []}
     staged = committed / name
-    if name in manifest["files"] and not staged.exists():
-        return directory / name
-    return staged if name in manifest["files"] or name in manifest["remove"] else directory / name
+    if name in manifest["remove"] or (name in manifest["files"] and staged.exists()):
+        return staged
+    folder, _, rest = name.partition("/")
+    return current_path(directory / folder, rest) if rest else directory / name
 
 
 def recover(directory: str | os.PathLike[str]) -> None:
@@ -171,10 +163,14 @@ def _finish(directory: Path) -> None:
         manifest = {"files": [], "remove": []}
     for name in manifest["files"]:
         if (committed / name).exists():
+            _check_folders(directory, name)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (committed / name).replace(directory / name)
     for name in manifest["remove"]:
+        _check_folders(directory, name)
         (directory / name).unlink(missing_ok=True)
-    _flush(directory)
+    for folder in {directory, *((directory / name).parent for name in manifest["files"])}:
+        _flush(folder)
     (committed / _MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(committed)
 
@@ -191,10 +187,18 @@ def _read_manifest(committed: Path) -> Mapping[str, list[str]]:
         ) from error
 
 
+def _check_folders(directory: Path, name: str) -> None:
+    """Check that the folders of a file of an update are no links, which might lead out of the directory."""
+    for folder in Path(name).parents:
+        if (directory / folder).is_symlink() and folder != Path():
+            raise UnsafeCheckpointError(f"A directory update follows no links to folders. Received: {shown(name)}")
+
+
 def _plain(name: str) -> str:
-    """Check that a name is that of a file right inside the directory, and none of ours."""
-    plain = isinstance(name, str) and name == Path(name).name and "\0" not in name and len(name) < 256
-    if not plain or name in ("", "..", _MANIFEST) or name.startswith((_STAGED, _COMMITTED)):
+    """Check that a name is that of a file inside the directory, and none of ours."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    plain = all(part == Path(part).name and 0 < len(part) < 256 and "\0" not in part for part in parts)
+    if not plain or ".." in parts or name == _MANIFEST or any(part.startswith((_STAGED, _COMMITTED)) for part in parts):
         raise UnsafeCheckpointError(
             f"A directory update may only name files inside its directory. Received: {shown(name)}"
         )
