@@ -30,6 +30,7 @@ from longspan.generation.torch_processors import LogitsProcessor, make_processor
 from longspan.generation.torch_prompt import Prompt, align_right, as_ids, as_mask, mask_of_padding
 from longspan.generation.torch_stepper import Stepper, make_cache
 from longspan.nn.torch.cache import Cache
+from longspan.ops.torch.context import ContextShard
 
 #: inputs of models that `generate` makes itself, or that do not matter to it
 _OWN_INPUTS = {"return_dict", "logits_to_keep", "cache_position"}
@@ -74,6 +75,7 @@ class GenerationMixin(StoredGenerationConfig):
     #: several rows of one prompt read one copy of the encoder's states
     shares_source_between_rows: ClassVar[bool] = False
     device: torch.device
+    context_shard: ContextShard | None
     forward: Callable[..., Any]
     #: only models with an encoder have it
     get_encoder: Callable[[], Any]
@@ -206,6 +208,11 @@ class GenerationMixin(StoredGenerationConfig):
             InputError: an input breaks a rule, is not known, or leaves nothing to generate.
         """
         self.check_can_generate()
+        if self.context_shard is not None:
+            raise InputError(
+                "generate reads whole sequences; context_parallel(model, undo=True) makes the model do so. "
+                "Received: a model that shares sequences"
+            )
         config, model_inputs = self._split(generation_config, kwargs)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         callbacks = Callbacks(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
@@ -19,6 +18,7 @@ from longspan.nn.torch.apply import lookup, may_replace, project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
+from longspan.ops.torch.context import ContextShard, count_all, running_count, softmax, token_places, total
 from longspan.ops.torch.modes import is_traced
 from longspan.ops.torch.sliding_window import (
     ExtraKeys,
@@ -38,6 +38,8 @@ class GlobalPlan:
         is_global: Tokens with global attention, (B, S); None if there is no slot.
         positions: Token of each slot in ascending order, 0 for an empty slot, (B, G).
         filled: Slots that hold a token, (B, G).
+        owned: Slots whose token is of this process, (B, G).
+        shard: The share of the sequence that this process holds; None for all of it.
         needs_weights: Attention weights are returned.
         implementation: Name of the implementation of sliding-window attention.
     """
@@ -48,6 +50,8 @@ class GlobalPlan:
     filled: Tensor | None
     needs_weights: bool
     implementation: str
+    owned: Tensor | None = None
+    shard: ContextShard | None = None
 
     @property
     def local(self) -> Tensor | None:
@@ -65,6 +69,7 @@ def make_plan(
     attention_mask: Tensor | None,
     global_attention_mask: Tensor | None,
     needs_weights: bool,
+    shard: ContextShard | None = None,
 ) -> GlobalPlan:
     """Merge the two masks of a call; a global token at padding is padding.
 
@@ -75,6 +80,7 @@ def make_plan(
         attention_mask: 0 for padding, 1 for a real token, 2 for a global one, (B, S); None for no padding.
         global_attention_mask: Nonzero for global attention, (B, S).
         needs_weights: Attention weights are returned.
+        shard: The share of the sequence that this process holds; None for all of it.
 
     Raises:
         InputError: a mask has the wrong shape.
@@ -96,16 +102,16 @@ def make_plan(
         slots = config.num_global_slots
         is_global = _check_slots(is_global, slots)
     else:
-        slots = _num_slots(is_global)
+        slots = _num_slots(is_global, shard)
     if slots == 0 or is_global is None:
-        return GlobalPlan(real, None, None, None, needs_weights, config.attn_implementation)
-    positions, filled = _fill_slots(is_global, slots)
-    return GlobalPlan(real, is_global, positions, filled, needs_weights, config.attn_implementation)
+        return GlobalPlan(real, None, None, None, needs_weights, config.attn_implementation, shard=shard)
+    positions, filled, owned = _fill_slots(is_global, slots, shard)
+    return GlobalPlan(real, is_global, positions, filled, needs_weights, config.attn_implementation, owned, shard)
 
 
-def _num_slots(is_global: Tensor) -> int:
+def _num_slots(is_global: Tensor, shard: ContextShard | None = None) -> int:
     """Largest number of global tokens of a row."""
-    return int(is_global.sum(dim=1).amax()) if is_global.numel() > 0 else 0
+    return int(count_all(is_global, shard).amax()) if is_global.numel() > 0 else 0
 
 
 def _check_slots(is_global: Tensor, slots: int) -> Tensor:
@@ -133,25 +139,33 @@ def _too_many(slots: int) -> str:
     return f"a traced graph takes at most config.num_global_slots={slots} global tokens per row"
 
 
-def _fill_slots(is_global: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens of each row and which slots they fill, both (B, slots)."""
+def _fill_slots(is_global: Tensor, slots: int, shard: ContextShard | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of the global tokens of each row, which slots they fill, and which are here, each (B, slots)."""
     batch, length = is_global.shape
-    slot = is_global.cumsum(dim=1) - 1
+    slot = running_count(is_global, shard) - 1
     slot = torch.where(is_global & (slot < slots), slot, slots)  # one slot more takes all other tokens
     token = torch.arange(length, device=is_global.device).expand(batch, length)
     positions = torch.zeros(batch, slots + 1, dtype=torch.long, device=is_global.device)
     positions = positions.scatter(1, slot, token)[:, :slots]
-    filled = torch.arange(slots, device=is_global.device) < is_global.sum(dim=1, keepdim=True)
-    return torch.where(filled, positions, 0), filled
+    filled = owned = torch.arange(slots, device=is_global.device) < count_all(is_global, shard)
+    if shard is not None:
+        owned = torch.zeros(batch, slots + 1, dtype=torch.bool, device=is_global.device)
+        owned = owned.scatter(1, slot, is_global)[:, :slots]
+    return torch.where(owned, positions, 0), filled, owned
 
 
-def first_token(shape: tuple[int, int], device: torch.device) -> Tensor:
+def first_token(shape: tuple[int, int], device: torch.device, shard: ContextShard | None = None) -> Tensor:
     """Global attention on the first token of each row, (B, S)."""
-    return (torch.arange(shape[1], device=device) == 0).expand(shape)
+    return (token_places(shape[1], device, shard) == 0).expand(shape)
 
 
 def before_separator(
-    input_ids: Tensor | None, token_type_ids: Tensor | None, *, shape: tuple[int, int], separator: int | None
+    input_ids: Tensor | None,
+    token_type_ids: Tensor | None,
+    *,
+    shape: tuple[int, int],
+    separator: int | None,
+    shard: ContextShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Global attention on the question: all tokens before the first separator.
 
@@ -162,6 +176,7 @@ def before_separator(
         token_type_ids: (B, S).
         shape: (B, S).
         separator: Id of the separator.
+        shard: The share of the sequence that this process holds; None for all of it.
 
     Returns:
         The mask (B, S), and the rows (B,) where neither was found.
@@ -170,15 +185,15 @@ def before_separator(
     nothing = torch.zeros(shape, dtype=torch.bool, device=device)
     is_separator = nothing if input_ids is None or separator is None else input_ids == separator
     is_second = nothing if token_type_ids is None else token_type_ids == 1
-    found = is_separator.any(dim=1, keepdim=True)
+    found = count_all(is_separator, shard) > 0
     border = torch.where(found, is_separator, is_second)
-    before = border.cumsum(dim=1) == 0
-    lacking = ~border.any(dim=1)
-    return torch.where(lacking[:, None], first_token(shape, device), before), lacking
+    before = running_count(border, shard) == 0
+    lacking = count_all(border, shard) == 0
+    return torch.where(lacking, first_token(shape, device, shard), before), lacking.squeeze(1)
 
 
 def after_separator(
-    input_ids: Tensor | None, *, shape: tuple[int, int], separator: int | None
+    input_ids: Tensor | None, *, shape: tuple[int, int], separator: int | None, shard: ContextShard | None = None
 ) -> tuple[Tensor, Tensor]:
     """Global attention on the choice: all tokens behind the first separator and the one that follows it.
 
@@ -186,17 +201,18 @@ def after_separator(
         input_ids: (B, S).
         shape: (B, S).
         separator: Id of the separator.
+        shard: The share of the sequence that this process holds; None for all of it.
 
     Returns:
         The mask (B, S), and the rows (B,) without a separator, which take their first token.
     """
     if input_ids is None or separator is None:
         device = torch.device("cpu") if input_ids is None else input_ids.device
-        return first_token(shape, device), torch.ones(shape[0], dtype=torch.bool, device=device)
-    seen = (input_ids == separator).cumsum(dim=1) > 0
-    behind = F.pad(seen, (2, 0), value=False)[:, : shape[1]]  # two tokens later
-    lacking = ~seen.any(dim=1)
-    return torch.where(lacking[:, None], first_token(shape, input_ids.device), behind), lacking
+        return first_token(shape, device, shard), torch.ones(shape[0], dtype=torch.bool, device=device)
+    is_separator = input_ids == separator
+    behind = running_count(running_count(is_separator, shard) > 0, shard) > 2  # two tokens later
+    lacking = count_all(is_separator, shard) == 0
+    return torch.where(lacking, first_token(shape, input_ids.device, shard), behind), lacking.squeeze(1)
 
 
 class LongformerEmbeddings(nn.Module):
@@ -278,6 +294,8 @@ class LongformerSelfAttention(nn.Module):
         if plan.positions is None:
             return self._with_global_projections(context), weights, None
         global_context, global_weights = self._global(hidden_states, plan, head_mask)
+        if plan.shard is not None and plan.owned is not None:
+            global_context = global_context.masked_fill(~plan.owned[..., None], 0.0)
         places = plan.positions[..., None].expand_as(global_context)  # an empty slot adds 0 to the first token
         return context.scatter_add(1, places, global_context.to(context.dtype)), weights, global_weights
 
@@ -286,7 +304,7 @@ class LongformerSelfAttention(nn.Module):
         query, key, value = (self._split(project(layer, hidden_states)) for layer in (self.query, self.key, self.value))
         extra = None
         if plan.positions is not None:
-            extra = ExtraKeys(_pick(key, plan.positions), _pick(value, plan.positions), plan.filled)
+            extra = ExtraKeys(_pick(key, plan), _pick(value, plan), plan.filled)
         arguments: dict[str, Any] = {
             "left": self.radius,
             "right": self.radius,
@@ -297,7 +315,7 @@ class LongformerSelfAttention(nn.Module):
             "implementation": plan.implementation,
         }
         if not plan.needs_weights:
-            return sliding_window_attention(query, key, value, **arguments), None
+            return sliding_window_attention(query, key, value, shard=plan.shard, **arguments), None
         context, weights = sliding_window_attention_weights(query, key, value, **arguments)
         weights = weights_by_offset(weights, left=self.radius, right=self.radius, length=query.shape[2])
         if plan.local is not None:
@@ -308,9 +326,8 @@ class LongformerSelfAttention(nn.Module):
         self, hidden_states: Tensor, plan: GlobalPlan, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Context of the global tokens (B, G, A·D) and their weights (B, A, S, G), if the plan needs them."""
-        assert plan.positions is not None
         assert plan.filled is not None
-        states = _pick(hidden_states.unsqueeze(1), plan.positions).squeeze(1)  # (B, G, H)
+        states = _pick(hidden_states.unsqueeze(1), plan).squeeze(1)  # (B, G, H)
         query = self._split(project(self.query_global, states)) / math.sqrt(self.attention_head_size)  # (B, A, G, D)
         is_cheaper = query.shape[2] < self.attention_head_size
         folded = is_cheaper and may_replace(self.key_global) and may_replace(self.value_global)
@@ -318,11 +335,12 @@ class LongformerSelfAttention(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if plan.real is not None:
             scores = scores.masked_fill(~plan.real[:, None, None, :], torch.finfo(scores.dtype).min)
-        weights = torch.softmax(scores, dim=-1).masked_fill(~plan.filled[:, None, :, None], 0.0)
+        weights = softmax(scores, plan.shard).masked_fill(~plan.filled[:, None, :, None], 0.0)
         weights = self.dropout(weights.to(hidden_states.dtype))
         if head_mask is not None:
             weights = weights * head_mask
         context = self._folded_sum(weights, hidden_states) if folded else self._plain_sum(weights, hidden_states)
+        context = total(context, plan.shard)
         return context.transpose(1, 2).flatten(2), weights.transpose(2, 3) if plan.needs_weights else None
 
     def _folded_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
@@ -361,9 +379,14 @@ class LongformerSelfAttention(nn.Module):
         return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
-def _pick(states: Tensor, positions: Tensor) -> Tensor:
-    """Tokens `positions` (B, G) of (B, A, S, D)."""
-    return states.gather(2, positions[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+def _pick(states: Tensor, plan: GlobalPlan) -> Tensor:
+    """The global tokens, (B, A, G, D), of (B, A, S, D)."""
+    assert plan.positions is not None
+    places = plan.positions[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    picked = states.gather(2, places)
+    if plan.shard is None or plan.owned is None:
+        return picked
+    return plan.shard.total(picked.masked_fill(~plan.owned[:, None, :, None], 0.0))
 
 
 class LongformerAttention(PostNormAttention):

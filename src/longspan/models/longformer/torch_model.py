@@ -42,6 +42,7 @@ from longspan.nn.torch.tasks import (
     TaskModel,
     TokenClassificationModel,
 )
+from longspan.ops.torch.context import running_count, token_places
 from longspan.ops.torch.sliding_window import DISPATCHER, is_traced
 
 
@@ -134,13 +135,18 @@ class LongformerModel(LongformerPreTrainedModel):
         check_input(input_ids, "input_ids", config, **sizes)
         check_masked(input_ids, attention_mask, config.pad_token_id)
         check_input(token_type_ids, "token_type_ids", config, **sizes)
+        needs_weights = resolve(output_attentions, config.output_attentions)
+        if self.context_shard is not None:
+            reach = max((layer.attention.self.radius for layer in self.encoder.layer), default=0)
+            self.context_shard.check_call(shape, device, needs_weights=needs_weights, reach=reach)
         plan = make_plan(
             config,
             shape=shape,
             device=device,
             attention_mask=attention_mask,
             global_attention_mask=global_attention_mask,
-            needs_weights=resolve(output_attentions, config.output_attentions),
+            needs_weights=needs_weights,
+            shard=self.context_shard,
         )
         hidden_states = self.embeddings(
             input_ids=input_ids,
@@ -174,14 +180,16 @@ class LongformerModel(LongformerPreTrainedModel):
         if position_ids is not None:
             check_input(position_ids, "position_ids", config, batch=shape[0], tokens=shape[1])
             return position_ids
-        padding = config.pad_token_id or 0
+        padding, shard = config.pad_token_id or 0, self.context_shard
         if input_ids is None:
-            check_length(shape[1], config.max_length, limit_name=limit_name)
-            return torch.arange(padding + 1, padding + 1 + shape[1], device=device).unsqueeze(0)
+            length = shape[1] * (1 if shard is None else shard.size)
+            check_length(length, config.max_length, limit_name=limit_name)
+            return token_places(shape[1], device, shard).unsqueeze(0) + (padding + 1)
         is_token = input_ids != padding
-        count = is_token.cumsum(dim=1)
+        count = running_count(is_token, shard)
         if not is_traced(input_ids) and count.numel() > 0:
-            check_length(int(count[:, -1].amax()), config.max_length, limit_name=limit_name)
+            last = count[:, -1] if shard is None else shard.highest(count[:, -1])
+            check_length(int(last.amax()), config.max_length, limit_name=limit_name)
         return count * is_token + padding
 
 
@@ -296,7 +304,7 @@ class LongformerForSequenceClassification(FirstTokenClassificationModel, Longfor
 
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """The first token."""
-        return first_token(*_shape_and_device(inputs))
+        return first_token(*_shape_and_device(inputs), self.context_shard)
 
 
 class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
@@ -342,7 +350,8 @@ class LongformerForQuestionAnswering(QuestionAnsweringModel, LongformerTask):
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """The question."""
         ids, types, separator = inputs["input_ids"], inputs["token_type_ids"], self.config.sep_token_id
-        question, lacking = before_separator(ids, types, shape=_shape_and_device(inputs)[0], separator=separator)
+        shape, shard = _shape_and_device(inputs)[0], self.context_shard
+        question, lacking = before_separator(ids, types, shape=shape, separator=separator, shard=shard)
         _warn_if_any(lacking, "a question: no separator and no token of segment 1")
         return question
 
@@ -402,7 +411,8 @@ class LongformerForMultipleChoice(MultipleChoiceModel, LongformerTask):
     def default_global_tokens(self, inputs: dict[str, Any]) -> Tensor:
         """The choice."""
         ids, separator = inputs["input_ids"], self.config.sep_token_id
-        choice, lacking = after_separator(ids, shape=_shape_and_device(inputs)[0], separator=separator)
+        shape, shard = _shape_and_device(inputs)[0], self.context_shard
+        choice, lacking = after_separator(ids, shape=shape, separator=separator, shard=shard)
         _warn_if_any(lacking, "a choice: no separator")
         return choice
 

@@ -30,6 +30,7 @@ from longspan.nn.torch.checks import check_ids
 from longspan.nn.torch.masks import causal_mask, expand_head_mask, extend_mask, finite_at_padding, key_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPastAndCrossAttentions, finish, resolve
 from longspan.ops.torch.attention import eager_attention, sdpa_attention
+from longspan.ops.torch.context import ContextShard, ReadsContext, alike_randomness
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class DecoderPlan:
         cache: Keys and values of earlier calls.
         needs_weights: Attention weights are returned.
         bias: Bias by relative position, (A, T, K); the first layer adds it.
+        shard: The share of the source that this process holds; None for all of it. The target is whole in each.
     """
 
     mask: Tensor
@@ -53,6 +55,7 @@ class DecoderPlan:
     cache: Cache | None
     needs_weights: bool
     bias: Tensor | None = None
+    shard: ContextShard | None = None
 
 
 class LongT5SelfAttention(LongT5Projections):
@@ -116,8 +119,8 @@ class LongT5CrossAttention(LongT5Projections):
         if query.shape[0] != key.shape[0]:
             return self._attend_as_one(query, key, value, plan=plan, head_mask=head_mask)
         arguments: dict[str, Any] = {"mask": plan.source_mask, "dropout": self.dropout, "scale": 1.0}
-        if plan.needs_weights:
-            context, weights = eager_attention(query, key, value, head_mask=head_mask, **arguments)
+        if plan.needs_weights or plan.shard is not None:
+            context, weights = eager_attention(query, key, value, head_mask=head_mask, shard=plan.shard, **arguments)
             return self.merge(context), weights
         context = sdpa_attention(query, key, value, **arguments)
         return self.merge(context if head_mask is None else context * head_mask), None
@@ -203,7 +206,7 @@ class LongT5DecoderBlock(nn.Module):
         return self.layer[2](hidden_states), weights, cross_weights, plan.bias
 
 
-class LongT5Decoder(CheckpointedLayers):
+class LongT5Decoder(ReadsContext, CheckpointedLayers):
     """The embeddings and the stack of decoder layers.
 
     Args:
@@ -258,14 +261,15 @@ class LongT5Decoder(CheckpointedLayers):
             needs_weights=resolve(output_attentions, config.output_attentions),
         )
         heads = {"num_layers": self.num_layers, "num_heads": config.num_heads}
-        hidden_states, states, attentions, cross_attentions = self._run_layers(
-            inputs_embeds,
-            encoder_hidden_states,
-            plan=plan,
-            head_mask=expand_head_mask(head_mask, **heads),
-            cross_head_mask=expand_head_mask(cross_attn_head_mask, **heads),
-            keeps_states=resolve(output_hidden_states, config.output_hidden_states),
-        )
+        with alike_randomness(self.context_shard, inputs_embeds.device):
+            hidden_states, states, attentions, cross_attentions = self._run_layers(
+                inputs_embeds,
+                encoder_hidden_states,
+                plan=plan,
+                head_mask=expand_head_mask(head_mask, **heads),
+                cross_head_mask=expand_head_mask(cross_attn_head_mask, **heads),
+                keeps_states=resolve(output_hidden_states, config.output_hidden_states),
+            )
         legacy = isinstance(past_key_values, tuple | list)
         output = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states,
@@ -365,6 +369,7 @@ class LongT5Decoder(CheckpointedLayers):
             position=cache_position,
             cache=cache,
             needs_weights=needs_weights,
+            shard=self.context_shard,
         )
 
 

@@ -27,6 +27,7 @@ from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutput, finish, resolve
+from longspan.ops.torch.context import ContextShard, ReadsContext, count_all, running_count, total
 from longspan.ops.torch.sliding_window import (
     ExtraKeys,
     sliding_window_attention,
@@ -48,25 +49,27 @@ class Summaries:
         block: Summary of each token, (B, S).
         position: Where each token stands on the axis of the summaries, (B, S).
         filled: Summaries that exist, (B, G).
+        shard: The share of the sequence that this process holds; None for all of it. Summaries are of all.
     """
 
     number: int
     block: Tensor
     position: Tensor
     filled: Tensor
+    shard: ContextShard | None = None
 
     @classmethod
-    def from_mask(cls, real: Tensor, block_size: int) -> Summaries:
+    def from_mask(cls, real: Tensor, block_size: int, shard: ContextShard | None = None) -> Summaries:
         """Divide the real tokens (B, S) into blocks."""
-        number = real.shape[1] // block_size + 1
+        number = real.shape[1] * (1 if shard is None else shard.size) // block_size + 1
         if torch.compiler.is_compiling():  # or the graph would be specialised to one
             number = torch.sym_max(number, 2)
-        count = real.cumsum(dim=1)
-        full = count[:, -1:] // block_size  # (B, 1)
+        count = running_count(real, shard)
+        full = count_all(real, shard) // block_size  # (B, 1)
         position = torch.minimum((count - 1).clamp(min=0) // block_size, (full - 1).clamp(min=0))
         block = torch.where(real & (full > 0), position, number - 1)
         filled = torch.arange(number, device=real.device) < full
-        return cls(number, block, position, filled)
+        return cls(number, block, position, filled, shard)
 
     def add_up(self, hidden_states: Tensor) -> Tensor:
         """Sum the states (B, S, H) of each block, (B·G, H)."""
@@ -75,7 +78,7 @@ class Summaries:
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
         sums = torch.zeros(batch * self.number, width, dtype=wide, device=hidden_states.device)
         sums = sums.index_add(0, (self.block + row).flatten(), hidden_states.flatten(0, 1).to(wide))
-        return sums.to(hidden_states.dtype)
+        return total(sums, self.shard).to(hidden_states.dtype)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class EncoderPlan:
         implementation: Name of the implementation of sliding-window attention.
         bias: Bias by relative position of the window, (A, 2R + 1); the first layer adds it.
         summary_bias: The same of the summaries, (A, 2G - 1).
+        shard: The share of the sequence that this process holds; None for all of it.
     """
 
     real: Tensor | None
@@ -101,6 +105,7 @@ class EncoderPlan:
     implementation: str
     bias: Tensor | None = None
     summary_bias: Tensor | None = None
+    shard: ContextShard | None = None
 
 
 class LongT5LocalAttention(LongT5Projections):
@@ -141,7 +146,7 @@ class LongT5LocalAttention(LongT5Projections):
         }
         query, key, value = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
         if not plan.needs_weights:
-            context = sliding_window_attention(query, key, value, **arguments)
+            context = sliding_window_attention(query, key, value, shard=plan.shard, **arguments)
             return self.merge(context if head_mask is None else context * head_mask), None
         _, weights = sliding_window_attention_weights(query, key, value, rows=self.radius + 1, **arguments)
         weights = self._in_three_blocks(weights, hidden_states.shape[1] // self.global_block_size)
@@ -258,7 +263,7 @@ class LongT5EncoderBlock(nn.Module):
         return self.layer[1](hidden_states), weights, plan.bias, plan.summary_bias
 
 
-class LongT5Encoder(CheckpointedLayers):
+class LongT5Encoder(ReadsContext, CheckpointedLayers):
     """The embeddings and the stack of encoder layers.
 
     Args:
@@ -319,15 +324,19 @@ class LongT5Encoder(CheckpointedLayers):
         return finish(output, resolve(return_dict, config.return_dict))
 
     def _plan(self, inputs_embeds: Tensor, attention_mask: Tensor | None, needs_weights: bool) -> EncoderPlan:
-        config, device = self.config, inputs_embeds.device
+        config, device, shard = self.config, inputs_embeds.device, self.context_shard
+        if shard is not None:
+            shape = (inputs_embeds.shape[0], inputs_embeds.shape[1])
+            shard.check_call(shape, device, needs_weights=needs_weights, reach=config.local_radius)
         real = None if attention_mask is None else attention_mask.to(device) != 0
         buckets = self.buckets(torch.arange(-config.local_radius, config.local_radius + 1, device=device))
         summaries = summary_buckets = None
         if config.encoder_attention_type == "transient-global":
             everything = torch.ones(inputs_embeds.shape[:2], dtype=torch.bool, device=device)
-            summaries = Summaries.from_mask(everything if real is None else real, config.global_block_size)
+            summaries = Summaries.from_mask(everything if real is None else real, config.global_block_size, shard)
             summary_buckets = self.buckets(torch.arange(1 - summaries.number, summaries.number, device=device))
-        return EncoderPlan(real, buckets, summaries, summary_buckets, needs_weights, config.attn_implementation)
+        implementation = config.attn_implementation
+        return EncoderPlan(real, buckets, summaries, summary_buckets, needs_weights, implementation, shard=shard)
 
 
 def blocked_attentions_to_dense(attentions: Tensor, length: int) -> Tensor:

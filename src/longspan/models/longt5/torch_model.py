@@ -24,6 +24,7 @@ from longspan.nn.torch.base import PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.losses import IGNORE_INDEX, cross_entropy
 from longspan.nn.torch.outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput, finish, resolve
+from longspan.ops.torch.context import alike
 from longspan.ops.torch.sliding_window import DISPATCHER
 
 EncoderOutputs = BaseModelOutput | tuple[Any, ...]
@@ -356,7 +357,7 @@ class LongT5ForConditionalGeneration(GenerationMixin, LongT5EncoderDecoder):
         if self.config.tie_word_embeddings:  # the embeddings are large, as T5's first layers expect them
             states = states * self.config.d_model**-0.5
         logits = project(self.lm_head, states)
-        loss = None if labels is None else cross_entropy(logits, labels)
+        loss = None if labels is None else alike(cross_entropy(logits, labels), self.context_shard)
         carried = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return finish(Seq2SeqLMOutput(loss, logits, **carried), resolve(return_dict, self.config.return_dict))
 

@@ -220,6 +220,8 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         config = self.config
         batch, length = input_shape(input_ids, inputs_embeds)
         inputs_embeds = finite_at_padding(inputs_embeds, attention_mask)
+        if self.context_shard is not None:
+            self._check_shared((batch, length), attention_mask, past_key_values, output_attentions)
         cache = read_cache(past_key_values, config, new_tokens=length, mask=attention_mask)
         self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states, cache)
         plan = self._make_plan(
@@ -255,7 +257,49 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             if use_cache:
                 raise InputError("an exported graph keeps no cache. Received: use_cache=True")
             return False
+        if self.context_shard is not None:  # whose tokens stand in several processes
+            return False
         return self.resolve_use_cache(self.config.is_decoder and resolve(use_cache, self.config.use_cache))
+
+    def _check_shared(
+        self,
+        shape: tuple[int, int],
+        attention_mask: Tensor | None,
+        past_key_values: Any,
+        output_attentions: bool | None,
+    ) -> None:
+        """Refuse a call that processes cannot share."""
+        config, shard = self.config, self.context_shard
+        assert shard is not None
+        if past_key_values is not None:
+            raise InputError("a model that shares a sequence reads no cache. Received: past_key_values")
+        if self.training and "batch" in config.normalization_type:
+            raise InputError(
+                "in training, a model that shares a sequence normalises tokens by themselves. Received: "
+                f"normalization_type={config.normalization_type!r}"
+            )
+        if self.training and config.use_feature_dropout:
+            raise InputError(
+                "dropout of whole features would differ between the shares of a sequence. Received: "
+                "use_feature_dropout=True"
+            )
+        shard.check_call(
+            shape,
+            self.device,
+            needs_weights=resolve(output_attentions, config.output_attentions),
+            reach=0
+            if config.truncation is None or config.truncation >= shape[1] * shard.size
+            else config.truncation - 1,
+            unit=config.chunk_size if config.use_chunking else 1,
+        )
+        if config.use_chunking:
+            mask = torch.ones(shape, device=self.device) if attention_mask is None else attention_mask
+            begins_late = (mask[:, :1] == 0).any().to(torch.uint8) * (shard.rank == 0)
+            if bool(shard.highest(begins_late)):
+                raise InputError(
+                    "the chunks of a model that shares a sequence begin at its first token, which must be no padding. "
+                    "Received: a row that is padded on the left"
+                )
 
     def _run_layers(
         self, hidden_states: Tensor, plan: MegaPlan, cache: MegaCache | None, *, keeps_states: bool, may_overwrite: bool
@@ -265,7 +309,8 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, MegaBlock)
             in_spans = None
-            if cache is None and plan.chunk_size is not None and not is_traced(hidden_states):
+            may_split = cache is None and plan.chunk_size is not None and plan.shard is None
+            if may_split and not is_traced(hidden_states):
                 in_spans = fast_path("mega_spans.run_layer_in_spans")
             result = None
             if in_spans is not None:
@@ -315,14 +360,16 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
         needs_weights: bool,
         use_cache: bool,
     ) -> MegaPlan:
-        config = self.config
+        config, shard = self.config, self.context_shard
         batch, length = shape
         past = 0 if cache is None else cache.num_tokens
+        if shard is not None:
+            past = shard.start(length)
         mask, held_mask = split_mask(attention_mask, shape, cache)
         source = self._source_length(batch, encoder_hidden_states, cache)
         starts = None
         if config.use_chunking:
-            starts = first_real_tokens(mask, cache, length)
+            starts = None if shard is not None else first_real_tokens(mask, cache, length)
             if cache is not None:
                 held = cache.layers[0].key.shape[1]
                 in_chunk = in_open_chunk(cache.starts, config.chunk_size, read=past, held=held)
@@ -344,11 +391,14 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             offset=past,
             needs_weights=needs_weights,
             use_cache=use_cache,
+            shard=shard,
         )
 
     def _self_positions(self, length: int, cache: MegaCache | None) -> int:
         """Positions that the relative bias of self-attention must reach."""
         positions = length if cache is None else cache.layers[0].key.shape[1] + length
+        if self.context_shard is not None:
+            positions = length * self.context_shard.size
         if not self.config.use_chunking:
             return positions
         # an exported graph pads any length to whole chunks

@@ -20,8 +20,17 @@ from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import may_overwrite, project
 from longspan.nn.torch.checks import values_visible
 from longspan.ops.torch.blocks import count_blocks, from_blocks, to_blocks
-from longspan.ops.torch.damped_ema import EmaBlocks, damped_ema, ema_blocks, truncated_damped_ema
-from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients
+from longspan.ops.torch.context import ContextShard, with_neighbours
+from longspan.ops.torch.damped_ema import (
+    EmaBlocks,
+    backward_state_before,
+    carried_state,
+    damped_ema,
+    ema_blocks,
+    forward_state_after,
+    truncated_damped_ema,
+)
+from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients, read_inputs
 from longspan.ops.torch.gated_attention import RotaryBias, ToeplitzBias, gated_attention, rotate
 
 
@@ -43,6 +52,7 @@ class MegaPlan:
         offset: Tokens read before this call.
         needs_weights: Return attention weights.
         use_cache: Return what the next token needs.
+        shard: The share of the sequence that this process holds; None for all of it.
     """
 
     implementation: str
@@ -58,6 +68,7 @@ class MegaPlan:
     offset: int
     needs_weights: bool
     use_cache: bool
+    shard: ContextShard | None = None
 
 
 def as_mask(mask: Tensor | None, shape: tuple[int, int], name: str) -> Tensor | None:
@@ -388,6 +399,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         flow: EmaFlow | None = None,
         state: Tensor | None = None,
         return_state: bool = False,
+        shard: ContextShard | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Average the tokens.
 
@@ -397,10 +409,14 @@ class MegaMultiDimensionDampedEma(nn.Module):
             flow: For a part of a sequence, what comes from its neighbours.
             state: From earlier calls; then S is 1.
             return_state: Return the state after the last token.
+            shard: The tokens are the share of a sequence that this process holds.
 
         Returns:
             (B, S, D), and the state or None.
         """
+        truncates = self._truncates(inputs.shape[1] * (1 if shard is None else shard.size), return_state)
+        if shard is not None and not truncates:
+            flow = self._flow_between(inputs, mask, shard)
         if state is not None:
             token = inputs[:, 0] if mask is None else inputs[:, 0].masked_fill(~mask, 0.0)
             averaged, state = damped_ema_step(token, self.coefficients()[0], state, truncation=self.truncation)
@@ -414,7 +430,9 @@ class MegaMultiDimensionDampedEma(nn.Module):
                 backward_state=flow.backward_state,
                 return_state=return_state,
             )
-        elif self._truncates(inputs.shape[1], return_state):
+        elif truncates and shard is not None:
+            averaged = self._truncated_over_border(inputs, mask, shard)
+        elif truncates:
             assert self.truncation is not None
             averaged, state = truncated_damped_ema(
                 inputs, *self.coefficients(), truncation=self.truncation, mask=mask, return_state=return_state
@@ -428,6 +446,28 @@ class MegaMultiDimensionDampedEma(nn.Module):
         else:
             summed = residual * weight + averaged  # in this order: the first decides the memory layout
         return silu(summed, overwrite=overwrite).to(inputs.dtype), state
+
+    def _flow_between(self, inputs: Tensor, mask: Tensor | None, shard: ContextShard) -> EmaFlow:
+        """What the other shares of a sequence hand to this one."""
+        blocks, length = self.blocks(), inputs.shape[1]
+        handed_on = [forward_state_after(inputs, blocks, mask=mask)]
+        if blocks.backward is not None:
+            handed_on.append(backward_state_before(inputs, blocks, mask=mask))
+        states = shard.of_all(torch.stack(handed_on))  # (n, 1 or 2, B, D, N)
+        state = carried_state(states[:, 0], blocks.forward.log_decay * length, shard.rank)
+        if blocks.backward is None:
+            return EmaFlow(blocks, state, None)
+        behind = carried_state(states[:, 1].flip(0), blocks.backward.log_decay * length, shard.size - 1 - shard.rank)
+        return EmaFlow(blocks, state, behind)
+
+    def _truncated_over_border(self, inputs: Tensor, mask: Tensor | None, shard: ContextShard) -> Tensor:
+        """The truncated average of a share: it sees no further than its inputs."""
+        assert self.truncation is not None
+        left = self.truncation - 1
+        right = left if self.bidirectional else 0
+        around = with_neighbours(read_inputs(inputs, mask, inputs.dtype), left, right, shard)
+        averaged, _ = truncated_damped_ema(around, *self.coefficients(), truncation=self.truncation)
+        return averaged.narrow(1, left, inputs.shape[1])
 
     def _truncates(self, length: int, return_state: bool) -> bool:
         if self.truncation is None:
@@ -484,6 +524,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
             flow=flow,
             state=None if cache is None else cache.ema_state,
             return_state=plan.use_cache,
+            shard=plan.shard,
         )
         update_gate, shared_and_gate, candidate = project(self.mx_proj, self.dropout(averaged)).split(
             self.sizes, dim=-1
@@ -521,7 +562,12 @@ class MegaMovingAverageGatedAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan
     ) -> tuple[Tensor, Tensor | None]:
         if plan.chunk_size is None:
-            return self._weighted_sum(query, key, value, plan.mask, plan, causal=plan.causal)
+            mask, offset, shard = plan.mask, 0, plan.shard
+            if shard is not None:
+                real = query.new_ones(query.shape[:2], dtype=torch.bool) if mask is None else mask
+                mask, offset = shard.whole(real.byte()) != 0, shard.start(query.shape[1])
+                key, value = shard.whole(key), shard.whole(value)
+            return self._weighted_sum(query, key, value, mask, plan, offset=offset, causal=plan.causal)
         batch, length, _ = query.shape
         size = plan.chunk_size
         if not torch.compiler.is_exporting():

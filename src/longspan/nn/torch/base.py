@@ -25,11 +25,12 @@ from longspan.nn.torch.checkpointing import CheckpointedLayers, set_checkpointin
 from longspan.nn.torch.loading import LoadRequest, off_meta, state_to_save
 from longspan.nn.torch.resizing import pick_layer, resize_embedding, resize_linear
 from longspan.nn.torch.tool_support import ToolSupport
+from longspan.ops.torch.context import ReadsContext
 
 __all__ = ["CheckpointedLayers", "PreTrainedModel"]
 
 
-class PreTrainedModel(ToolSupport):
+class PreTrainedModel(ReadsContext, ToolSupport):
     """What every PyTorch model of longspan can do.
 
     Subclasses set `config_class`, `base_model_prefix` and `names`, build their modules in `__init__` under the names of

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project
+from longspan.ops.torch.context import ReadsContext, first_state
 from longspan.shapes import num_choices_of
 
 
-class Pooler(nn.Module):
+class Pooler(ReadsContext, nn.Module):
     """tanh(W h₀ + b) of the first token's state (BERT, Longformer).
 
     Args:
@@ -24,10 +25,10 @@ class Pooler(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, H)."""
-        return torch.tanh(project(self.dense, hidden_states[:, 0]))
+        return torch.tanh(project(self.dense, first_state(hidden_states, self.context_shard)))
 
 
-class FirstTokenClassificationHead(nn.Module):
+class FirstTokenClassificationHead(ReadsContext, nn.Module):
     """dropout → dense → tanh → dropout → projection of the first token's state (Longformer, MEGA).
 
     Args:
@@ -44,7 +45,7 @@ class FirstTokenClassificationHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, N)."""
-        pooled = self.dropout(hidden_states[:, 0])
+        pooled = self.dropout(first_state(hidden_states, self.context_shard))
         return project(self.out_proj, self.dropout(torch.tanh(project(self.dense, pooled))))
 
 

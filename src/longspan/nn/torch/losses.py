@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
 from longspan.nn.torch.checks import values_visible
+from longspan.ops.torch.context import ContextShard
 from longspan.shapes import check_shape
 
 IGNORE_INDEX = -100
@@ -114,7 +115,12 @@ def sequence_classification_loss(config: PretrainedConfig, logits: Tensor, label
 
 
 def question_answering_loss(
-    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+    start_logits: Tensor,
+    end_logits: Tensor,
+    start_positions: Tensor,
+    end_positions: Tensor,
+    *,
+    shard: ContextShard | None = None,
 ) -> Tensor:
     """Mean of the start and the end cross-entropy; positions outside the sequence do not count.
 
@@ -123,13 +129,37 @@ def question_answering_loss(
         end_logits: (B, S).
         start_positions: (B,); clamped to [0, S], where S is ignored.
         end_positions: (B,); likewise.
+        shard: The scores are those of the tokens that this process holds; positions count from the sequence's first.
     """
-    length = start_logits.shape[1]
+    length = start_logits.shape[1] * (1 if shard is None else shard.size)
 
     def one_side(logits: Tensor, positions: Tensor) -> Tensor:
         if positions.dim() > 1:
             positions = positions.squeeze(-1)
         check_shape(positions, (logits.shape[0],), name="start_positions and end_positions", axes="(batch,)")
-        return F.cross_entropy(logits.float(), positions.clamp(0, length).long(), ignore_index=length)
+        positions = positions.clamp(0, length).long()
+        if shard is not None:
+            return _cross_entropy_over_tokens(logits.float(), positions, shard)
+        return F.cross_entropy(logits.float(), positions, ignore_index=length)
 
     return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2
+
+
+def next_labels(labels: Tensor, ignore_index: int, shard: ContextShard) -> Tensor:
+    """Label of the token behind each, (B, S), from labels (B, S) of a share; ignored behind the sequence."""
+    _, behind = shard.neighbours(labels[:, :1], labels[:, :0])
+    if shard.rank == shard.size - 1:
+        behind = torch.full_like(behind, ignore_index)
+    return torch.cat((labels[:, 1:], behind), dim=1)
+
+
+def _cross_entropy_over_tokens(scores: Tensor, positions: Tensor, shard: ContextShard) -> Tensor:
+    """Mean cross-entropy of scores (B, S) of a share with places (B,) in the sequence; behind it they do not count."""
+    length = scores.shape[1]
+    peak = shard.highest(scores.amax(dim=1))
+    log_sum = peak + torch.log(shard.total(torch.exp(scores - peak[:, None]).sum(dim=1)))
+    place = positions - shard.start(length)
+    is_here = (place >= 0) & (place < length)
+    score = scores.gather(1, place.clamp(0, length - 1)[:, None]).squeeze(1)
+    losses = log_sum - shard.total(score.masked_fill(~is_here, 0.0))
+    return losses[positions < length * shard.size].mean()

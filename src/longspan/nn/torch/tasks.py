@@ -24,6 +24,7 @@ from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
 from longspan.nn.torch.losses import (
     causal_lm_loss,
     cross_entropy,
+    next_labels,
     question_answering_loss,
     sequence_classification_loss,
 )
@@ -36,6 +37,7 @@ from longspan.nn.torch.outputs import (
     finish,
     resolve,
 )
+from longspan.ops.torch.context import ContextShard
 
 Scores = Tensor | tuple[Tensor, ...]
 Inputs = tuple[Any, ...]
@@ -91,6 +93,21 @@ class TaskModel(PreTrainedModel):
         """The loss (0-d), from the scores and then the labels; here the mean cross-entropy over labels not -100."""
         return cross_entropy(*scores_and_labels, **arguments)
 
+    def _labelled_loss(self, scores: tuple[Tensor, ...], labels: Labels, arguments: Mapping[str, Any]) -> Tensor:
+        shard = self.context_shard
+        if shard is None:
+            return self.loss(*scores, *labels, **arguments)
+        return self.shared_loss(shard, scores, labels, dict(arguments))
+
+    def shared_loss(
+        self, shard: ContextShard, scores: tuple[Tensor, ...], labels: Labels, arguments: dict[str, Any]
+    ) -> Tensor:
+        """The loss over the tokens of all processes that share a sequence; here of scores and labels by token."""
+        if arguments.get("num_items_in_batch") is None:
+            ignored = arguments.get("ignore_index", IGNORE_INDEX)
+            arguments["num_items_in_batch"] = shard.total((labels[0] != ignored).sum())
+        return shard.sum_of(self.loss(*scores, *labels, **arguments))
+
     def read_places(self, attention_mask: Tensor | None, labels: Any, *others: Any, **arguments: Any) -> Tensor:
         """Which states the loss reads, boolean: (B, S) if it scores tokens, else of another shape."""
         return labels != IGNORE_INDEX
@@ -132,7 +149,7 @@ class TaskModel(PreTrainedModel):
         )
         scores = scores if isinstance(scores, tuple) else (scores,)
         is_labelled = all(label is not None for label in labels)
-        loss = self.loss(*scores, *labels, **(loss_arguments or {})) if is_labelled else None
+        loss = self._labelled_loss(scores, labels, loss_arguments or {}) if is_labelled else None
         carried = {name: value for name, value in outputs.items() if name in self.output_class._fields}
         output = self.output_class(loss, *scores, **carried)  # type: ignore[arg-type]  # a dataclass of that form
         return finish(output, resolve(return_dict, self.config.return_dict))
@@ -152,7 +169,17 @@ class TaskModel(PreTrainedModel):
             parent.bias = new_embeddings.bias
 
 
-class MultipleChoiceModel(TaskModel):
+class SequenceTaskModel(TaskModel):
+    """A task class whose scores stand for whole sequences: processes that share one have the same."""
+
+    def shared_loss(
+        self, shard: ContextShard, scores: tuple[Tensor, ...], labels: Labels, arguments: dict[str, Any]
+    ) -> Tensor:
+        """As in one process."""
+        return shard.alike(self.loss(*scores, *labels, **arguments))
+
+
+class MultipleChoiceModel(SequenceTaskModel):
     """A task class that scores each of several choices, (B, C, S), from the pooled first token of its row."""
 
     output_class = MultipleChoiceModelOutput
@@ -180,7 +207,7 @@ class MultipleChoiceModel(TaskModel):
         return cross_entropy(logits, labels.reshape(-1))
 
 
-class SequenceClassificationModel(TaskModel):
+class SequenceClassificationModel(SequenceTaskModel):
     """A task class that scores each row, for a classification or a regression."""
 
     output_class: ClassVar[type[DictOutput]] = SequenceClassifierOutput
@@ -219,7 +246,7 @@ class TokenClassificationModel(TaskModel):
         return self.classifier(self.dropout(outputs.last_hidden_state))
 
 
-class QuestionAnsweringModel(TaskModel):
+class QuestionAnsweringModel(SequenceTaskModel):
     """A task class whose `qa_outputs` scores each token as start and as end of an answer."""
 
     output_class = QuestionAnsweringModelOutput
@@ -239,7 +266,7 @@ class QuestionAnsweringModel(TaskModel):
 
     def loss(self, *scores_and_labels: Tensor) -> Tensor:
         """Mean of the two cross-entropies; positions outside the sequence do not count."""
-        return question_answering_loss(*scores_and_labels)
+        return question_answering_loss(*scores_and_labels, shard=self.context_shard)
 
 
 class CausalLMModel(TaskModel):
@@ -262,6 +289,8 @@ class CausalLMModel(TaskModel):
     def encode_and_score(self, inputs: dict[str, Any]) -> tuple[Any, Scores]:
         """Outputs and scores of the tokens that `logits_to_keep` names."""
         kept = inputs.pop("logits_to_keep")
+        if self.context_shard is not None and (isinstance(kept, Tensor) or kept != 0):
+            raise InputError("a model that shares a sequence scores all its tokens. Received: logits_to_keep")
         outputs = self.encode(inputs)
         outputs.last_hidden_state = kept_tokens(outputs.last_hidden_state, kept)
         return outputs, self.head(outputs)
@@ -275,8 +304,20 @@ class CausalLMModel(TaskModel):
             else shifted != IGNORE_INDEX
         )
 
+    def shared_loss(
+        self, shard: ContextShard, scores: tuple[Tensor, ...], labels: Labels, arguments: dict[str, Any]
+    ) -> Tensor:
+        """With the label of the first token of the next process."""
+        shifted = arguments.pop("shift_labels", None)
+        if shifted is None:
+            assert labels[0] is not None
+            shifted = next_labels(labels[0], arguments.get("ignore_index", IGNORE_INDEX), shard)
+        return super().shared_loss(shard, scores, (shifted,), arguments)
+
     def loss(self, logits: Tensor, labels: Tensor, **arguments: Any) -> Tensor:
         """Cross-entropy of the score at each token with the label of the next one."""
+        if self.context_shard is not None:
+            return causal_lm_loss(logits, labels, shift_labels=labels, **arguments)
         return causal_lm_loss(logits, labels, **arguments)
 
 

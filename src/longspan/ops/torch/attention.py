@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longspan.ops.torch.context import ContextShard, count_all, softmax, total
+
 #: queries that the explicit half-precision path takes at a time
 QUERY_CHUNK = 256
 
@@ -30,6 +32,7 @@ def eager_attention(
     head_mask: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    shard: ContextShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention by its definition; also returns the weights.
 
@@ -42,6 +45,7 @@ def eager_attention(
         head_mask: Factor of the weights of each head, after dropout; broadcastable to (B, H, T, S).
         dropout: Probability with which a weight is dropped.
         scale: Factor of the scores; default 1/√D.
+        shard: The keys are those of a sequence that this process holds; queries and output are the same in all.
 
     Returns:
         Output (B, H, T, D) and the weights (B, H, T, S) that were multiplied with the values.
@@ -52,13 +56,14 @@ def eager_attention(
         scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = torch.softmax(scores, dim=-1)
+    weights = softmax(scores, shard)
     if mask is not None:
-        weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+        sees = mask.any(dim=-1, keepdim=True) if shard is None else count_all(mask, shard, axis=-1) > 0
+        weights = weights.masked_fill(~sees, 0.0)
     weights = F.dropout(weights.to(query.dtype), p=dropout, training=dropout > 0.0)
     if head_mask is not None:
         weights = weights * head_mask
-    return torch.matmul(weights, value), weights
+    return total(torch.matmul(weights, value), shard), weights
 
 
 def sdpa_attention(

@@ -167,6 +167,43 @@ def backward_state_before(
         return state
 
 
+def forward_state_after(inputs: Tensor, blocks: EmaBlocks, *, mask: Tensor | None = None) -> Tensor:
+    """H after the last token, if it is 0 before the first: what a part of a sequence hands to the one behind.
+
+    Args:
+        inputs: (B, S, D).
+        blocks: From `ema_blocks`.
+        mask: (B, S), True = a token that counts.
+
+    Returns:
+        (B, D, N) in the dtype of the coefficients.
+    """
+    (batch, length, _), size, num = inputs.shape, blocks.mixing.shape[1], blocks.forward.log_decay.shape[1]
+    whole = (length - 1) // size  # blocks before that of the last token
+    with torch.autocast(inputs.device.type, enabled=False):
+        x = _read_blocks(inputs, mask, blocks)  # (D, B, K, C)
+        handed_on = torch.bmm(x[:, :, :whole].flatten(1, 2), blocks.mixing[..., size : size + num])
+        decay = decay_powers(blocks.forward.log_decay * size, whole).flip(-1)  # (D, N, whole)
+        state = torch.einsum("dbkn,dnk->dbn", handed_on.unflatten(1, (batch, whole)), decay)
+        return _fold(x[:, :, whole], blocks.forward, state, length - whole * size)
+
+
+def carried_state(handed_on: Tensor, log_decay: Tensor, place: int) -> Tensor:
+    """H before a part of a sequence, from what the parts before it hand on.
+
+    Args:
+        handed_on: `forward_state_after` of all parts of a sequence, (n, B, D, N), in the order of the direction.
+        log_decay: log q over the tokens of a part, (D, N).
+        place: Number of this part.
+
+    Returns:
+        (B, D, N).
+    """
+    distance = place - 1 - torch.arange(handed_on.shape[0], device=handed_on.device)  # parts between
+    decay = torch.exp(log_decay * distance.clamp(min=0)[:, None, None]) * (distance >= 0)[:, None, None]
+    return torch.einsum("pbdn,pdn->bdn", handed_on, decay)
+
+
 def truncated_damped_ema(
     inputs: Tensor,
     forward: EmaCoefficients,

@@ -13,7 +13,7 @@ forward and in the backward pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.context import ContextShard, mask_with_neighbours, with_neighbours
 from longspan.ops.torch.modes import is_traced as is_traced
 from longspan.ops.torch.sliding_window_blocked import BLOCK_ROWS, blocked_attention, num_blocks
 from longspan.ops.torch.sliding_window_flex import flex_attention, why_not_flex
@@ -94,6 +95,7 @@ def sliding_window_attention(
     extra: ExtraKeys | None = None,
     dropout: float = 0.0,
     implementation: str = "auto",
+    shard: ContextShard | None = None,
 ) -> Tensor:
     """Attention of each query to the keys near it and to a few extra keys.
 
@@ -113,6 +115,8 @@ def sliding_window_attention(
             the fastest on a CPU),
             `"blocked"` (one batch of blocks, from plain tensor operations; can be traced, exported and transformed),
             `"flex"` (PyTorch's FlexAttention; the fastest on CUDA).
+        shard: The tokens are the share of a sequence that this process holds. The windows reach into the shares next
+            to it; `extra` is the same in all processes.
 
     Returns:
         (B, H, S, E).
@@ -124,6 +128,11 @@ def sliding_window_attention(
         Beltagy et al., "Longformer: The Long-Document Transformer", 2020; Guo et al., "LongT5", 2022.
     """
     _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    if shard is not None:
+        settings = {"left": left, "right": right, "scale": scale, "bias": bias, "dropout": dropout}
+        around = _with_neighbours(query, key, value, mask, extra, left, right, shard)
+        output = sliding_window_attention(**around, **settings, implementation=implementation)
+        return output.narrow(2, left, query.shape[2])
     request = Request(query.device.type, dropout, query.shape[-1], is_traced(query))
     chosen = DISPATCHER.choose(implementation, request, tracing=request.tracing)
     if extra is not None and extra.key.shape[2] == 0:
@@ -139,6 +148,26 @@ def sliding_window_attention(
     return chunked(
         query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout
     )
+
+
+def _with_neighbours(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    extra: ExtraKeys | None,
+    left: int,
+    right: int,
+    shard: ContextShard,
+) -> dict[str, Any]:
+    """The arguments of a share with the keys around it, and queries there whose results nobody reads."""
+    sizes = (key.shape[-1], value.shape[-1])
+    keys_and_values = with_neighbours(torch.cat((key, value), dim=-1), left, right, shard)
+    key, value = (part.contiguous() for part in keys_and_values.split(sizes, dim=-1))
+    if extra is not None and extra.position is not None:
+        extra = extra._replace(position=F.pad(extra.position, (left, right)))
+    mask = mask_with_neighbours(mask, query, left, right, shard)
+    return {"query": F.pad(query, (0, 0, left, right)), "key": key, "value": value, "mask": mask, "extra": extra}
 
 
 def sliding_window_attention_weights(
