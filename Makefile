@@ -12,7 +12,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory gpu lint format docs clean
+.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory gpu lint format docs package clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
@@ -60,6 +60,10 @@ gpu: $(VENV)/test.stamp
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m pytest -q -m site tests/docs/test_site.py
+
+# wheel and sdist, each run with what it asks for and no more
+package: $(VENV)/lint.stamp
+	$(BIN)/python scripts/check_package.py
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .

@@ -2,14 +2,30 @@
 
 Every error that a caller can cause is a `LongspanError` and also the built-in exception that Python programmers
 expect (`ValueError`, `OSError`, `ImportError`), so that both `except LongspanError` and existing handlers work.
-Messages state the rule first, then what came.
+Messages state the rule first, then what came. What to do is a section of the documentation, `topic`, which a traceback
+names below the message and `longspan doctor --error TOPIC` prints.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 
 class LongspanError(Exception):
     """Base class of all errors that longspan raises on purpose."""
+
+    @property
+    def topic(self) -> str:
+        """The section of the documentation about errors like this, e.g. `"input_ids-must-lie-in"`; empty if none is."""
+        from longspan.remedies import find_remedy
+
+        found = find_remedy(str(self), tuple(one.__name__ for one in type(self).__mro__))
+        return found.topic if found else ""
+
+    @cached_property
+    def __notes__(self) -> list[str]:  # type: ignore[override]  # found when it is shown, and then an attribute like any
+        """The line that a traceback shows below the message."""
+        return [f"(what to do: longspan doctor --error {self.topic})"] if self.topic else []
 
 
 class ConfigError(LongspanError, ValueError):

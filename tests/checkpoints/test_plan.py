@@ -129,5 +129,5 @@ def test_a_configuration_beyond_its_checkpoint_is_refused_before_anything_is_bui
         check_sizes(reader, names, config())
         check_sizes(reader, names, config(words=1000, layers=60))
         check_sizes(reader, names, config(**settings), strict=False)
-        with pytest.raises(CheckpointError, match=rf"model.safetensors holds 12 values in 2 .* Received: {received}$"):
+        with pytest.raises(CheckpointError, match=rf"safetensors holds 12 values in 2 .* Received: {received}(\n|$)"):
             check_sizes(reader, names, config(**settings))

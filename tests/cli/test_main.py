@@ -263,7 +263,9 @@ def test_errors_are_one_clear_line(
 
 def test_a_bad_query_is_refused(cli, tmp_path: Path, corpus: Path, tiny_dir: Path):
     cli("embed", corpus, "-o", tmp_path / "out.npz", "--model", tiny_dir)
-    assert cli("search", tmp_path / "out.npz", " ") == (1, "", "error: A query must hold text. Received: ' '\n")
+    code, out, err = cli("search", tmp_path / "out.npz", " ")
+    told = "error: A query must hold text. Received: ' ' (what to do: longspan doctor --error must-be-a-string)\n"
+    assert (code, out, err) == (1, "", told)
 
 
 def test_the_traceback_comes_with_debug_only(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

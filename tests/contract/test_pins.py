@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+from check_package import tree_of
+
 LISTS = [ROOT / "constraints.txt", *sorted((ROOT / "tests" / "ecosystem").glob("*.txt"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 GROUPS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
@@ -50,20 +53,7 @@ def test_what_the_project_asks_for_is_pinned_within_its_range(group):
 
 def test_what_those_ask_for_is_pinned_as_well():
     """The tree of what is installed here, from the metadata on disk."""
-    waiting, seen, unpinned = [Requirement(f"longspan[{','.join(PROJECT['optional-dependencies'])}]")], set(), {}
-    while waiting:
-        asked = waiting.pop()
-        name = canonicalize_name(asked.name)
-        for extra in ("", *asked.extras):
-            if (name, extra) in seen:
-                continue
-            seen.add((name, extra))
-            try:
-                found = [Requirement(text) for text in requires(name) or []]
-            except PackageNotFoundError:  # of an extra that this environment does without
-                continue
-            if name != "longspan" and name not in pins():
-                unpinned[name] = str(asked)
-            waiting += [one for one in found if one.marker is None or one.marker.evaluate({"extra": extra})]
+    tree = list(tree_of([f"longspan[{','.join(PROJECT['optional-dependencies'])}]"]))
+    unpinned = {name: asked for name, asked, found in tree if found and name != "longspan" and name not in pins()}
     assert not unpinned
-    assert len(seen) > 100
+    assert len(tree) > 100

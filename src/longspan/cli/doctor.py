@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from longspan.cli.options import Json
 from longspan.cli.running import FAILED
+from longspan.errors import InputError
 
 EPILOG = """[bold]Example[/bold]
 
   longspan doctor
 
+  longspan doctor --error "input_ids must lie in [0, vocab_size=30522). Received: 30530 at position (0, 7)"
+
 Exit codes: 0 a framework works, 1 none does.
 """
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    error: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What an error said, or its topic: say what to do about it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Show frameworks, instructions, threads, allocator, devices and caches, and the commands that install the rest."""
     from longspan.machine import examine
 
+    if error is not None:
+        _advise(error, as_json)
+        return
     found = examine()
     if as_json:
         typer.echo(json.dumps(found))
@@ -31,6 +43,23 @@ def doctor(as_json: Json = False) -> None:
             typer.echo(line)
     if not found["works"]:
         raise typer.Exit(FAILED)
+
+
+def _advise(error: str, as_json: bool) -> None:
+    """Print the section about an error, given by its topic or its text, with the class before a colon or without."""
+    from longspan.remedies import find_remedy, remedies
+
+    topics = {remedy.topic: remedy for remedy in remedies()}
+    *kind, text = re.split(r"\b(\w+Error): ", error)[-2:]
+    found = topics.get(error) or find_remedy(text, tuple(kind)) or find_remedy(text)
+    if found is None:
+        raise InputError(
+            f"--error takes what an error said, or its topic. Received: {error!r}, none of {', '.join(topics)}"
+        )
+    if as_json:
+        typer.echo(json.dumps({"topic": found.topic, "heading": found.heading, "advice": found.advice}))
+    else:
+        typer.echo(f"{found.heading}\n\n{found.advice}\n\nMore: docs/guides/10-troubleshooting.md#{found.topic}")
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -121,20 +121,21 @@ def _explain(error: Exception, as_json: bool) -> int:
             _show_error(error.format_message(), "UsageError", as_json)
         return NOT_UNDERSTOOD
     if isinstance(error, LongspanError | OSError | MemoryError):
-        _show_error(str(error) or type(error).__name__, type(error).__name__, as_json)
+        _show_error(str(error) or type(error).__name__, type(error).__name__, as_json, getattr(error, "topic", ""))
     else:
         message = f"unexpected {type(error).__name__}: {error} (longspan --debug ... shows where; please report it)"
         _show_error(message, type(error).__name__, as_json)
     return FAILED
 
 
-def _show_error(message: str, kind: str, as_json: bool) -> None:
+def _show_error(message: str, kind: str, as_json: bool, topic: str = "") -> None:
     from longspan.pipelines.run.progress import printable
 
     if as_json:
-        line = json.dumps({"error": {"type": kind, "message": message}})
+        line = json.dumps({"error": {"type": kind, "message": message, "topic": topic}})
     else:
-        line = printable(f"error: {' '.join(message.split())}")
+        more = f" (what to do: longspan doctor --error {topic})" if topic else ""
+        line = printable(f"error: {' '.join(message.split())}{more}")
     typer.echo(line, err=True)
 
 
