@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,6 +160,86 @@ def test_generated_tokens_equal_pytorchs(pair, settings):
         np.testing.assert_array_equal(np.asarray(output)[:, start:], expected[:, start:])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"normalization_type": "batchnorm"},
+        {"normalization_type": "syncbatchnorm", "norm_affine": False, "normalize_before_mega": False, **CHUNKS},
+        {"normalization_type": "batchnorm", "normalize_before_ffn": False},
+    ],
+    ids=["before", "plain-after-chunks", "after"],
+)
+def test_batch_normalisation_over_steps_of_training(pair, settings, tmp_path):
+    ours, theirs = pair("MegaForTokenClassification", **settings)
+    inputs, labels = inputs_of("MegaForTokenClassification")
+    keep = inputs["attention_mask"]
+    compare(ours(**inputs), theirs(**tensors(inputs)), keep)  # of averages that no batch has moved
+
+    @jax.jit
+    def step(params, stats):
+        def loss(params):
+            output, moved = ours(**inputs, params=params, batch_stats=stats, train=True)
+            return cross_entropy(output.logits, labels["labels"]), moved
+
+        (value, moved), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return (
+            value,
+            gradients,
+            jax.tree_util.tree_map(lambda leaf, slope: leaf - 0.1 * slope, params, gradients),
+            moved,
+        )
+
+    theirs = copy.deepcopy(theirs).double()  # PyTorch's float32 gradients are further from these than JAX's
+    optimiser, params, stats = torch.optim.SGD(theirs.parameters(), lr=0.1), ours.params, ours.batch_stats
+    theirs.train()
+    for number in range(3):
+        optimiser.zero_grad()
+        expected = theirs(**tensors(inputs), **tensors(labels)).loss
+        expected.backward()
+        value, gradients, params, stats = step(params, stats)
+        assert_close(value, expected)
+        if number == 0:  # later ones are of parameters that differ by the roundings of these
+            compare_gradients(gradients, theirs, raw=ours.raw_parameters)
+        optimiser.step()
+    theirs.eval()
+    before = ours(**inputs).logits
+    ours.params, ours.batch_stats = params, stats
+    output = ours(**inputs)
+    compare(output, theirs(**tensors(inputs)), keep)
+    assert np.abs((output.logits - before) * keep[..., None]).max() > 1e-2
+    ours.save_pretrained(tmp_path)
+    back = type(theirs).from_pretrained(tmp_path).state_dict()
+    for key, tensor in theirs.state_dict().items():
+        assert back[key].dtype == (torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        assert_close(back[key], tensor, what=key)
+    again, params = type(ours).from_pretrained(tmp_path, dtype="bfloat16", param_dtype="bfloat16", _do_init=False)
+    assert {str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(params)} == {"bfloat16"}
+    assert {str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(again.batch_stats)} == {"float32", "int32"}
+    assert bool(jnp.isfinite(again(**inputs, params=params).logits).all())
+
+
+def test_a_decoder_with_batch_normalisation_writes_by_its_running_averages(pair):
+    ours, theirs = pair("MegaForCausalLM", **DECODER, normalization_type="batchnorm")
+    ids = inputs_of("MegaForCausalLM")[0]["input_ids"][:3]
+    options = {"eos_token_id": None, "max_new_tokens": 6}
+    theirs.train()(torch.from_numpy(ids))
+    before = ours(ids).logits
+    _, ours.batch_stats = ours(ids, train=True)
+    expected = theirs.eval().generate(torch.from_numpy(ids), **options)
+    np.testing.assert_array_equal(ours.generate(ids, **options).sequences, expected)
+    assert np.abs(ours(ids).logits - before).max() > 1e-3
+
+
+def test_running_averages_are_checked(pair):
+    plain, _ = pair("MegaForMaskedLM")
+    assert plain.batch_stats == {}
+    with pytest.raises(InputError, match="batch_stats needs batch normalisation. Received: batch_stats with normali"):
+        plain([[1]], batch_stats={"a": 1})
+    ours, _ = pair("MegaForTokenClassification", normalization_type="batchnorm")
+    with pytest.raises(InputError, match="must hold the model's running statistics. Differing: mega.layers.0.mega_lay"):
+        ours.batch_stats = {}
+
+
 def test_half_precision_and_recomputed_activations(pair, tmp_path):
     ours, theirs = pair("MegaForTokenClassification", **CHUNKS)
     inputs, labels = inputs_of("MegaForTokenClassification")
@@ -221,7 +303,6 @@ def test_errors(settings, inputs, message):
     [
         ("FlaxMegaForCausalLM", {}, "FlaxMegaForCausalLM needs is_decoder=True and bidirectional=False"),
         ("FlaxMegaModel", {"is_decoder": True}, "a decoder needs bidirectional=False"),
-        ("FlaxMegaModel", {"normalization_type": "batchnorm"}, "MEGA in Flax has no batch normalisation"),
     ],
 )
 def test_settings_that_no_model_can_have(name, settings, message):

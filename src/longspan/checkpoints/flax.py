@@ -102,7 +102,7 @@ def fill(
         raw: As in `walk`.
         strict: Missing and unexpected keys raise.
         ignore_mismatched_sizes: Arrays of another shape are initialised instead of raising.
-        dtype: Dtype of the parameters; None keeps the stored one.
+        dtype: Dtype of the parameters; None keeps the stored one. Numbers that are not floating-point ones keep theirs.
 
     Returns:
         The tree, and what became of every key.
@@ -130,7 +130,8 @@ def fill(
 
 
 def _from_stored(stored: Array, leaf: Leaf, dtype: Any) -> jax.Array:
-    array = stored if dtype is None else stored.astype(dtype, copy=False)
+    keeps = dtype is None or not jnp.issubdtype(stored.dtype, jnp.floating)
+    array = stored if keeps else stored.astype(dtype, copy=False)
     return jnp.asarray(np.ascontiguousarray(array.T) if leaf.transposed else array)
 
 

@@ -56,7 +56,7 @@ class SourceStepper:
 
     Attributes:
         module: Has `encode` and `decode`.
-        params: Its parameters.
+        variables: Its parameters and running statistics, as linen's collections.
         inputs: `input_ids` and `attention_mask` (B, S) of the source, `decoder_input_ids` (B, P).
         cache: Shapes of a cache of B rows.
         rows: K.
@@ -64,7 +64,7 @@ class SourceStepper:
     """
 
     module: nn.Module
-    params: Any
+    variables: Any
     inputs: Mapping[str, Array]
     cache: Any
     rows: int
@@ -77,7 +77,7 @@ class SourceStepper:
             reorders: Steps will go on with other rows.
         """
         encoded: Any = self.module.apply(
-            {"params": self.params},
+            self.variables,
             self.inputs["input_ids"],
             self.inputs["attention_mask"],
             implementation=self.implementation,
@@ -107,7 +107,7 @@ class SourceStepper:
 
     def _decode(self, ids: Array, states: Array, cache: Any, **arguments: Any) -> tuple[Array, Any]:
         output, changed = self.module.apply(
-            {"params": self.params, "cache": cache},
+            {**self.variables, "cache": cache},
             ids,
             states,
             self.inputs["attention_mask"],
@@ -124,7 +124,7 @@ class CausalStepper:
 
     Attributes:
         module: Takes `attention_mask`, `position_ids` and a cache.
-        params: Its parameters.
+        variables: Its parameters and running statistics, as linen's collections.
         inputs: `input_ids` and `attention_mask` (B, P), padding on the left; where the decoder attends to an encoder,
             `encoder_hidden_states` (B, S, H) and `encoder_attention_mask` (B, S).
         cache: Shapes of a cache of B rows.
@@ -134,7 +134,7 @@ class CausalStepper:
     """
 
     module: nn.Module
-    params: Any
+    variables: Any
     inputs: Mapping[str, Array]
     cache: Any
     rows: int
@@ -170,7 +170,7 @@ class CausalStepper:
             if name.startswith("encoder_")
         }
         output, changed = self.module.apply(
-            {"params": self.params, "cache": cache},
+            {**self.variables, "cache": cache},
             ids,
             mask,
             position_ids=positions,

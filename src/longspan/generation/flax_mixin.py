@@ -46,10 +46,10 @@ class FlaxGenerationMixin(ArrayGeneration):
 
     loop_arrays = ARRAYS
     input_rules = Inputs("Flax", as_array, as_indices, check_ids, values_visible, pad_tokens)
-    params: Any
+    _variables: Callable[[Any], dict[str, Any]]
     _fingerprint: Callable[[], tuple[str, bool]]
 
-    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
+    def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
         """What runs the model, see `longspan.generation.flax_loop`."""
         raise NotImplementedError(f"{type(self).__name__} must say how it makes one step")
 
@@ -108,7 +108,7 @@ class FlaxGenerationMixin(ArrayGeneration):
         numbers = {name: getattr(lengths, name) for name in ("prompt", "least", "greatest", "first")}
         with contextlib.nullcontext() if trace else jax.disable_jit():
             ids, end, scores = (self._generate if is_intercepted() else self._generation_program)(
-                self.params if params is None else params,
+                self._variables(params),
                 jax.random.PRNGKey(0) if prng_key is None else prng_key,
                 arrays,
                 {name: jnp.int32(number) for name, number in numbers.items()},
@@ -133,7 +133,7 @@ class FlaxGenerationMixin(ArrayGeneration):
 
     def _generate(
         self,
-        params: Any,
+        variables: Any,
         key: Array,
         arrays: dict[str, Array],
         numbers: dict[str, Array],
@@ -144,8 +144,8 @@ class FlaxGenerationMixin(ArrayGeneration):
     ) -> tuple[Array, Array, Array]:
         del fingerprint
 
-        def write(params: Any, key: Array, arrays: dict[str, Array], numbers: dict[str, Array]) -> Any:
-            stepper = self.make_stepper(params, arrays, rows=search.rows, room=room)
+        def write(variables: Any, key: Array, arrays: dict[str, Array], numbers: dict[str, Array]) -> Any:
+            stepper = self.make_stepper(variables, arrays, rows=search.rows, room=room)
             logits, cache = stepper.begin(reorders=search.beams.num_beams > 1)
             source = arrays["input_ids"] if search.rules.reads_source else None
             prompts = arrays.get("decoder_input_ids", arrays["input_ids"])
@@ -163,7 +163,7 @@ class FlaxGenerationMixin(ArrayGeneration):
             return search.run(text, logits, cache, stepper.step, key)
 
         program: tuple[Array, Array, Array] = on_auto_axes(
-            write, params, key, arrays, numbers, rows=arrays["input_ids"]
+            write, variables, key, arrays, numbers, rows=arrays["input_ids"]
         )
         return program
 
@@ -183,10 +183,10 @@ class FlaxCausalGenerationMixin(FlaxGenerationMixin):
         """Position of a row's first token."""
         return 0
 
-    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
+    def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
         shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
-        return CausalStepper(self.module, params, inputs, shapes, rows, room, self.first_position)
+        return CausalStepper(self.module, variables, inputs, shapes, rows, room, self.first_position)
 
     def prepare_inputs_for_generation(
         self, input_ids: Array, max_length: int, attention_mask: Array | None = None

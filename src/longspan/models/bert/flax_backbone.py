@@ -268,9 +268,7 @@ class FlaxBertPreTrainedModel(FlaxPreTrainedModel):
             "output_attentions": needs_weights,
             "output_hidden_states": resolve(output_hidden_states, config.output_hidden_states),
         }
-        output, cache = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache)
-        if cache is not None:
-            output["past_key_values"] = cache
+        output, _ = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache)
         return finish(output, resolve(return_dict, config.return_dict))
 
     @property

@@ -193,10 +193,10 @@ class FlaxBertForCausalLM(FlaxCausalGenerationMixin, FlaxBertPreTrainedModel):
         """Tokens that have a position embedding."""
         return self.most_tokens
 
-    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
+    def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
         self._check_decoder("generate")
-        return super().make_stepper(params, inputs, rows=rows, room=room)
+        return super().make_stepper(variables, inputs, rows=rows, room=room)
 
 
 class FlaxBertForMaskedLMModule(FlaxBertLMModule):

@@ -224,11 +224,9 @@ class FlaxDiffLlamaPreTrainedModel(FlaxPreTrainedModel):
         exact = cache is not None or shows_maps or is_traced(inputs, params, dropout_rng) or not self.may_pad(inputs)
         if not exact:
             inputs = self._in_bucket(inputs, bucket(length))
-        output, cache = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache)
+        output, _ = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache)
         if not exact:
             output = cut_tokens(output, length, rows=self.row_outputs)
-        if cache is not None:
-            output["past_key_values"] = cache
         return finish(output, resolve(return_dict, config.return_dict))
 
     @property

@@ -275,13 +275,9 @@ class FlaxLongT5PreTrainedModel(FlaxPreTrainedModel):
         if masked:
             source_mask = pad_tokens(real_tokens(source_mask, states.shape[:2]), room)
         inputs |= {"encoder_hidden_states": pad_tokens(states, room), "encoder_attention_mask": source_mask}
-        output, cache = self._run(
-            inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache, method="decode"
-        )
+        output, _ = self._run(inputs, settings, params=params, dropout_rng=dropout_rng, cache=cache, method="decode")
         if cache is None and not exact:
             output = cut_tokens(output, length)
-        if cache is not None:
-            output["past_key_values"] = cache
         return finish(output, resolve(return_dict, self.config.return_dict))
 
     def init_cache(self, batch_size: int, max_length: int, encoder_outputs: Any) -> FlaxCache:
@@ -608,11 +604,11 @@ class FlaxLongT5ForConditionalGeneration(FlaxGenerationMixin, FlaxLongT5PreTrain
 
     module_class = FlaxLongT5ForConditionalGenerationModule
 
-    def make_stepper(self, params: Any, inputs: dict[str, Array], *, rows: int, room: int) -> SourceStepper:
+    def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> SourceStepper:
         """What runs the model during `generate`."""
         batch, source = inputs["input_ids"].shape
         shapes = self._cache_shapes(batch, room, source)
-        return SourceStepper(self.module, params, inputs, shapes, rows, self.config.attn_implementation)
+        return SourceStepper(self.module, variables, inputs, shapes, rows, self.config.attn_implementation)
 
 
 def _source_room(cache: Any) -> int | None:

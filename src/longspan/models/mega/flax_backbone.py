@@ -9,6 +9,7 @@ back, so that one compiled program serves many lengths.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -214,6 +215,7 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
         params: Mapping[str, Any] | None = None,
         dropout_rng: Array | None = None,
         train: bool = False,
+        batch_stats: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the model.
 
@@ -235,14 +237,17 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
             return_dict: Return a `ModelOutput` rather than a tuple.
             params: Parameters; default: the model's own.
             dropout_rng: Random key of dropout; needed if `train`.
-            train: Drop activations as configured.
+            train: Drop activations as configured, and normalise batches by their own statistics.
+            batch_stats: Running statistics of batch normalisation; default: the model's own.
 
         Returns:
-            The output that the class names, a pytree.
+            The output that the class names, a pytree. With batch normalisation, and if `train`, a pair of it and the
+            running statistics after this batch, in which all of its tokens count, padding too.
 
         Raises:
             InputError: shapes disagree, an id is out of range, the cache does not fit, the encoder's states are missing
-                or not expected, the input is longer than a `"simple"` bias, or `params` or `dropout_rng` are missing.
+                or not expected, the input is longer than a `"simple"` bias, `params` or `dropout_rng` are missing, or
+                `batch_stats` are given to a model that keeps none.
         """
         config, cache = self.config, past_key_values or None
         inputs = {
@@ -255,6 +260,11 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
             "encoder_hidden_states": None if encoder_hidden_states is None else as_array(encoder_hidden_states),
             "encoder_attention_mask": None if encoder_attention_mask is None else as_array(encoder_attention_mask),
         }
+        if batch_stats is not None and not self.batch_stats:
+            raise InputError(
+                "batch_stats needs batch normalisation. Received: batch_stats with "
+                f"normalization_type={config.normalization_type!r}"
+            )
         shape = self._check_inputs(inputs, cache)
         self._check_source(shape[0], **source)
         if train and dropout_rng is None and self.dropout_rate > 0.0:
@@ -268,19 +278,21 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
             "output_attentions": resolve(output_attentions, config.output_attentions),
             "output_hidden_states": resolve(output_hidden_states, config.output_hidden_states),
         }
-        traced = is_traced(inputs, source, params, dropout_rng)
-        exact = cache is not None or settings["output_attentions"] or traced or len(shape) > 2
+        traced = is_traced(inputs, source, params, dropout_rng, batch_stats)
+        tracks = train and bool(self.batch_stats)  # padding would change the statistics
+        exact = cache is not None or settings["output_attentions"] or traced or len(shape) > 2 or tracks
         if not exact:
             inputs["attention_mask"] = np.asarray(real_tokens(inputs["attention_mask"], shape))
             inputs = {
                 name: None if array is None else pad_tokens(array, bucket(shape[1])) for name, array in inputs.items()
             }
-        output, cache = self._run({**inputs, **source}, settings, params=params, dropout_rng=dropout_rng, cache=cache)
+        output, moved = self._run(
+            {**inputs, **source}, settings, params=params, dropout_rng=dropout_rng, batch_stats=batch_stats, cache=cache
+        )
         if not exact:
             output = cut_tokens(output, shape[1], rows=self.row_outputs)
-        if cache is not None:
-            output["past_key_values"] = cache
-        return finish(output, resolve(return_dict, config.return_dict))
+        output = finish(output, resolve(return_dict, config.return_dict))
+        return output if moved is None else (output, moved)
 
     @property
     def dropout_rate(self) -> float:
@@ -352,17 +364,24 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
             )
 
     def _tensors_to_save(self, params: Mapping[str, Any]) -> dict[str, LazyTensor]:
-        """With a placeholder that the reference stores beside each rotary bias, and draws the bias anew without."""
+        """As the reference's files are: a placeholder beside each rotary bias, without which it is drawn anew there."""
         tensors = super()._tensors_to_save(params)
         alphas = {name: tensor for name, tensor in tensors.items() if name.endswith("rel_pos_bias.alpha")}
         for name, tensor in alphas.items():
             zero = np.zeros(1, jnp.dtype(tensor.dtype))
             tensors[name.removesuffix("alpha") + "_float_tensor"] = LazyTensor(zero.shape, tensor.dtype, zero.copy)
+        for name, tensor in tensors.items():
+            if name.endswith(".num_batches_tracked"):  # of the type that PyTorch gives it
+                tensors[name] = LazyTensor(tensor.shape, "int64", partial(_read_wide, tensor))
         return tensors
 
     def _check_decoder(self) -> None:
         if not self.config.is_decoder:
             raise InputError("past_key_values needs a decoder (config.is_decoder=True). Received: is_decoder=False")
+
+
+def _read_wide(tensor: LazyTensor) -> np.ndarray:
+    return np.asarray(tensor.read(), np.int64)
 
 
 class FlaxMegaModel(FlaxMegaPreTrainedModel):

@@ -6,6 +6,7 @@ L tokens that fit a cache.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,11 @@ from flax import struct
 from jax import Array, lax
 from jax.nn.initializers import normal, ones, zeros
 
-from longspan.configuration import require
 from longspan.models.mega.config import MegaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
 from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack
-from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
+from longspan.nn.flax.parameters import Initializer, kernel_init, parameter, statistic
 from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
 from longspan.ops.flax.gated_attention import Keys, Queries, RotaryBias, ToeplitzBias, gated_attention
 from longspan.ops.flax.rms_norm import rms_norm
@@ -30,6 +30,7 @@ from longspan.ops.patterns import num_blocks
 RAW_PARAMETERS = frozenset(
     {"alpha", "b_param", "damping_factor", "decay_factor", "ema_expansion_matrix", "kernel_projection_matrix"}
     | {"qk_bias", "qk_weight", "rel_pos_bias", "residual_weight", "scalar"}
+    | {"num_batches_tracked", "running_mean", "running_var"}
 )
 #: queries of a block that reads one window of a cache
 _WINDOW_ROWS = 128
@@ -163,31 +164,76 @@ class FlaxMegaPlainLayerNorm(nn.Module):
         return rms_norm(wide - wide.mean(axis=-1, keepdims=True), 1.0, self.eps).astype(self.dtype)
 
 
+class FlaxMegaBatchNorm(nn.Module):
+    """w ⊙ (x − mean) / √(variance + ε) + b over all tokens of a batch; of running averages when not training.
+
+    The averages are the collection `batch_stats`, under the names that PyTorch's files have. Unlike those of
+    `linen.BatchNorm` they take the unbiased variance, as PyTorch's.
+
+    Attributes:
+        eps: ε.
+        affine: Have w and b.
+        momentum: Share of a batch in the running averages.
+    """
+
+    eps: float
+    affine: bool
+    momentum: float = 0.1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, deterministic: bool) -> Array:
+        """(B, S, D) -> (B, S, D)."""
+        shape, wide = (x.shape[-1],), x.astype(jnp.float32)
+        running_mean = statistic(self, "running_mean", zeros, shape, jnp.float32)
+        running_var = statistic(self, "running_var", ones, shape, jnp.float32)
+        batches = statistic(self, "num_batches_tracked", zeros, (), jnp.int32)
+        mean, variance = running_mean.value, running_var.value
+        if not deterministic:
+            mean, variance = wide.mean(axis=(0, 1)), wide.var(axis=(0, 1))
+            if self.is_mutable_collection("batch_stats"):
+                count = x.shape[0] * x.shape[1]
+                unbiased = variance * (count / jnp.maximum(count - 1, 1))
+                for running, new in ((running_mean, mean), (running_var, unbiased)):
+                    moved = running.value * (1.0 - self.momentum) + new * self.momentum
+                    running.value = lax.stop_gradient(moved)
+                batches.value = batches.value + 1
+        normalized = (wide - mean) * lax.rsqrt(variance + self.eps)
+        if self.affine:
+            weight, bias = (
+                parameter(self, name, init, shape, jnp.float32).astype(jnp.float32)
+                for name, init in (("weight", ones), ("bias", zeros))
+            )
+            normalized = normalized * weight + bias
+        return normalized.astype(self.dtype)
+
+
 class FlaxMegaSequenceNorm(Part):
-    """The configured normalisation."""
+    """The configured normalisation. Batch normalisation runs over all tokens of the batch."""
 
     config: MegaConfig
 
     def setup(self) -> None:
         """Make the parts."""
         kind, affine, eps = self.config.normalization_type, self.config.norm_affine, 1e-5
-        require(
-            kind not in ("batchnorm", "syncbatchnorm"),
-            "MEGA in Flax has no batch normalisation, whose running statistics a pure function cannot keep",
-            normalization_type=kind,
-        )
         if kind == "scalenorm":
             self.norm: Any = FlaxMegaScaleNorm(eps, affine, dtype=self.dtype)
         elif kind == "rmsnorm":
             self.norm = FlaxMegaRMSNorm(eps, affine, dtype=self.dtype)
+        elif self._reads_batch:
+            self.norm = FlaxMegaBatchNorm(eps, affine, dtype=self.dtype)
         elif affine:
             self.norm = LayerNorm(eps, dtype=self.dtype)
         else:
             self.norm = FlaxMegaPlainLayerNorm(eps, dtype=self.dtype)
 
-    def __call__(self, hidden_states: Array) -> Array:
+    def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, D) -> (B, S, D)."""
-        return self.norm(hidden_states)
+        return self.norm(hidden_states, **({"deterministic": deterministic} if self._reads_batch else {}))
+
+    @property
+    def _reads_batch(self) -> bool:
+        return self.config.normalization_type in ("batchnorm", "syncbatchnorm")
 
 
 class FlaxMegaSimpleRelativePositionalBias(nn.Module):
@@ -323,7 +369,8 @@ class FlaxMegaMovingAverageGatedAttention(Part):
         """(B, S, D) -> (B, S, D); weights are (B, chunks, C, C), without chunks (B, 1, S, S)."""
         config = self.config
         width, values, shared = config.hidden_size, config.intermediate_size, config.shared_representation_size
-        x = self.norm(hidden_states) if config.normalize_before_mega else hidden_states
+        norm = partial(self.norm, deterministic=plan.deterministic)
+        x = norm(hidden_states) if config.normalize_before_mega else hidden_states
         value = self.activation(self.v_proj(x))
         averaged = self.ema_gate(x, mask=plan.mask, init_cache=init_cache)
         mixed = self.mx_proj(self.dropout(averaged, deterministic=plan.deterministic))
@@ -338,7 +385,7 @@ class FlaxMegaMovingAverageGatedAttention(Part):
         gated = self.h_proj(attended * jax.nn.silu(attention_gate))
         candidate = self.dropout(self.activation(candidate + gated), deterministic=plan.deterministic)
         output = _update(hidden_states, candidate, update_gate)
-        return output if config.normalize_before_mega else self.norm(output), weights
+        return output if config.normalize_before_mega else norm(output), weights
 
     def _attend(
         self, query: Array, key: Array, value: Array, plan: MegaPlan, init_cache: bool
@@ -475,7 +522,8 @@ class FlaxMegaGatedCrossAttention(Part):
     def __call__(self, hidden_states: Array, plan: MegaPlan) -> tuple[Array, Array | None]:
         """(B, S, D) -> (B, S, D), and weights (B, S, T) or None."""
         config, width, states = self.config, self.config.hidden_size, plan.encoder_hidden_states
-        x = self.norm(hidden_states) if config.normalize_before_mega else hidden_states
+        norm = partial(self.norm, deterministic=plan.deterministic)
+        x = norm(hidden_states) if config.normalize_before_mega else hidden_states
         update_gate, attention_gate, query = jnp.split(self.q_proj(x), (width, 2 * width), axis=-1)
         assert states is not None
         value = self.hidden_dropout(self.activation(self.v_proj(states)), deterministic=plan.deterministic)
@@ -492,7 +540,7 @@ class FlaxMegaGatedCrossAttention(Part):
         )
         candidate = self.activation(self.h_proj(attended * jax.nn.silu(attention_gate)))
         output = _update(hidden_states, self.dropout(candidate, deterministic=plan.deterministic), update_gate)
-        return output if config.normalize_before_mega else self.norm(output), weights
+        return output if config.normalize_before_mega else norm(output), weights
 
 
 class FlaxMegaNormalizedFeedForwardNetwork(Part):
@@ -513,10 +561,11 @@ class FlaxMegaNormalizedFeedForwardNetwork(Part):
     def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, D) -> (B, S, D)."""
         before = self.config.normalize_before_ffn
-        x = self.activation(self.fc1(self.norm(hidden_states) if before else hidden_states))
+        norm = partial(self.norm, deterministic=deterministic)
+        x = self.activation(self.fc1(norm(hidden_states) if before else hidden_states))
         x = self.fc2(self.hidden_dropout(x, deterministic=deterministic))
         output = hidden_states + self.dropout(x, deterministic=deterministic)
-        return output if before else self.norm(output)
+        return output if before else norm(output)
 
 
 class FlaxMegaBlock(Part):

@@ -26,7 +26,7 @@ from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
 from longspan.nn.flax.checks import is_intercepted
 from longspan.nn.flax.parameters import Path as ParameterPath
-from longspan.nn.flax.parameters import draw, recipes
+from longspan.nn.flax.parameters import Recipe, draw, recipes
 from longspan.nn.flax.sharding import on_auto_axes
 
 #: the modules' own fields, which `from_pretrained` does not pass on from its keywords
@@ -46,7 +46,8 @@ class FlaxPreTrainedModel:
     config_class: ClassVar[type[PretrainedConfig]]
     base_model_prefix: ClassVar[str] = ""
     names: ClassVar[ParameterNames] = ParameterNames()
-    #: leaves of the parameter tree that keep name and orientation in checkpoints, besides `weight` and `bias`
+    #: leaves of the parameters and running statistics that keep name and orientation in checkpoints, besides `weight`
+    #: and `bias`
     raw_parameters: ClassVar[frozenset[str]] = frozenset()
     main_input_name: ClassVar[str] = "input_ids"
     module_class: ClassVar[type[nn.Module]]
@@ -100,6 +101,7 @@ class FlaxPreTrainedModel:
         self._params: Params | None = None
         self._known_caches: dict[Any, Any] = {}
         self._make_programs()
+        self._batch_stats: Params = unflatten(draw(self._statistics, self._statistics, self.key))
         if _do_init:
             self._params = self.init_weights(self.key, input_shape)
 
@@ -176,11 +178,25 @@ class FlaxPreTrainedModel:
         self._params = tree
 
     @property
+    def batch_stats(self) -> Params:
+        """The running statistics of batch normalisation as nested dicts; empty for a model without.
+
+        They are no parameters: no gradient moves them, and a model made with `_do_init=False` keeps them too.
+        """
+        return self._batch_stats
+
+    @batch_stats.setter
+    def batch_stats(self, batch_stats: Mapping[str, Any]) -> None:
+        tree = thaw(batch_stats)
+        differing = sorted(".".join(path) for path in set(flatten(tree)) ^ set(self._statistics))
+        if differing:
+            raise InputError(f"batch_stats must hold the model's running statistics. Differing: {', '.join(differing)}")
+        self._batch_stats = tree
+
+    @property
     def params_shape_tree(self) -> Params:
         """Shapes and dtypes of the parameters, as `jax.ShapeDtypeStruct`."""
-        return unflatten(
-            {path: jax.ShapeDtypeStruct(recipe.shape, recipe.dtype) for path, recipe in self._recipes.items()}
-        )
+        return _shapes(self._recipes)
 
     @property
     def required_params(self) -> set[ParameterPath]:
@@ -216,9 +232,10 @@ class FlaxPreTrainedModel:
         *,
         params: Mapping[str, Any] | None,
         dropout_rng: Array | None,
+        batch_stats: Mapping[str, Any] | None = None,
         cache: Mapping[str, Any] | None = None,
         method: str = "__call__",
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, Params | None]:
         """Apply the module.
 
         Args:
@@ -226,15 +243,17 @@ class FlaxPreTrainedModel:
             settings: Arguments of the module that shape the program, hashable.
             params: Parameters; None takes the model's own.
             dropout_rng: Random key of dropout.
+            batch_stats: Running statistics; None takes the model's own.
             cache: Cache of earlier tokens.
             method: Method of the module.
 
         Returns:
-            What the module returns, and the cache filled further (None without one).
+            What the module returns, with `past_key_values` if it was given a cache; and the running statistics that
+            training moved, or None.
         """
         program = self._apply if is_intercepted() else self._compiled
-        return program(
-            self.params if params is None else params,
+        output, changed = program(
+            self._variables(params, batch_stats),
             cache,
             dropout_rng,
             inputs,
@@ -242,6 +261,18 @@ class FlaxPreTrainedModel:
             method=method,
             fingerprint=self._fingerprint(),
         )
+        if cache is not None:
+            output["past_key_values"] = changed["cache"]
+        return output, changed.get("batch_stats")
+
+    def _variables(
+        self, params: Mapping[str, Any] | None, batch_stats: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Linen's variables but for the cache; None takes the model's own."""
+        variables: dict[str, Any] = {"params": self.params if params is None else params}
+        if self._statistics:
+            variables["batch_stats"] = self.batch_stats if batch_stats is None else batch_stats
+        return variables
 
     def _fingerprint(self) -> tuple[str, bool]:
         """What tells programs apart besides the arguments: the configuration may be changed between calls."""
@@ -249,7 +280,7 @@ class FlaxPreTrainedModel:
 
     def _apply(
         self,
-        params: Any,
+        variables: dict[str, Any],
         cache: Any,
         dropout_rng: Array | None,
         inputs: dict[str, Any],
@@ -257,24 +288,28 @@ class FlaxPreTrainedModel:
         settings: tuple[tuple[str, Any], ...],
         method: str,
         fingerprint: Any,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, dict[str, Any]]:
         del fingerprint
         fixed = dict(settings)
         rows = next(value for value in inputs.values() if value is not None)
 
-        def apply(params: Any, cache: Any, dropout_rng: Array | None, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        def apply(
+            variables: dict[str, Any], cache: Any, dropout_rng: Array | None, inputs: dict[str, Any]
+        ) -> tuple[Any, dict[str, Any]]:
             arguments = {**inputs, **fixed, "rngs": {} if dropout_rng is None else {"dropout": dropout_rng}}
-            if cache is None:
-                return self.module.apply({"params": params}, **arguments, method=method), None
-            output, changed = self.module.apply(
-                {"params": params, "cache": cache}, **arguments, method=method, mutable=["cache"]
-            )
-            return output, thaw(changed["cache"])
+            mutable = [] if cache is None else ["cache"]
+            if "batch_stats" in variables and not fixed["deterministic"]:
+                mutable.append("batch_stats")
+            if not mutable:
+                return self.module.apply(variables, **arguments, method=method), {}
+            given = variables if cache is None else {**variables, "cache": cache}
+            output, changed = self.module.apply(given, **arguments, method=method, mutable=mutable)
+            return output, thaw(changed)
 
-        return cast("tuple[Any, Any]", on_auto_axes(apply, params, cache, dropout_rng, inputs, rows=rows))
+        return cast("tuple[Any, dict[str, Any]]", on_auto_axes(apply, variables, cache, dropout_rng, inputs, rows=rows))
 
     def __getstate__(self) -> dict[str, Any]:
-        programs = ("_compiled", "_compiled_generation", "_recipes")
+        programs = ("_compiled", "_compiled_generation", "_recipes", "_statistics")
         return {name: value for name, value in vars(self).items() if name not in programs}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -284,7 +319,12 @@ class FlaxPreTrainedModel:
     def _make_programs(self) -> None:
         """What follows from the module and cannot be pickled: the compiled call, and how parameters are drawn."""
         self._compiled = jax.jit(self._apply, static_argnames=("settings", "method", "fingerprint"))
-        self._recipes = recipes(self._init_module)
+        self._find_recipes()
+
+    def _find_recipes(self) -> None:
+        found = recipes(self._init_module)
+        self._recipes = {path: recipe for path, recipe in found.items() if recipe.collection == "params"}
+        self._statistics = {path: recipe for path, recipe in found.items() if path not in self._recipes}
 
     # -- the cache --------------------------------------------------------------------------------------------------
 
@@ -385,17 +425,23 @@ class FlaxPreTrainedModel:
             check_sizes(reader, cls.names, resolved, strict=strict and not ignore_mismatched_sizes)
             with naming(resolved.name_or_path):
                 model = cls(resolved, *model_args, **{"dtype": dtype, "_do_init": False, **model_kwargs})
-            params, model.load_report = fill(
-                model.params_shape_tree,
+            every = {**model._recipes, **model._statistics}
+            filled, model.load_report = fill(
+                _shapes(every),
                 reader,
                 names=cls.names,
                 config=resolved,
-                initialise=lambda paths: draw(model._recipes, paths, model.key),
+                initialise=lambda paths: draw(every, paths, model.key),
                 raw=cls.raw_parameters,
                 strict=strict,
                 ignore_mismatched_sizes=ignore_mismatched_sizes,
                 dtype=None if param_dtype == "auto" else as_float_dtype(param_dtype),
             )
+        flat = flatten(filled)
+        model._batch_stats = unflatten(
+            {path: flat.pop(path).astype(recipe.dtype) for path, recipe in model._statistics.items()}
+        )
+        params = unflatten(flat)
         model._load_extra(source)
         if not do_init:
             return model, params
@@ -425,8 +471,8 @@ class FlaxPreTrainedModel:
     ) -> None:
         """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
 
-        The files load here, in the other frameworks and in `transformers`. A save that is killed leaves either the
-        whole old checkpoint or the whole new one.
+        The files load here, in the other frameworks and in `transformers`. Running statistics are the model's own
+        (`batch_stats`). A save that is killed leaves either the whole old checkpoint or the whole new one.
 
         Args:
             save_directory: Directory; made if need be.
@@ -455,7 +501,8 @@ class FlaxPreTrainedModel:
 
     def _tensors_to_save(self, params: Mapping[str, Any]) -> dict[str, LazyTensor]:
         """What `save_pretrained` writes, by canonical key."""
-        return tensors_to_save(params, self.raw_parameters)
+        every = unflatten({**flatten(params), **flatten(self.batch_stats)})
+        return tensors_to_save(every, self.raw_parameters)
 
     # -- vocabulary ---------------------------------------------------------------------------------------------
 
@@ -490,7 +537,7 @@ class FlaxPreTrainedModel:
         flat = flatten(self.params if params is None else thaw(params))
         before = self._recipes
         self.config.vocab_size = size
-        self._recipes = recipes(self._init_module)
+        self._find_recipes()
         changed = {path: new.shape for path, new in self._recipes.items() if new.shape != before[path].shape}
         drawn = {} if mean_resizing else draw(self._recipes, changed, self.key)
         for path, shape in changed.items():
@@ -535,6 +582,11 @@ def _constructor_arguments(cls: type[FlaxPreTrainedModel], kwargs: dict[str, Any
     names = set(inspect.signature(cls.__init__).parameters) - {"self", "config", "dtype", "kwargs"}
     names |= {field.name for field in dataclasses.fields(cls.module_class)} - _MODULE_FIELDS
     return {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+
+
+def _shapes(chosen: Mapping[ParameterPath, Recipe]) -> Params:
+    """Tree of the shapes and dtypes that recipes have."""
+    return unflatten({path: jax.ShapeDtypeStruct(recipe.shape, recipe.dtype) for path, recipe in chosen.items()})
 
 
 def _dtype_of(params: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 `linen.Module.init` runs the whole model to draw its parameters. Here modules make theirs by `parameter`, which notes
 how each is drawn while only shapes are computed; then any of them can be drawn alone: all for a new model, those of a
-new head for a loaded one.
+new head for a loaded one. Running statistics, which no gradient moves, are noted beside them by `statistic`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class Recipe:
         init: Draws it from a random key, its shape and its dtype.
         shape: Its shape.
         dtype: Its dtype.
+        collection: Collection of linen's variables that holds it: `"params"` or `"batch_stats"`.
     """
 
     init: Initializer
     shape: tuple[int, ...]
     dtype: Any
+    collection: str = "params"
 
 
 _open: ContextVar[dict[Path, Recipe] | None] = ContextVar("longspan_flax_recipes", default=None)
@@ -53,6 +55,14 @@ def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int,
     if noted is not None:
         noted[(*module.path, name)] = Recipe(init, shape, dtype)
     return module.param(name, init, shape, dtype)
+
+
+def statistic(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], dtype: Any) -> nn.Variable:
+    """A variable of the collection `batch_stats`, noted as `parameter` does; `init` needs no random key."""
+    noted = _open.get()
+    if noted is not None:
+        noted[(*module.path, name)] = Recipe(init, shape, dtype, "batch_stats")
+    return module.variable("batch_stats", name, init, None, shape, dtype)
 
 
 @contextmanager
@@ -72,7 +82,7 @@ def recipes(initialise: Callable[[Array], Any]) -> dict[Path, Recipe]:
         initialise: Function of a random key that runs `init` of a module.
 
     Returns:
-        Path of each parameter to its recipe.
+        Path of each parameter and running statistic to its recipe.
     """
     with _noting() as noted:
         jax.eval_shape(initialise, jax.ShapeDtypeStruct((2,), "uint32"))
