@@ -211,6 +211,15 @@ from .models.roberta.flax_model import FlaxRobertaForSequenceClassification as F
 from .models.roberta.flax_model import FlaxRobertaForTokenClassification as FlaxRobertaForTokenClassification
 from .models.roberta.flax_model import FlaxRobertaModel as FlaxRobertaModel
 from .models.roberta.flax_model import FlaxRobertaPreTrainedModel as FlaxRobertaPreTrainedModel
+from .models.roberta.flax_model import FlaxXLMRobertaForCausalLM as FlaxXLMRobertaForCausalLM
+from .models.roberta.flax_model import FlaxXLMRobertaForMaskedLM as FlaxXLMRobertaForMaskedLM
+from .models.roberta.flax_model import FlaxXLMRobertaForMultipleChoice as FlaxXLMRobertaForMultipleChoice
+from .models.roberta.flax_model import FlaxXLMRobertaForQuestionAnswering as FlaxXLMRobertaForQuestionAnswering
+from .models.roberta.flax_model import (
+    FlaxXLMRobertaForSequenceClassification as FlaxXLMRobertaForSequenceClassification,
+)
+from .models.roberta.flax_model import FlaxXLMRobertaForTokenClassification as FlaxXLMRobertaForTokenClassification
+from .models.roberta.flax_model import FlaxXLMRobertaModel as FlaxXLMRobertaModel
 from .models.roberta.keras_model import TFRobertaForCausalLM as TFRobertaForCausalLM
 from .models.roberta.keras_model import TFRobertaForMaskedLM as TFRobertaForMaskedLM
 from .models.roberta.keras_model import TFRobertaForMultipleChoice as TFRobertaForMultipleChoice
@@ -219,6 +228,13 @@ from .models.roberta.keras_model import TFRobertaForSequenceClassification as TF
 from .models.roberta.keras_model import TFRobertaForTokenClassification as TFRobertaForTokenClassification
 from .models.roberta.keras_model import TFRobertaModel as TFRobertaModel
 from .models.roberta.keras_model import TFRobertaPreTrainedModel as TFRobertaPreTrainedModel
+from .models.roberta.keras_model import TFXLMRobertaForCausalLM as TFXLMRobertaForCausalLM
+from .models.roberta.keras_model import TFXLMRobertaForMaskedLM as TFXLMRobertaForMaskedLM
+from .models.roberta.keras_model import TFXLMRobertaForMultipleChoice as TFXLMRobertaForMultipleChoice
+from .models.roberta.keras_model import TFXLMRobertaForQuestionAnswering as TFXLMRobertaForQuestionAnswering
+from .models.roberta.keras_model import TFXLMRobertaForSequenceClassification as TFXLMRobertaForSequenceClassification
+from .models.roberta.keras_model import TFXLMRobertaForTokenClassification as TFXLMRobertaForTokenClassification
+from .models.roberta.keras_model import TFXLMRobertaModel as TFXLMRobertaModel
 from .models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
 from .models.roberta.torch_model import RobertaForMaskedLM as RobertaForMaskedLM
 from .models.roberta.torch_model import RobertaForMultipleChoice as RobertaForMultipleChoice

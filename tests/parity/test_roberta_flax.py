@@ -38,7 +38,8 @@ NAMES = {
 def pair(name, folder, config_class="RobertaConfig"):
     """The Flax model and the PyTorch model of a class, with equal weights."""
     config = getattr(longspan, config_class)(**{**SETTINGS, **NAMES[name]}, attn_implementation="eager")
-    expected = randomise(getattr(longspan, name)(config)).eval()
+    prefix = config_class.removesuffix("Config")
+    expected = randomise(getattr(longspan, name.replace("Roberta", prefix))(config)).eval()
     expected.save_pretrained(folder)
     return getattr(longspan, f"Flax{name}").from_pretrained(folder), expected
 
@@ -49,6 +50,15 @@ def batch():
     mask = np.ones_like(ids)
     mask[1, 8:] = mask[2, :4] = mask[3, :1] = 0
     return np.where(mask == 1, ids, 1), mask
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_xlm_r_has_the_class_and_tells_configurations_apart(name):
+    ours = getattr(longspan, f"FlaxXLM{name}")
+    model = ours(longspan.XLMRobertaConfig(**{**SETTINGS, **NAMES[name]}), _do_init=False)
+    assert isinstance(model, getattr(longspan, f"Flax{name}"))
+    with pytest.raises(longspan.errors.ConfigError, match=f"FlaxXLM{name} needs a XLMRobertaConfig. Received: Roberta"):
+        ours(longspan.RobertaConfig(**SETTINGS))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,11 +111,12 @@ def test_positions_have_a_limit_that_padding_does_not_count_for(tmp_path):
 
 def test_auto_classes_load_both_and_saving_goes_back(tmp_path):
     for config_class in ("RobertaConfig", "XLMRobertaConfig"):
+        prefix = config_class.removesuffix("Config")
         _, expected = pair("RobertaForMaskedLM", tmp_path / config_class, config_class)
         model = longspan.FlaxAutoModelForMaskedLM.from_pretrained(tmp_path / config_class)
-        assert type(model) is longspan.FlaxRobertaForMaskedLM
+        assert type(model) is getattr(longspan, f"Flax{prefix}ForMaskedLM")
         model.save_pretrained(tmp_path / "back")
         back = longspan.AutoModelForMaskedLM.from_pretrained(tmp_path / "back")
-        assert type(back.config).__name__ == config_class
+        assert type(back) is getattr(longspan, f"{prefix}ForMaskedLM")
         for name, tensor in expected.state_dict().items():
             assert (back.state_dict()[name] == tensor).all(), name

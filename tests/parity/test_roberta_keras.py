@@ -38,7 +38,7 @@ def to_torch(inputs):
 def test_outputs_losses_gradients_and_files_equal_pytorch(name, tmp_path):
     import tensorflow as tf
 
-    config = longspan.XLMRobertaConfig if name.endswith("MultipleChoice") else longspan.RobertaConfig
+    config = longspan.RobertaConfig
     made = config(**{**SETTINGS, "num_hidden_layers": 1, "is_decoder": name.endswith("CausalLM")})
     theirs = randomise(getattr(longspan, name.removeprefix("TF"))(made))
     theirs.save_pretrained(tmp_path / "torch")
@@ -60,6 +60,25 @@ def test_outputs_losses_gradients_and_files_equal_pytorch(name, tmp_path):
     assert filecmp.cmp(*(tmp_path / folder / "model.safetensors" for folder in ("torch", "keras")), shallow=False)
     auto = name.replace("TFRoberta", "TFAutoModel").replace("ModelModel", "Model")
     assert type(getattr(longspan, auto).from_pretrained(tmp_path / "keras")) is type(ours)
+
+
+@pytest.mark.parametrize("name", ["TFRobertaModel", "TFRobertaForMultipleChoice", "TFRobertaForMaskedLM"])
+def test_xlm_r_has_classes_of_its_own(name, tmp_path):
+    settings = {**SETTINGS, "num_hidden_layers": 1}
+    mine = name.replace("TF", "TFXLM")
+    theirs = randomise(getattr(longspan, mine.removeprefix("TF"))(longspan.XLMRobertaConfig(**settings)))
+    theirs.save_pretrained(tmp_path / "torch")
+    ours = getattr(longspan, name.replace("TFRoberta", "TFAutoModel").replace("ModelModel", "Model"))
+    ours = ours.from_pretrained(tmp_path / "torch")
+    assert type(ours) is getattr(longspan, mine)
+    assert isinstance(ours, getattr(longspan, name))
+    inputs = inputs_of(CLASSES[name])
+    compare_outputs(ours(**inputs), theirs(**to_torch(inputs)), keep=attention_mask())
+    ours.save_pretrained(tmp_path / "keras")
+    assert type(longspan.AutoModel.from_pretrained(tmp_path / "keras")) is longspan.XLMRobertaModel
+    assert keras.saving.get_registered_object(keras.saving.get_registered_name(type(ours))) is type(ours)
+    with pytest.raises(longspan.errors.ConfigError, match=f"{mine} needs a XLMRobertaConfig. Received: RobertaConfig"):
+        type(ours)(longspan.RobertaConfig(**settings))
 
 
 def test_cached_steps_equal_the_whole_and_embeddings_count_from_behind_padding(tmp_path):

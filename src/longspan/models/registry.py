@@ -29,12 +29,10 @@ class Family:
     Attributes:
         package: Package of the family, e.g. `"longspan.models.bert"`.
         prefix: Beginning of its class names, e.g. `"Bert"`; `Flax` and `TF` come before it.
-        kin: Beginning of the names of classes that serve where the family has none of its own.
     """
 
     package: str
     prefix: str
-    kin: str | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -44,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "longformer": Family("longspan.models.longformer", "Longformer"),
     "longt5": Family("longspan.models.longt5", "LongT5"),
     "roberta": Family("longspan.models.roberta", "Roberta"),
-    "xlm-roberta": Family("longspan.models.roberta", "XLMRoberta", kin="Roberta"),
+    "xlm-roberta": Family("longspan.models.roberta", "XLMRoberta"),
 }
 
 
@@ -79,8 +77,7 @@ def get_model_class(model_type: str | None, task: str, framework: Framework) -> 
     """
     family = get_family(model_type)
     module_name, before = _FRAMEWORKS[framework]
-    prefixes = [prefix for prefix in (family.prefix, family.kin) if prefix is not None]
-    names = [f"{before}{prefix}{suffix}" for prefix in prefixes for suffix in TASKS[task].suffixes]
+    names = [f"{before}{family.prefix}{suffix}" for suffix in TASKS[task].suffixes]
     try:
         module = importlib.import_module(f"{family.package}.{module_name}")
     except ModuleNotFoundError as error:

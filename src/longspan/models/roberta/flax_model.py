@@ -1,6 +1,6 @@
 """RoBERTa and XLM-R in Flax (Liu et al., 2019, https://arxiv.org/abs/1907.11692; Conneau et al., 2020).
 
-BERT's layers and task classes with other positions and heads; XLM-R has the same classes.
+BERT's layers and task classes with other positions and heads; XLM-R's differ in the configuration alone.
 Axes: B batch, S tokens, H width, N classes, V vocabulary.
 """
 
@@ -26,7 +26,7 @@ from longspan.models.bert.flax_model import (
     FlaxBertModel,
     FlaxBertTaskModule,
 )
-from longspan.models.roberta.config import RobertaConfig
+from longspan.models.roberta.config import RobertaConfig, XLMRobertaConfig
 from longspan.models.roberta.names import NAMES
 from longspan.nn.flax.checks import check_length, values_visible
 from longspan.nn.flax.heads import LanguageModelHead
@@ -254,3 +254,87 @@ class FlaxRobertaForMultipleChoice(FlaxRobertaPreTrainedModel, FlaxBertForMultip
     """
 
     module_class = FlaxRobertaForMultipleChoiceModule
+
+
+class FlaxXLMRobertaModel(FlaxRobertaModel):
+    """XLM-R without a head: a `FlaxRobertaModel`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaModel
+        >>> FlaxXLMRobertaModel.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForMaskedLM(FlaxRobertaForMaskedLM):
+    """XLM-R that predicts masked tokens: a `FlaxRobertaForMaskedLM`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForMaskedLM
+        >>> FlaxXLMRobertaForMaskedLM.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForCausalLM(FlaxRobertaForCausalLM):
+    """XLM-R that predicts the next token; set `config.is_decoder=True`: a `FlaxRobertaForCausalLM`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForCausalLM
+        >>> FlaxXLMRobertaForCausalLM.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForSequenceClassification(FlaxRobertaForSequenceClassification):
+    """XLM-R with a classification or regression head on the first token: a `FlaxRobertaForSequenceClassification`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForSequenceClassification
+        >>> FlaxXLMRobertaForSequenceClassification.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForTokenClassification(FlaxRobertaForTokenClassification):
+    """XLM-R with a classification head on every token: a `FlaxRobertaForTokenClassification`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForTokenClassification
+        >>> FlaxXLMRobertaForTokenClassification.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForQuestionAnswering(FlaxRobertaForQuestionAnswering):
+    """XLM-R that scores each token as start and as end of an answer: a `FlaxRobertaForQuestionAnswering`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForQuestionAnswering
+        >>> FlaxXLMRobertaForQuestionAnswering.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+class FlaxXLMRobertaForMultipleChoice(FlaxRobertaForMultipleChoice):
+    """XLM-R that scores each of several choices: a `FlaxRobertaForMultipleChoice`.
+
+    Example:
+        >>> from longspan import FlaxXLMRobertaForMultipleChoice
+        >>> FlaxXLMRobertaForMultipleChoice.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig

@@ -1,6 +1,6 @@
 """RoBERTa and XLM-R in Keras 3 (Liu et al., 2019, https://arxiv.org/abs/1907.11692; Conneau et al., 2020).
 
-BERT's layers and task classes with other positions and heads. The classes take a configuration of XLM-R as well.
+BERT's layers and task classes with other positions and heads; XLM-R's differ in the configuration alone.
 Axes: B batch, S tokens, H width, N classes, C choices, V vocabulary.
 """
 
@@ -21,7 +21,7 @@ from longspan.models.bert.keras_model import (
     TFBertTask,
     TFBertWordTask,
 )
-from longspan.models.roberta.config import RobertaConfig
+from longspan.models.roberta.config import RobertaConfig, XLMRobertaConfig
 from longspan.models.roberta.names import NAMES
 from longspan.nn.keras.base import register
 from longspan.nn.keras.checks import Size, input_shape
@@ -198,3 +198,94 @@ class TFRobertaForMultipleChoice(TFRobertaTask, TFBertForMultipleChoice):
         >>> tuple(TFRobertaForMultipleChoice(config)(np.array([[[0, 31414, 2], [0, 812, 2]]])).logits.shape)
         (1, 2)
     """
+
+
+@register
+class TFXLMRobertaModel(TFRobertaModel):
+    """XLM-R without a head: a `TFRobertaModel`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaModel
+        >>> TFXLMRobertaModel.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForMaskedLM(TFRobertaForMaskedLM):
+    """XLM-R that predicts masked tokens: a `TFRobertaForMaskedLM`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForMaskedLM
+        >>> TFXLMRobertaForMaskedLM.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForCausalLM(TFRobertaForCausalLM):
+    """XLM-R that predicts the next token; set `config.is_decoder=True`: a `TFRobertaForCausalLM`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForCausalLM
+        >>> TFXLMRobertaForCausalLM.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForSequenceClassification(TFRobertaForSequenceClassification):
+    """XLM-R with a classification or regression head on the first token: a `TFRobertaForSequenceClassification`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForSequenceClassification
+        >>> TFXLMRobertaForSequenceClassification.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForTokenClassification(TFRobertaForTokenClassification):
+    """XLM-R with a classification head on every token: a `TFRobertaForTokenClassification`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForTokenClassification
+        >>> TFXLMRobertaForTokenClassification.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForQuestionAnswering(TFRobertaForQuestionAnswering):
+    """XLM-R that scores each token as start and as end of an answer: a `TFRobertaForQuestionAnswering`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForQuestionAnswering
+        >>> TFXLMRobertaForQuestionAnswering.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
+
+
+@register
+class TFXLMRobertaForMultipleChoice(TFRobertaForMultipleChoice):
+    """XLM-R that scores each of several choices: a `TFRobertaForMultipleChoice`.
+
+    Example:
+        >>> from longspan import TFXLMRobertaForMultipleChoice
+        >>> TFXLMRobertaForMultipleChoice.config_class.model_type
+        'xlm-roberta'
+    """
+
+    config_class = XLMRobertaConfig
