@@ -68,6 +68,32 @@ FAMILIES = {
         {**LONGT5, "encoder_attention_type": "transient-global"},
     ),
 }
+#: those that the reference cannot generate with: a trained one is compared among the frameworks
+OURS_ALONE = {
+    "mega": (
+        "MegaForCausalLM",
+        longspan.MegaConfig,
+        {
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "intermediate_size": 50,
+            "shared_representation_size": 16,
+            "nffn_hidden_size": 50,
+            "ema_projection_size": 4,
+            "is_decoder": True,
+            "bidirectional": False,
+            "use_chunking": True,
+            "chunk_size": 5,
+            "dropout_prob": 0.0,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "nffn_activation_dropout_prob": 0.0,
+            "initializer_range": 0.1,
+            **IDS,
+        },
+    ),
+}
 #: of the random weights; attention scores of LongT5 are not scaled
 SCALE = {"diffllama": 0.2, "bert": 0.2, "longt5-local": 0.1, "longt5-tglobal": 0.1}
 

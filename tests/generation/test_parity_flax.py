@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from tests.generation.conftest import TRAINED
+from tests.generation.conftest import TRAINED, counting_prompts
 from tests.parity.torch_parity import randomise
 
 import longspan
@@ -126,13 +126,27 @@ def test_tokens_equal_pytorch(pairs, kind, name):
         assert "scores" not in output
 
 
+@pytest.fixture(scope="module")
+def counting():
+    """Family -> (Flax model, PyTorch model), with weights that learned to count on."""
+    pairs = {}
+    for family, name in (("diffllama", "DiffLlamaForCausalLM"), ("mega", "MegaForCausalLM")):
+        theirs = getattr(longspan, name).from_pretrained(TRAINED / family).float().eval()
+        pairs[family] = getattr(longspan, f"Flax{name}").from_pretrained(TRAINED / family), theirs
+    return pairs
+
+
 @pytest.mark.parametrize("name", ["greedy", "repetition", "beams"])
-def test_a_trained_diffllama_writes_what_pytorchs_writes(trained, name):
-    theirs, _ = trained["diffllama"]
-    ours = longspan.FlaxDiffLlamaForCausalLM.from_pretrained(TRAINED / "diffllama")
-    ids, mask = prompts()
-    expected = theirs.generate(torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), **SETTINGS[name])
-    np.testing.assert_array_equal(ours.generate(ids, attention_mask=mask, **SETTINGS[name]).sequences, expected)
+@pytest.mark.parametrize("family", ["diffllama", "mega"])
+def test_trained_models_write_what_pytorchs_write(counting, family, name):
+    """After rows that count, two of them padded on the left, and after random ids."""
+    ours, theirs = counting[family]
+    for ids, mask in (counting_prompts(3, left=True), [torch.from_numpy(array) for array in prompts(8)]):
+        expected = theirs.generate(ids, attention_mask=mask, **SETTINGS[name])
+        written = np.asarray(ours.generate(ids.numpy(), attention_mask=mask.numpy(), **SETTINGS[name]).sequences)
+        np.testing.assert_array_equal(written, expected)
+        if name == "greedy" and (ids[0].diff() == 1).all():  # it says what was learned
+            np.testing.assert_array_equal(written[:, 8], ids[:, -1] + 1)
 
 
 @pytest.mark.parametrize(("kind", "num_beams"), [("longt5", 1), ("longt5", 3), ("bert", 1)])
