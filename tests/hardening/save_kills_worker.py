@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tests.tiny_encoder import make_sentence_model
 
-from longspan import AutoTokenizer, BertTokenizer
+from longspan import AutoTokenizer, BertTokenizer, SentenceEncoder
 from longspan.checkpoints.convert import convert
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
@@ -44,7 +44,8 @@ def told_by_pooling(target: Path) -> int:
     return generation
 
 
-def lengthened(root: Path, target: Path, generation: int) -> None:
+def sentence_model(root: Path, generation: int) -> Path:
+    """A sentence model whose weights and pooling tell its generation."""
     origin = root / f"sentences{generation}"
     if not origin.exists():
         make_sentence_model(origin)
@@ -54,14 +55,34 @@ def lengthened(root: Path, target: Path, generation: int) -> None:
             tensors = {key: reader.read(key) for key in reader}
         tensors["embeddings.LayerNorm.bias"][:] = generation
         save_checkpoint(origin, tensors)
-    lengthen_checkpoint(origin, target, max_length=64, attention_window=8)
+    return origin
+
+
+def lengthened(root: Path, target: Path, generation: int) -> None:
+    lengthen_checkpoint(sentence_model(root, generation), target, max_length=64, attention_window=8)
+
+
+def encoder_saved(root: Path, target: Path, generation: int) -> None:
+    encoder = SentenceEncoder(sentence_model(root, generation))
+    encoder.prompts = {"query": str(generation)}
+    encoder.save_pretrained(target)
+
+
+def told_by_bias(target: Path) -> int:
+    """The generation that the weights are of."""
+    with open_checkpoint(target) as reader:
+        [key] = (key for key in reader if key.endswith("embeddings.LayerNorm.bias"))
+        return int(reader.read(key)[0])
 
 
 def found_longformer(target: Path) -> int:
-    with open_checkpoint(target) as reader:
-        [key] = (key for key in reader if key.endswith("embeddings.LayerNorm.bias"))
-        generation = int(reader.read(key)[0])
-    assert generation == told_by_pooling(target)
+    assert told_by_bias(target) == told_by_pooling(target)
+    return told_by_bias(target)
+
+
+def found_encoder(target: Path) -> int:
+    generation = told_by_bias(target)
+    assert SentenceEncoder(target).prompts == {"query": str(generation)}
     return generation
 
 
@@ -92,6 +113,7 @@ JOBS: dict[str, tuple[Callable[[Path, Path, int], None], Callable[[Path], int]]]
     "convert": (converted, found_weights),
     "tokenizer": (tokenizer_saved, found_tokenizer),
     "lengthen": (lengthened, found_longformer),
+    "encoder": (encoder_saved, found_encoder),
 }
 
 

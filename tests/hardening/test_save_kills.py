@@ -11,7 +11,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize(("job", "every"), [("convert", 3), ("tokenizer", 2), ("lengthen", 9)])
+@pytest.mark.parametrize(("job", "every"), [("convert", 3), ("tokenizer", 2), ("lengthen", 9), ("encoder", 25)])
 def test_old_or_new_after_a_kill(tmp_path, figures, is_long, job, every):
     worker = subprocess.run(
         [sys.executable, "-m", "tests.hardening.save_kills_worker", str(tmp_path), job, str(1 if is_long else every)],

@@ -77,6 +77,11 @@ class DirectoryUpdate:
             self._cleanup = stack.pop_all()
         return self
 
+    @property
+    def staging(self) -> Path:
+        """Folder whose files, and those of its folders, take their places when the context ends."""
+        return self._staging
+
     def path(self, name: str) -> Path:
         """Where to write the new file `name`, which may be in a folder: it takes its place when the context ends."""
         path = self._staging / _plain(name)

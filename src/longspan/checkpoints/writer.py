@@ -80,15 +80,20 @@ def save_checkpoint(
     sources = {key: _lazy(key, value) for key, value in tensors.items()}
     shards = split_into_shards({key: source.nbytes for key, source in sources.items()}, parse_size(max_shard_size))
     with DirectoryUpdate(directory) as update:
-        for path in update.directory.iterdir():
-            if _REPLACED.fullmatch(path.name):
-                update.remove(path.name)
+        remove_weights(update)
         for name, keys in shards.items():
             write_safetensors(update.path(name), {key: sources[key] for key in keys}, metadata=metadata)
         if list(shards) != [_WEIGHTS]:
             update.write(_INDEX, _index(shards, sources))
         for name, data in (files or {}).items():
             update.write(name, data)
+
+
+def remove_weights(update: DirectoryUpdate) -> None:
+    """Let the weights of the older checkpoint go, but for those files that the update writes anew."""
+    for path in update.directory.iterdir():
+        if _REPLACED.fullmatch(path.name):
+            update.remove(path.name)
 
 
 def split_into_shards(sizes: Mapping[str, int], max_size: int) -> dict[str, list[str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from longspan.checkpoints.update import DirectoryUpdate
+from longspan.checkpoints.writer import remove_weights
 from longspan.embeddings.modules import SentenceModules, write_sentence_modules
 from longspan.embeddings.pooling import Floats
 from longspan.embeddings.pooling import normalize as to_unit_length
@@ -86,17 +87,18 @@ class SentenceTransformerNames:
         Args:
             path: The folder; made if it does not exist.
         """
-        folder = Path(path)
-        self._backend.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        write_sentence_modules(
-            self._modules,
-            folder,
-            max_length=self.max_length,
-            prompts=self.prompts,
-            default_prompt_name=self.default_prompt_name,
-            similarity=self.similarity_fn_name,
-        )
+        with DirectoryUpdate(path) as update:
+            remove_weights(update)
+            self._backend.model.save_pretrained(update.staging)
+            self.tokenizer.save_pretrained(update.staging)
+            write_sentence_modules(
+                self._modules,
+                update.staging,
+                max_length=self.max_length,
+                prompts=self.prompts,
+                default_prompt_name=self.default_prompt_name,
+                similarity=self.similarity_fn_name,
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """See `save_pretrained`."""
