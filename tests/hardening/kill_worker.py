@@ -3,12 +3,13 @@
 Usage: `python -m tests.hardening.kill_worker FOLDER MODEL CORPUS PLAN`. PLAN is JSON: a list of `[name, update, fault,
 call]`. Each case writes FOLDER/CASE/NAME, with `update` over an index of an older corpus, and meets `fault` at that
 call of `os.fsync`, `Path.replace` or `Path.unlink`; then the same command runs to its end. A line of JSON tells what
-came of it. The fault is the name of a signal, `full` (no space left) or `size` (a limit of the size of files, in bytes
+came of it. The fault is the name of a signal, one of `ERRORS` or `size` (a limit of the size of files, in bytes
 at `call`).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -29,6 +30,8 @@ from longspan.search import parquet
 from longspan.search.index import open_index
 
 Fault = Callable[[], None]
+#: What the system says of a disk that is full, of one that became read-only, and of a user's share that is used up.
+ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "quota": errno.EDQUOT}
 
 
 def fork(arguments: list[str], errors: Path, prepare: Fault) -> int:
@@ -63,17 +66,21 @@ def at_call(number: int, fault: Fault) -> None:
     Path.unlink = guarded(Path.unlink)  # type: ignore[method-assign]
 
 
-def no_space() -> None:
-    """The disk is full."""
-    raise OSError(28, "No space left on device")
+def failing(number: int) -> Fault:
+    """A call that the system refuses, as on a full disk."""
+
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def prepare_for(fault: str, call: int) -> Fault:
     """What a child does to meet its fault."""
     if fault == "none":
         return lambda: None
-    if fault == "full":
-        return lambda: at_call(call, no_space)
+    if fault in ERRORS:
+        return lambda: at_call(call, failing(ERRORS[fault]))
     if fault == "size":
 
         def limit() -> None:
