@@ -1,4 +1,4 @@
-"""The token steps of BERT, DiffLlama and LongT5 give what `forward` gives, and step aside where they cannot."""
+"""The token steps of BERT, RoBERTa, DiffLlama, LongT5 and MEGA give what `forward` gives, or step aside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
-from tests.generation.conftest import FAMILIES, prompts
+import transformers
+from tests.generation.conftest import FAMILIES as PAIRED
+from tests.generation.conftest import IDS, prompts
 from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close
 
@@ -15,10 +17,40 @@ from longspan.fast import few_rows, token_step
 from longspan.fast.bert_step import BertStep
 from longspan.fast.diffllama_step import DiffLlamaStep
 from longspan.fast.longt5_step import LongT5Step
+from longspan.fast.mega_step import MegaStep
 
-LEAN = {"bert": BertStep, "diffllama": DiffLlamaStep, "longt5-local": LongT5Step}
+MEGA = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "intermediate_size": 40,
+    "shared_representation_size": 16,
+    "ema_projection_size": 4,
+    "is_decoder": True,
+    "bidirectional": False,
+    "use_chunking": True,
+    "chunk_size": 5,
+    **IDS,
+}
+FAMILIES = {
+    **PAIRED,
+    "roberta": ("RobertaForCausalLM", transformers.RobertaConfig, {**PAIRED["bert"][2], "type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRobertaForCausalLM", transformers.XLMRobertaConfig, {**PAIRED["bert"][2], "pad_token_id": 2}),
+    "mega": ("MegaForCausalLM", transformers.MegaConfig, MEGA),
+}
+LEAN = {
+    "bert": BertStep,
+    "diffllama": DiffLlamaStep,
+    "longt5-local": LongT5Step,
+    "mega": MegaStep,
+    "roberta": BertStep,
+    "xlm-roberta": BertStep,
+}
 OWN = {
     "bert": {"hidden_act"},
+    "mega": {"attention_activation"},
+    "roberta": set(),
+    "xlm-roberta": set(),
     "diffllama": {"rope_scaling", "attention_bias"},
     "longt5-local": {"feed_forward_proj"},
 }
@@ -29,6 +61,27 @@ VARIANTS = {
     "biases and one key head": {"attention_bias": True, "num_key_value_heads": 1},
     "plain feed-forward layers": {"feed_forward_proj": "relu", "tie_word_embeddings": False},
     "gated feed-forward layers": {"feed_forward_proj": "gated-gelu"},
+    "no chunks, root mean square": {
+        "attention_activation": "softmax",
+        "use_chunking": False,
+        "chunk_size": -1,
+        "normalization_type": "rmsnorm",
+        "norm_affine": False,
+    },
+    "laplace, a bias by distance, norms behind": {
+        "attention_activation": "laplace",
+        "relative_positional_bias": "simple",
+        "max_positions": 48,
+        "normalization_type": "layernorm",
+        "normalize_before_mega": False,
+        "normalize_before_ffn": False,
+        "add_token_type_embeddings": True,
+    },
+    "squares, no feed-forward layers": {
+        "attention_activation": "relu2",
+        "use_normalized_ffn": False,
+        "add_lm_hidden_dense_layer": False,
+    },
 }
 CASES = [(f, name) for f in LEAN for name, given in VARIANTS.items() if not given or OWN[f] & set(given)]
 
@@ -156,6 +209,24 @@ def test_bert_is_served_by_forward(made, change):
         model.config.attn_implementation = "eager"
     assert model.generate([[5, 6, 7]], max_new_tokens=4).shape == (1, 7)
     assert made == [None]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"truncation": 4}, {"normalization_type": "batchnorm"}, {"attn_implementation": "eager"}]
+)
+def test_mega_is_served_by_forward(made, settings):
+    assert make("mega", **settings).generate([[5, 6, 7]], max_new_tokens=4).shape == (1, 7)
+    assert made == [None]
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_a_padding_token_that_is_generated_has_the_place_of_padding(made, family):
+    model = make(family)
+    pad = model.config.pad_token_id
+    with torch.no_grad():
+        model.lm_head.decoder.bias[pad] = 100.0
+    ids, mask = prompts(1, left=True)
+    assert (compare(model, made, ids, mask).sequences[:, -24:] == pad).all()
 
 
 class Subclass(longspan.DiffLlamaForCausalLM):

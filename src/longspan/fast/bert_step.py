@@ -1,4 +1,4 @@
-"""BERT's token step in PyTorch: what `BertLMHeadModel` computes for one more token of each row.
+"""BERT's and RoBERTa's token step in PyTorch: what their causal language models compute for one more token of each row.
 
 Axes: R rows, T cached and new tokens, H width, A heads, D head size, V vocabulary.
 """
@@ -6,9 +6,11 @@ Axes: R rows, T cached and new tokens, H width, A heads, D head size, V vocabula
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from longspan.fast.few_rows import FewRowsLinear
 from longspan.fast.token_step import additive_mask, attend_to_cache, is_plain_step, joined, packs
@@ -16,8 +18,10 @@ from longspan.generation.torch_lean import StepRequest
 from longspan.models.bert.torch_backbone import BertEmbeddings, BertEncoder, BertLayer, BertSelfAttention
 from longspan.models.bert.torch_model import BertHeads, BertLMPredictionHead
 from longspan.models.bert.torch_model import BertLMHeadModel as BertLMHeadModel
+from longspan.models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
+from longspan.models.roberta.torch_model import XLMRobertaForCausalLM as XLMRobertaForCausalLM
 from longspan.nn.torch.growing_cache import GrowingCache
-from longspan.nn.torch.heads import PredictionHeadTransform
+from longspan.nn.torch.heads import LanguageModelHead, PredictionHeadTransform
 from longspan.nn.torch.post_norm import AddAndNorm, Intermediate, PostNormAttention
 
 _PARTS = (
@@ -28,6 +32,7 @@ _PARTS = (
     BertHeads,
     BertLMPredictionHead,
     PredictionHeadTransform,
+    LanguageModelHead,
     PostNormAttention,
     AddAndNorm,
     Intermediate,
@@ -39,25 +44,46 @@ _PARTS = (
 )
 
 
+class _Parts(NamedTuple):
+    """Of a model: its backbone, its head, and the dense layer, activation, norm and decoder of that."""
+
+    backbone: Any
+    head: nn.Module
+    dense: nn.Linear
+    activation: Any
+    norm: nn.LayerNorm
+    decoder: nn.Linear
+
+
+def _parts(model: Any) -> _Parts:
+    if isinstance(model, RobertaForCausalLM):
+        head = model.lm_head
+        return _Parts(model.roberta, head, head.dense, F.gelu, head.layer_norm, head.decoder)
+    transform, decoder = model.cls.predictions.transform, model.cls.predictions.decoder
+    return _Parts(model.bert, model.cls, transform.dense, transform.activation, transform.LayerNorm, decoder)
+
+
 class BertStep:
     """One more token of each row.
 
     Args:
-        model: A `BertLMHeadModel`.
+        model: A `BertLMHeadModel`, `RobertaForCausalLM` or `XLMRobertaForCausalLM`.
         cache: Holds the tokens before.
         request: What the step is wanted for.
     """
 
     def __init__(self, model: Any, cache: GrowingCache, request: StepRequest) -> None:
-        packed, rows = packs(request, _weights(model)), request.rows
-        embeddings, head = model.bert.embeddings, model.cls.predictions
+        packed, rows, parts = packs(request, _weights(model)), request.rows, _parts(model)
+        embeddings = parts.backbone.embeddings
         self.words, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
         # all tokens are of the first segment: (positions, H)
         self.places = (embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]).detach()
-        self.layers = [_LayerStep(layer, cache, packed=packed, rows=rows) for layer in model.bert.encoder.layer]
-        self.transform = joined([head.transform.dense], packed=packed, rows=rows)
-        self.activation, self.head_norm = head.transform.activation, head.transform.LayerNorm
-        self.head = joined([head.decoder], packed=packed, rows=rows)
+        #: the id whose place is its own; others stand behind it
+        self.pad = model.config.pad_token_id if isinstance(model, RobertaForCausalLM) else None
+        self.layers = [_LayerStep(layer, cache, packed=packed, rows=rows) for layer in parts.backbone.encoder.layer]
+        self.transform = joined([parts.dense], packed=packed, rows=rows)
+        self.activation, self.head_norm = parts.activation, parts.norm
+        self.head = joined([parts.decoder], packed=packed, rows=rows)
         self.padding = None if request.mask is None else additive_mask(request.mask)[:, None]  # (R, 1, capacity)
 
     @classmethod
@@ -66,20 +92,27 @@ class BertStep:
         cache, config = request.cache, model.config
         if not isinstance(cache, GrowingCache) or config.attn_implementation not in ("auto", "sdpa"):
             return None
-        if config.position_embedding_type != "absolute" or request.capacity > config.max_position_embeddings:
+        if config.position_embedding_type != "absolute" or request.capacity > model.max_positions():
             return None
-        parts = (model.bert.embeddings, model.bert.encoder, model.cls)
-        is_plain = is_plain_step(model, parts, _PARTS) and is_plain_step(model.bert, parts, _PARTS)
+        backbone, head, *_ = _parts(model)
+        parts = (backbone.embeddings, backbone.encoder, head)
+        is_plain = is_plain_step(model, parts, _PARTS) and is_plain_step(backbone, parts, _PARTS)
         return cls(model, cache, request) if is_plain else None
 
     def __call__(self, tokens: Tensor, *, past: int, position_ids: Tensor | None) -> Tensor:
         """Ids (R,) behind `past` tokens, at positions (R, 1), or at `past` if None -> logits (R, V)."""
-        places = self.places[past] if position_ids is None else self.places[position_ids[:, 0]]
+        places = self.places[self._positions(tokens, past, position_ids)]
         bias = None if self.padding is None else self.padding[:, :, : past + 1]
         x = self.norm(self.words(tokens) + places)
         for layer in self.layers:
             x = layer(x, bias)
         return self.head(self.head_norm(self.activation(self.transform(x))))
+
+    def _positions(self, tokens: Tensor, past: int, position_ids: Tensor | None) -> Tensor | int:
+        """Rows of the table of places, (R,) or one for all."""
+        if position_ids is not None:
+            return position_ids[:, 0]
+        return past if self.pad is None else torch.where(tokens == self.pad, self.pad, past + 1 + self.pad)
 
 
 class _LayerStep:
@@ -106,7 +139,8 @@ class _LayerStep:
 
 def _weights(model: Any) -> Iterator[Tensor]:
     """The weights of all products."""
-    for part in (model.bert.encoder, model.cls):
+    backbone, head, *_ = _parts(model)
+    for part in (backbone.encoder, head):
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 yield module.weight

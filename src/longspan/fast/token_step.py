@@ -26,14 +26,18 @@ _FEW_BYTES = 2**26
 
 def make_token_step(model: Any, request: StepRequest) -> TokenStep | None:
     """The token step of a model for a run, or None if only the model itself can serve."""
-    from longspan.fast.bert_step import BertLMHeadModel, BertStep
+    from longspan.fast.bert_step import BertLMHeadModel, BertStep, RobertaForCausalLM, XLMRobertaForCausalLM
     from longspan.fast.diffllama_step import DiffLlamaForCausalLM, DiffLlamaStep
     from longspan.fast.longt5_step import LongT5ForConditionalGeneration, LongT5Step
+    from longspan.fast.mega_step import MegaForCausalLM, MegaStep
 
     steps: dict[type[nn.Module], Any] = {
         BertLMHeadModel: BertStep,
+        RobertaForCausalLM: BertStep,
+        XLMRobertaForCausalLM: BertStep,
         DiffLlamaForCausalLM: DiffLlamaStep,
         LongT5ForConditionalGeneration: LongT5Step,
+        MegaForCausalLM: MegaStep,
     }
     kind = steps.get(type(model))
     return None if kind is None else kind.make(model, request)
