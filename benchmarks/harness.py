@@ -120,6 +120,24 @@ def case(name: str, about: str, **options: Any) -> Callable[[Callable[[], Work]]
     return register
 
 
+def halved(work: Callable[[str], Work]) -> Work:
+    """Float32 beside bfloat16, both longspan, from works on equal weights; their rounding keeps them apart."""
+    exact, half = work("float32"), work("bfloat16")
+    return Work(
+        peer=exact.ours,
+        ours=half.ours,
+        difference=lambda a, b: float(abs(_exact(a) - _exact(b)).max() / abs(_exact(a)).max()),
+        tolerance=0.15,
+    )
+
+
+def _exact(array: Any) -> Any:
+    """A tensor of any framework in float32."""
+    import numpy as np
+
+    return array.float().numpy() if hasattr(array, "float") else np.asarray(array, np.float32)
+
+
 def load_cases() -> None:
     """Import every module of `benchmarks.cases`; they must import no framework at the top."""
     package = importlib.import_module("benchmarks.cases")

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import floor
 from benchmarks.floor import Operations, linear
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, halved
 from benchmarks.runtimes import INPUTS, States, onnx_file, onnxruntime_states, openvino_states, temporary_folder
 
 RAGGED = (512, 400, 300, 220, 150, 100, 64, 32)
@@ -17,6 +17,8 @@ WIDTH, HEADS, INNER, LAYERS = 768, 12, 3072, 6
 RAGGED_WANTED = {"avx2": 2.2, "avx512": 2.5}
 #: what a training step may take of the time of its products
 TRAINING = {"avx2": 1.3, "avx512": 1.4}
+#: how fast bfloat16 must be beside float32 where the processor has no instructions for it
+BESIDE_FLOAT32 = {"avx2": 1 / 1.3}
 
 
 def encoder_flops(lengths: Any, layers: int = LAYERS) -> Operations:
@@ -95,6 +97,16 @@ def full_bfloat16() -> Work:
 @case("bert/single/float32", "BERT-base, 6 layers, 1 × 128", at_least=1.0, rounds=15)
 def single_float32() -> Work:
     return forward("float32", (128,))
+
+
+@case(
+    "bert/full/bfloat16-float32",
+    "BERT-base, 6 layers, 4 × 512, bfloat16 against float32, both longspan",
+    at_least=BESIDE_FLOAT32,
+    memory=False,
+)
+def full_halved() -> Work:
+    return halved(lambda dtype: forward(dtype, (512,) * 4))
 
 
 def against_runtime(states: Callable[[Path, Any], States]) -> Work:

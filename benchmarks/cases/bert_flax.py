@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases.bert import HEADS, INNER, RAGGED, WIDTH, encoder_flops
+from benchmarks.cases.bert import BESIDE_FLOAT32, HEADS, INNER, RAGGED, WIDTH, encoder_flops
 from benchmarks.floor import Operations
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, halved
 
 LAYERS = 12
 
@@ -145,6 +145,16 @@ def traced_float32() -> Work:
 @case("bert/flax/full/float32", "FlaxBert-base, jit, 2 × 512, no padding", rounds=5, memory=False)
 def full_float32() -> Work:
     return forward("float32", (512,) * 2, traced=False)
+
+
+@case(
+    "bert/flax/full/bfloat16-float32",
+    "FlaxBert-base, jit, 2 × 512, bfloat16 against float32, both longspan",
+    at_least=BESIDE_FLOAT32,
+    memory=False,
+)
+def full_halved() -> Work:
+    return halved(lambda dtype: forward(dtype, (512,) * 2, traced=False))
 
 
 @case("bert/flax/gradients/float32", "FlaxBert, 4 layers, gradients, 4 × 256, no padding", rounds=5, memory=False)

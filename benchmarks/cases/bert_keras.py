@@ -6,8 +6,8 @@ import os
 import time
 from typing import Any
 
-from benchmarks.cases.bert import HEADS, INNER, RAGGED, WIDTH
-from benchmarks.harness import Work, case
+from benchmarks.cases.bert import BESIDE_FLOAT32, HEADS, INNER, RAGGED, WIDTH
+from benchmarks.harness import Work, case, halved
 
 LAYERS = 12
 
@@ -81,3 +81,33 @@ def ragged_float32() -> Work:
 @case("bert/keras/full/float32", "TFBert-base under tf.function, 2 × 512, no padding", rounds=5, memory=False)
 def full_float32() -> Work:
     return forward((512,) * 2)
+
+
+def ours_alone(dtype: str, lengths: tuple[int, ...]) -> Work:
+    """Our forward pass in a dtype, with the same weights whatever that is."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from longspan import BertConfig, TFBertModel
+
+    keras.config.set_dtype_policy(dtype)
+    keras.utils.set_random_seed(0)
+    model = TFBertModel(BertConfig(vocab_size=1000, num_hidden_layers=LAYERS), add_pooling_layer=False)
+    states = tf.function(lambda ids: model(ids).last_hidden_state)
+    ids = tf.constant(np.random.default_rng(0).integers(0, 1000, (len(lengths), max(lengths))).astype("int32"))
+
+    def run() -> Any:
+        return tf.cast(states(ids), "float32").numpy()
+
+    return Work(peer=run, ours=run, difference=None)
+
+
+@case(
+    "bert/keras/full/bfloat16-float32",
+    "TFBert-base under tf.function, 2 × 512, bfloat16 against float32, both longspan",
+    at_least=BESIDE_FLOAT32,
+    memory=False,
+)
+def full_halved() -> Work:
+    return halved(lambda dtype: ours_alone(dtype, (512,) * 2))

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases.bert import TRAINING
-from benchmarks.cases.longformer import BESIDE_FLOAT32, FLOOR, HALF_FLOOR, halved
+from benchmarks.cases.bert import BESIDE_FLOAT32, TRAINING
+from benchmarks.cases.longformer import FLOOR, HALF_FLOOR
 from benchmarks.floor import Operations, attention, floor_seconds, linear
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, halved
 
 WIDTH, INNER, MAPS, KV_HEADS, HEAD_DIM, LAYERS, LENGTH = 1024, 4096, 16, 8, 64, 2, 2048
 #: queries of a block, which meets half of the keys on average

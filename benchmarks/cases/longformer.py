@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cases.bert import TRAINING
+from benchmarks.cases.bert import BESIDE_FLOAT32, TRAINING
 from benchmarks.floor import Operations, attention, linear
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, halved
 
 WIDTH, HEADS, INNER, WINDOW = 768, 12, 3072, 512
 #: what a float32 and a bfloat16 pass may take of the time of its products
 FLOOR, HALF_FLOOR = {"avx2": 1.12, "avx512": 1.2}, {"avx512-bf16": 1.45}
-#: how fast bfloat16 must be beside float32 where the processor has no instructions for it
-BESIDE_FLOAT32 = {"avx2": 1 / 1.3}
 
 
 def band_pairs(length: int, radius: int) -> int:
@@ -125,17 +122,6 @@ def long_float32() -> Work:
 @case("longformer/4096/bfloat16", "Longformer-base, 4 layers, 1 × 4096", floor_at_most=HALF_FLOOR)
 def long_bfloat16() -> Work:
     return forward("bfloat16", 1, 4096)
-
-
-def halved(work: Callable[[str], Work]) -> Work:
-    """Float32 beside bfloat16, both longspan, from two works on equal weights; rounding keeps them apart."""
-    exact, half = work("float32"), work("bfloat16")
-    return Work(
-        peer=exact.ours,
-        ours=half.ours,
-        difference=lambda a, b: float((a - b.float()).abs().max() / a.abs().max()),
-        tolerance=0.15,
-    )
 
 
 @case(

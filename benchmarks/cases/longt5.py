@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-from benchmarks.cases.bert import TRAINING
-from benchmarks.cases.longformer import BESIDE_FLOAT32, FLOOR, HALF_FLOOR, band, growth, halved
+from benchmarks.cases.bert import BESIDE_FLOAT32, TRAINING
+from benchmarks.cases.longformer import FLOOR, HALF_FLOOR, band, growth
 from benchmarks.floor import Operations, attention, linear
-from benchmarks.harness import Work, case
+from benchmarks.harness import Work, case, halved
 
 WIDTH, HEADS, HEAD_SIZE, INNER, RADIUS, BLOCK = 768, 12, 64, 2048, 127, 16
 

@@ -122,7 +122,7 @@ class _Walk:
         self._keys = query.new_empty(items, heads, columns, query.shape[-1])
         self._values = query.new_empty(items, heads, columns, value.shape[-1])
         num_scores = items * heads * plan.rows * columns
-        self._scores, self._weights = query.new_empty(num_scores), query.new_empty(num_scores)
+        self._scores = query.new_empty(num_scores)
         self._dropout = query.new_empty(num_scores if plan.dropout > 0.0 else 0)
         self._generator = torch.Generator(query.device).manual_seed(plan.seed) if plan.dropout > 0.0 else None
 
@@ -151,9 +151,8 @@ class _Walk:
         scores = view(self._scores, shape)
         self._write_bias(scores, items, rows, span, tile)
         flat = scores.flatten(0, 1).baddbmm_(query, keys.transpose(1, 2), alpha=plan.scale)
-        weights = view(self._weights, shape).flatten(0, 1)
-        torch.softmax(flat, dim=-1, out=weights)
-        return _Chunk(items, rows, span, tile, query, keys, values, weights)
+        torch.softmax(flat, dim=-1, out=flat)
+        return _Chunk(items, rows, span, tile, query, keys, values, flat)
 
     def _write_bias(self, scores: Tensor, items: slice, rows: slice, span: slice, tile: slice) -> None:
         """Fill the scores (N, H, R, C) with everything that does not depend on the queries."""
