@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tests.contract.models_torch import make
+from tests.contract.models_torch import TORCH, make
 from tests.tolerances import assert_close
 
 import longspan
@@ -35,21 +35,29 @@ def small(name):
     return model, inputs
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", MODELS)
+CASES = [(name, "float16") for name in TORCH] + [(name, "bfloat16") for name in MODELS]
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_autocast(name, dtype):
+    """Forward, `generate` and a step of training with scaled gradients."""
     model, inputs = small(name)
     with torch.no_grad():
-        expected = model(**inputs).logits
+        expected = model(**inputs)[0]
     with torch.autocast("cpu", getattr(torch, dtype)):
-        logits = model(**inputs).logits
+        scores = model(**inputs)[0]
         if model.can_generate():
             assert len(model.generate(inputs["input_ids"], max_new_tokens=2)) == 2
-    assert_close(logits, expected, dtype)
-    logits.float().square().mean().backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    assert len(gradients) > 10
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert_close(scores, expected, dtype)
+    scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=256.0), torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    scaler.scale(scores.float().square().mean()).backward()
+    scaler.step(optimizer)  # not made if a gradient is infinite or NaN
+    scaler.update()
+    assert scaler.get_scale() == 256.0
+    changed = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
+    assert len(changed) > 10
+    assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

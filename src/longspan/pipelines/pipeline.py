@@ -44,7 +44,7 @@ def pipeline(task: str | None = None, model: Any = None, tokenizer: Any = None, 
     Args:
         task: `"text-classification"` (or `"sentiment-analysis"`), `"token-classification"` (or `"ner"`),
             `"question-answering"`, `"multiple-choice"`, `"fill-mask"`, `"feature-extraction"`,
-            `"zero-shot-classification"` (by embeddings), `"text-generation"`, `"text2text-generation"` or
+            `"zero-shot-classification"` (by embeddings or entailment), `"text-generation"`, `"text2text-generation"` or
             `"summarization"`; default what the model's class is for.
         model: Directory or hub repository, or a loaded model of longspan. Only zero-shot classification has a default.
         tokenizer: A tokenizer, or where to load one from; default the model's.

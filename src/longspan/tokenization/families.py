@@ -113,7 +113,6 @@ class RobertaTokenizer(PreTrainedTokenizer):
         "trim_offsets": True,
         "errors": "replace",
     }
-    absent_settings: ClassVar[Mapping[str, Any]] = {**PreTrainedTokenizer.absent_settings, "errors": "replace"}
     default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     vocabulary_files: ClassVar[Mapping[str, str]] = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
     saved_class_name: ClassVar[str] = "RobertaTokenizer"

@@ -75,8 +75,8 @@ class PreTrainedTokenizer(Rows):
 
     #: Settings of the class, used where neither files nor caller name them.
     default_settings: ClassVar[Mapping[str, Any]] = {}
-    #: Settings that only the reference's Python tokenizers act on, with the value at which they do nothing.
-    absent_settings: ClassVar[Mapping[str, Any]] = {"sp_model_kwargs": None, "spaces_between_special_tokens": True}
+    #: Settings by which only the reference's Python tokenizers split text, with the value at which they do nothing.
+    absent_settings: ClassVar[Mapping[str, Any]] = {"sp_model_kwargs": None}
     default_model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "attention_mask")
     #: Files of the vocabulary, by the argument that names them; `tokenizer.json` serves every class.
     vocabulary_files: ClassVar[Mapping[str, str]] = {}

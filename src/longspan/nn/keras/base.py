@@ -23,18 +23,19 @@ from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_argumen
 from longspan.errors import ConfigError, InputError
 from longspan.inputs import shape_of
 from longspan.nn.keras.initializers import skip_initialisation
-from longspan.nn.keras.inputs import check_dense, input_names, plain
+from longspan.nn.keras.inputs import check_dense, input_names, plain, split_options
 from longspan.nn.keras.layers import build_all
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_traced_by_tensorflow
+from longspan.nn.keras.tool_support import ToolSupport
 from longspan.nn.keras.training import TaskTraining
 
 #: class decorator: `keras.saving` finds the class by its name
 register = keras.saving.register_keras_serializable(package="longspan")
 
 
-class TFPreTrainedModel(TaskTraining, keras.Model):
+class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     """What every Keras model of longspan can do. It is a `keras.Model` and works wherever one does.
 
     All inputs may be keywords, or gathered in the first argument: one tensor (`input_ids`), a list or tuple in the
@@ -96,9 +97,6 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             raise NotImplementedError(f"{type(self).__name__} must name its input embeddings")
         base.set_input_embeddings(value)
 
-    def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
-        """Give the projection onto the vocabulary, if there is one, `size` outputs."""
-
     @classmethod
     def check_implementation(cls, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
@@ -125,7 +123,11 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         arguments.update(kwargs)
         for name, value in arguments.items():
             check_dense(value, name)
-        first = arguments.pop(names[0], None)
+        first, options = split_options(arguments.pop(names[0], None), names)
+        twice = [name for name in options if arguments.get(name) is not None]
+        if twice:
+            raise InputError(f"each input must come once. Received in the first argument and again: {', '.join(twice)}")
+        arguments.update(options)
         return super().__call__(**arguments) if first is None else super().__call__(plain(first), **arguments)
 
     def finish(self, output: TFModelOutput, return_dict: bool | None) -> Any:
@@ -294,6 +296,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
         *,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        saved_model: bool = False,
+        version: int = 1,
     ) -> None:
         """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
 
@@ -304,6 +308,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             save_directory: Directory; made if need be.
             max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
             safe_serialization: Must be True: only safetensors are written.
+            saved_model: Write a SavedModel to `saved_model/<version>` as well (see `export`).
+            version: Its number.
 
         Raises:
             InputError: `safe_serialization` is False.
@@ -319,6 +325,8 @@ class TFPreTrainedModel(TaskTraining, keras.Model):
             files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
+        if saved_model:
+            self.export(Path(save_directory, "saved_model", str(version)))
 
     # -- vocabulary and heads ---------------------------------------------------------------------------------------
 

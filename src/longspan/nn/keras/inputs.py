@@ -80,6 +80,16 @@ def _by_place(inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
 
 
+def split_options(first: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """Part what the first argument holds into tensors, and options such as `output_attentions=True`."""
+    if isinstance(first, list | tuple) and any(isinstance(value, bool) for value in first):
+        first = _by_place(first, names)
+    if not isinstance(first, Mapping):
+        return first, {}
+    options = {name: value for name, value in first.items() if isinstance(value, bool)}
+    return ({name: value for name, value in first.items() if name not in options} if options else first), options
+
+
 def plain(data: Any) -> Any:
     """Turn tokenizer output into a dict of arrays that Keras' own methods take; anything else comes back as it is.
 

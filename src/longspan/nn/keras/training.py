@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from longspan.errors import InputError
@@ -19,6 +20,8 @@ from longspan.ops.keras import Tensor
 
 #: labels of each token that come as `y` with the batch that a step of Keras runs; True if all may count
 _coming: ContextVar[Any] = ContextVar("longspan_keras_coming_labels", default=None)
+#: weights by label are one array that Keras has repeated
+_repeats_weights: ContextVar[bool] = ContextVar("longspan_keras_repeats_weights", default=False)
 
 
 class TaskTraining:
@@ -182,12 +185,14 @@ class TaskTraining:
         if hasattr(x, "element_spec") and not args:
             kwargs.setdefault("shuffle", False)  # Keras warns that it does not shuffle a tf.data.Dataset
         parent: Any = super()
-        return parent.fit(plain(x), plain(y), *args, **kwargs)
+        with _weights_of(x, args, kwargs):
+            return parent.fit(plain(x), plain(y), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Loss and metrics; see `keras.Model.evaluate`. `x` may also be the output of a tokenizer."""
         parent: Any = super()
-        return parent.evaluate(plain(x), plain(y), *args, **kwargs)
+        with _weights_of(x, args, kwargs):
+            return parent.evaluate(plain(x), plain(y), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Outputs for many inputs; see `keras.Model.predict`. `x` may also be the output of a tokenizer."""
@@ -215,7 +220,20 @@ def _label_of(name: str, targets: Mapping[str, str]) -> str:
     return next((label for label, field in targets.items() if field == name), name)
 
 
+@contextmanager
+def _weights_of(x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """In the block it is known whether weights of each label are one array that Keras repeats for all of them."""
+    is_one = not (args or hasattr(x, "element_spec") or isinstance(kwargs.get("sample_weight"), Mapping | list | tuple))
+    token = _repeats_weights.set(is_one and isinstance(plain(x), Mapping | np.ndarray))
+    try:
+        yield
+    finally:
+        _repeats_weights.reset(token)
+
+
 def _one_weight(sample_weight: Any) -> Tensor | None:
+    if isinstance(sample_weight, Mapping | list | tuple) and _repeats_weights.get():
+        sample_weight = next(iter(sample_weight.values() if isinstance(sample_weight, Mapping) else sample_weight))
     if isinstance(sample_weight, Mapping | list | tuple):
         raise InputError(
             "the model's own loss takes one sample_weight for all labels; a loss in compile() takes one for each. "
