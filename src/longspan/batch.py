@@ -3,7 +3,8 @@
 Each class is a callable, batch in, batch out, that Ray `Dataset.map_batches(Embed, fn_constructor_args=…)`,
 `datasets.Dataset.map(…, batched=True)` and Spark's `mapInPandas` take as it is. A batch is a dict of columns, a pandas
 DataFrame or an Arrow table; the result is of the same kind, with columns added. What is pickled are the arguments: each
-process loads the model when the first batch arrives, and keeps it.
+process loads the model when the first batch arrives, and keeps it. `datasets` takes the types of columns from the first
+batch, in which `error` may be empty: there `with_format("arrow")` comes before `map`, as columns of Arrow have types.
 
 One bad record never costs the others: its results are empty and the column `error` says why.
 """
@@ -14,7 +15,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,10 @@ import numpy as np
 from longspan.errors import InputError
 
 Columns = dict[str, Any]
+#: Types of added columns, which a batch without a good record does not tell.
+_ARROW_TYPES = {
+    "label": "string", "score": "float64", "answer": "string", "start": "int64", "end": "int64", "summary": "string"
+}  # fmt: skip
 
 
 class BatchTask(ABC):
@@ -118,7 +122,7 @@ class BatchTask(ABC):
         columns: Columns = {name: self.finished(name, values) for name, values in added.items()}
         if self.error is not None:
             columns[self.error] = errors
-        return _with_columns(batch, columns)
+        return _with_columns(batch, columns, {**_ARROW_TYPES, str(self.error): "string"})
 
     def finished(self, name: str, values: list[Any]) -> Any:
         """An added column, from its values."""
@@ -342,18 +346,23 @@ def _column(batch: Any, name: str) -> list[Any]:
     return list(column)
 
 
-def _with_columns(batch: Any, columns: Columns) -> Any:
+def _with_columns(batch: Any, columns: Columns, arrow_types: Mapping[str, str]) -> Any:
     """The batch with further columns, of the kind that it is."""
     if isinstance(batch, Mapping):
         return {**batch, **columns}
     listed = {name: list(column) if isinstance(column, np.ndarray) else column for name, column in columns.items()}
     if hasattr(batch, "assign"):  # a DataFrame
         return batch.assign(**listed)
-    return reduce(lambda table, item: _set_column(table, *item), listed.items(), batch)
+    for name, values in listed.items():
+        batch = _set_column(batch, name, values, arrow_types.get(name))
+    return batch
 
 
-def _set_column(table: Any, name: str, values: list[Any]) -> Any:
-    """An Arrow table with a column set."""
+def _set_column(table: Any, name: str, values: list[Any], kind: str | None) -> Any:
+    """An Arrow table with a column set, of the type that is named `kind`."""
+    import pyarrow as pa
+
+    column = pa.array(values) if kind is None else pa.array(values, getattr(pa, kind)())
     if name in table.column_names:
-        return table.set_column(table.column_names.index(name), name, [values])
-    return table.append_column(name, [values])
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)

@@ -33,6 +33,8 @@ EXTRAS = {
     "convert": "tf_model.h5",
     "chat": "chat templates",
     "train": "training on several devices",
+    "search": "approximate search, search by words",
+    "ray": "work on a cluster",
     "demo": "the packaged sentence encoder",
 }
 

@@ -14,8 +14,9 @@ import check_package
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: as metadata name them; those of the Mozilla Public License oblige only who changes their files
 ALLOWED = re.compile(
-    r"(Apache([- ](License|Software License))?([- ]2\.0)?( WITH LLVM-exception)?|(3-Clause )?BSD( License)?"
-    r"|BSD-[23]-Clause|0BSD|MIT( License)?|MIT-CMU|ISC( License \(ISCL\))?|PSF-2\.0|Python Software Foundation License"
+    r"(Apache([- ](License|Software License))?([- ]2\.0|, Version 2\.0)?( WITH LLVM-exception)?"
+    r"|(3-Clause )?BSD( License)?|BSD-[23]-Clause|0BSD|MIT( License)?|MIT-CMU|ISC( License \(ISCL\))?"
+    r"|PSF-2\.0|Python Software Foundation License"
     r"|CNRI-Python|Zlib|CC0-1\.0|BSL-1\.0|AFL-2\.1|MPL-2\.0|Mozilla Public License 2\.0 \(MPL 2\.0\))"
 )
 #: whose metadata say nothing; the licence is in the file that comes with it

@@ -1,4 +1,4 @@
-"""datasets: mapping with the tokenizer in processes of its own, cached by its fingerprint, into batches of tensors."""
+"""datasets: mapping with tokenizer and callables in processes of their own, cached by their fingerprint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ pytestmark = pytest.mark.ecosystem
 WORKER = """
 import sys
 import datasets
+import numpy as np
 import longspan
+from longspan.batch import Embed
 
 datasets.disable_progress_bars()
 tokenizer = longspan.AutoTokenizer.from_pretrained(sys.argv[1])
@@ -29,6 +31,15 @@ assert data.map(encode, batched=True)._fingerprint == one._fingerprint
 model = longspan.AutoModel.from_pretrained(sys.argv[1])
 batch = two.with_format("torch", columns=["input_ids", "attention_mask"])[:4]
 assert model(**batch).last_hidden_state.shape == (4, 12, 384)
+texts[6] = None  # not in the first batch of a worker: types are known all the same
+data = datasets.Dataset.from_dict({"text": texts})
+data = data.with_format("arrow")
+found = data.map(Embed(sys.argv[1]), batched=True, batch_size=3, num_proc=2)
+alone = Embed(sys.argv[1])({"text": texts})
+assert found.with_format(None)["error"][:] == alone["error"] and alone["error"][6]
+np.testing.assert_allclose(found.with_format("numpy")["embedding"][:], alone["embedding"], rtol=0, atol=1e-5)
+again = data.map(Embed(sys.argv[1]), batched=True, batch_size=3, num_proc=2)
+assert again._fingerprint == found._fingerprint
 print("ok")
 """
 

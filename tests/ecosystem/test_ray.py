@@ -1,4 +1,4 @@
-"""Ray Data: embedding by two actors gives what one process gives, also where an actor dies."""
+"""Ray: two actors give what one process gives, also where one dies: in Ray Data, and in commands with `--ray`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import subprocess
 import sys
 
 import pytest
+from tests.pipelines.task_models import make_summarizer, make_task_model
+from tests.tiny_encoder import make_sentence_model
 
 pytestmark = pytest.mark.ecosystem
-WORKER = """
+WORKER = r"""
 import os
 import sys
 import numpy as np
 import ray
 from longspan.batch import Embed
 
-model, mark = sys.argv[1:]
+model, tiny, classifier, summarizer, folder = sys.argv[1:]
+mark = folder + "/died"
 texts = [f"document {number} " + "of several words " * (number % 7) for number in range(120)]
 texts[11] = None
 
@@ -45,20 +48,126 @@ alone = Embed(model)({"text": texts})
 assert [row["error"] for row in found] == alone["error"]
 assert found[11]["error"] and np.isnan(found[11]["embedding"]).all()
 np.testing.assert_allclose(np.stack([row["embedding"] for row in found]), alone["embedding"], rtol=1e-4, atol=1e-6)
-print("ok")
+print("Ray Data ok")
+
+# commands on the same cluster
+import json
+import pathlib
+import signal
+from longspan.cli.main import app
+from longspan.cli.running import run
+from longspan.embeddings.embed_files import EmbedOptions, embed_files
+from longspan.embeddings.ray_encoder import RayEncoder
+from longspan.embeddings.sentence_encoder import SentenceEncoder
+from longspan.errors import LongspanError
+from longspan.pipelines.run.progress import Progress
+from longspan.pipelines.run.ray_pool import RayOptions, RayPool
+
+os.chdir(folder)
+docs = pathlib.Path("docs")
+docs.mkdir()
+for number in range(30):
+    (docs / f"{number:02}.txt").write_text("the log file is open and the window is closed\n" * (7 * number % 23))
+records = [json.dumps({"text": f"the record {number} of Ada in London"}) for number in range(150)]
+records[20], records[90] = "no json", json.dumps({"text": 7})
+(docs / "records.jsonl").write_text("\n".join(records))
+
+
+class Killer(Progress):
+    # ends an actor, or this process's run, when some passages are done
+    def __init__(self, act):
+        self.act, self.calls = act, 0
+
+    def advance(self, amount, num_tokens):
+        self.calls += 1
+        if self.calls == 4:
+            self.act()
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+options = EmbedOptions(batch_tokens=64)
+alone = embed_files([docs], "alone.parquet", encoder=SentenceEncoder(tiny), options=options)
+with_ray = RayEncoder(tiny, options=RayOptions(actors=2))
+pids = with_ray._pool.ask(lambda loaded: os.getpid())
+assert len({*pids, os.getpid()}) == 3
+killer = Killer(lambda: os.kill(pids[0], signal.SIGKILL))
+found = embed_files([docs], "killed.parquet", encoder=with_ray, options=options, progress=killer)
+assert killer.calls > 8
+assert pids[0] not in with_ray._pool.ask(lambda loaded: os.getpid()), "no actor died"
+assert pathlib.Path("killed.parquet").read_bytes() == pathlib.Path("alone.parquet").read_bytes()
+assert (found.num_documents, found.problems) == (alone.num_documents, alone.problems)
+assert len(found.problems) == 2
+try:
+    embed_files([docs], "resumed.parquet", encoder=with_ray, options=options, progress=Killer(stop))
+except KeyboardInterrupt:
+    pass
+resumed = embed_files([docs], "resumed.parquet", encoder=SentenceEncoder(tiny), options=options)
+assert 0 < resumed.num_new_tokens < alone.num_new_tokens
+assert pathlib.Path("resumed.parquet").read_bytes() == pathlib.Path("alone.parquet").read_bytes()
+with_ray.close()
+
+ray_words = ["--ray", "--ray-actors", "2"]
+for words in [
+    ["classify", "docs", "-m", classifier],
+    ["summarize", "docs/records.jsonl", "-m", summarizer, "--max-new-tokens", "4", "--max-length", "32"],
+]:
+    codes = [run(app, [*words, "-o", f"{name}.jsonl", "-q", *more]) for name, more in [("a", []), ("b", ray_words)]]
+    assert codes == [3, 3], codes  # bad records were left out
+    one, other = (pathlib.Path(f"{name}.jsonl").read_bytes() for name in "ab")
+    assert one == other and one.count(b"\n") > 140, words
+    pathlib.Path("a.jsonl").unlink()
+    pathlib.Path("b.jsonl").unlink()
+assert run(app, ["classify", "docs", "-m", "nowhere", "-o", "c.jsonl", "--ray", "--ray-actors", "1"]) == 1
+
+
+def die(loaded):
+    os._exit(1)
+
+
+with RayPool(dict, RayOptions(actors=1)) as pool:
+    assert list(pool.map(lambda loaded, one: one, [(1,), (2,)])) == [1, 2]
+    try:
+        list(pool.map(die, [()]))
+    except LongspanError as error:
+        assert "that died 4 times at the same" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
+assert not [path for path in pathlib.Path().iterdir() if path.name.startswith(".")]
+print("commands ok")
 """
 
 
-def test_two_actors_of_which_one_dies(minilm_dir, tmp_path):
-    script = tmp_path / "script.py"
+@pytest.fixture(scope="module")
+def output(minilm_dir, tmp_path_factory):
+    """What the script writes; all of it runs on one cluster, which takes long to begin."""
+    folder = tmp_path_factory.mktemp("ray")
+    models = [minilm_dir, make_sentence_model(folder / "tiny")]
+    models.append(make_task_model(folder / "classifier", "text-classification", "wordpiece", minilm_dir))
+    models.append(make_summarizer(folder / "summarizer", minilm_dir))
+    work = folder / "work"
+    work.mkdir()
+    script = folder / "script.py"
     script.write_text(WORKER)
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(minilm_dir), str(tmp_path / "died")],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
+        [sys.executable, str(script), *map(str, models), str(work)],
+        env={**os.environ, **quiet},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "ok\n" in done.stdout  # Ray writes there too
+    return done.stdout + "\n" + done.stderr[-3000:]
+
+
+def test_two_actors_of_which_one_dies(output: str):
+    assert "Ray Data ok\n" in output, output  # Ray writes there too
+
+
+def test_commands_on_a_cluster(output: str):
+    assert "commands ok\n" in output, output
+    written = output.split("Ray Data ok\n")[1].split("commands ok\n")[0]
+    assert "(raylet)" not in written  # on the standard output are results only

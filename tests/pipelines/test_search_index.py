@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from tests.tiny_encoder import make_sentence_model
 
 from longspan import SentenceEncoder
+from longspan.cli.main import app
+from longspan.cli.running import run
 from longspan.embeddings.embed_files import EmbedOptions, embed_files
 from longspan.embeddings.search_index import load_encoder_of, search_index
 from longspan.errors import CheckpointNotFoundError, InputError
@@ -130,3 +133,30 @@ def test_the_index_finds_its_model(index: PassageStore, tiny: SentenceEncoder, t
         load_encoder_of(index.info)
     with pytest.raises(CheckpointNotFoundError, match="elsewhere"):
         load_encoder_of(index.info, str(tmp_path / "elsewhere"))
+
+
+def test_words_parts_and_paths(tmp_path: Path, corpus: Path, tiny: SentenceEncoder, capsys: pytest.CaptureFixture):
+    (corpus / "errors.md").write_text("When E1234 appears\nrestart\n")
+    output = tmp_path / "out.parquet"
+    embed_files([corpus], output, encoder=tiny, options=EmbedOptions())
+    command = ["search", str(output), "E1234", "-k", "3", "--hybrid", "--ann", "hnsw"]
+    assert run(app, command) == 0
+    shown = capsys.readouterr()
+    assert "words 1" in shown.out
+    assert [line.split(": building ")[1] for line in shown.err.splitlines()] == [
+        ".out.parquet.hnsw",
+        ".out.parquet.words",
+    ]
+    assert run(app, [*command, "--path", "*.md", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    [best] = [match for match in json.loads(shown.out)["matches"] if "E1234" in match["text"]]
+    assert best["ranks"]["words"] == 1
+    assert all(match["path"].endswith(".md") for match in json.loads(shown.out)["matches"])
+    found = search_index(open_index(output), ["E1234"], encoder=tiny, top_k=3, hybrid=True, ann="hnsw", paths=["*.md"])
+    assert found[0][0].hit.score == pytest.approx(json.loads(shown.out)["matches"][0]["score"], abs=1e-5)
+    assert run(app, [*command, "--path", "nothing"]) == 1
+    assert "must match a file of the index" in capsys.readouterr().err
+    # a later run takes nothing of this for documents
+    report = embed_files([tmp_path], tmp_path / "second.npz", encoder=tiny)
+    assert not [record.path for record in open_index(report.output).info.files if ".out.parquet" in record.path]

@@ -36,7 +36,7 @@ class Store:
     def take(self, rows: Sequence[int]) -> Passages:
         return Passages.concatenate([self._rows.slice(row, row + 1) for row in rows])
 
-    def embedding_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+    def embedding_blocks(self, wanted: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(self._rows), 3):
             yield start, self._rows.embedding[start : start + 3]
 
@@ -103,7 +103,7 @@ def test_many_queries_are_scored_in_groups(monkeypatch: pytest.MonkeyPatch):
         return [[hit.row for hit in hits] for hits in results]
 
     together = keys(rank(store, queries, 3))
-    monkeypatch.setattr("longspan.search.ranking._MAX_SCORES", 25)
+    monkeypatch.setattr("longspan.search.ranking._MAX_QUERIES", 2)
     assert keys(rank(store, queries, 3)) == together
 
 

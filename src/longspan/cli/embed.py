@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from longspan.cli.options import Device, Framework, Json, Limit, Model, Quiet
+from longspan.cli.options import Device, Framework, Json, Limit, Model, Quiet, Ray, RayActors, RayAddress, ray_options
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
     from longspan.embeddings.embed_files import EmbedReport, Others
+    from longspan.embeddings.sentence_encoder import SentenceEncoder
     from longspan.pipelines.long.splitter import OnLong
+    from longspan.pipelines.run.ray_pool import RayOptions
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -24,6 +27,8 @@ EPILOG = """[bold]Examples[/bold]
   longspan embed records.jsonl.gz -o records.npz --text-field body --device cuda --dtype bfloat16
 
   longspan embed docs/ -o part-2.parquet --shard 2/3  (longspan merge joins the parts)
+
+  longspan embed docs/ -o index.parquet --ray --ray-address 10.0.0.1:6379 --ray-actors 8
 
 Run the same command again to go on after an interruption, or to embed only what changed.
 Exit codes: 0 done, 1 failed, 2 not understood, 3 done but something was left out, 130 interrupted.
@@ -100,6 +105,9 @@ def embed(
         str | None,
         typer.Option(metavar="I/N", help="Embed share I of N of the files; longspan merge joins the N indexes."),
     ] = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
+    ray_actors: RayActors = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first thing that cannot be read.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -132,9 +140,14 @@ def embed(
         shard=None if shard is None else FileShard.parse(shard),
     )
     watch = Stopwatch()
-    with watch.time("load"):
-        encoder = SentenceEncoder(model, framework=framework, device=device, dtype=dtype, max_length=max_length)
-    with progress_bar(not quiet and not as_json, unit="files") as progress:
+    cluster = ray_options(ray, ray_address, ray_actors)
+    settings = {"framework": framework, "device": device, "dtype": dtype, "max_length": max_length}
+    with ExitStack() as stack:
+        with watch.time("load"):
+            encoder = (
+                SentenceEncoder(model, **settings) if cluster is None else _on_ray(model, cluster, settings, stack)
+            )
+        progress = stack.enter_context(progress_bar(not quiet and not as_json, unit="files"))
         report = embed_files(paths, output, encoder=encoder, options=options, progress=progress)
     report.seconds = {**watch.seconds, **report.seconds}
     if as_json:
@@ -143,6 +156,12 @@ def embed(
         typer.echo("\n".join(map(printable, _summary(report))))
     if report.problems:
         raise typer.Exit(SOMETHING_LEFT_OUT)
+
+
+def _on_ray(model: str | None, cluster: RayOptions, settings: dict[str, Any], stack: ExitStack) -> SentenceEncoder:
+    from longspan.embeddings.ray_encoder import RayEncoder
+
+    return stack.enter_context(closing(RayEncoder(model, options=cluster, **settings)))
 
 
 def _summary(report: EmbedReport) -> list[str]:

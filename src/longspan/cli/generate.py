@@ -118,6 +118,8 @@ def generate(
         raise InputError(
             f"--output takes what --file or the standard input holds. Received: a prompt and {call.output}"
         )
+    if call.ray is not None:
+        raise InputError("--ray takes what --file or the standard input holds. Received: a prompt")
     text = _read(prompt, paths[0] if paths else None)
     task = "text2text-generation" if _has_encoder(call.model["model"]) else "text-generation"
     _Writer(task, call.model, {**settings, "defaults": _DEFAULTS}).write(text, max_input, as_json=call.as_json)
@@ -176,10 +178,10 @@ def summarize(
 
 
 def _is_table(call: TaskCall) -> bool:
-    """True if the result is a table: there is an output, or there may be several texts."""
+    """True if the result is a table: there is an output, a cluster, or there may be several texts."""
     from longspan.documents.kinds import kind_of
 
-    if call.output is not None or len(call.paths) > 1:
+    if call.output is not None or call.ray is not None or len(call.paths) > 1:
         return True
     [path] = call.paths
     return path.is_dir() or kind_of(path.name, tables=True) in ("jsonl", "csv", "parquet")

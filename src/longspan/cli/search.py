@@ -9,7 +9,7 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from longspan.embeddings.search_index import Match
     from longspan.embeddings.sentence_encoder import SentenceEncoder
+    from longspan.search.ann import Ann
     from longspan.search.passages import IndexInfo, PassageStore
 
 EPILOG = """[bold]Examples[/bold]
@@ -28,6 +29,8 @@ EPILOG = """[bold]Examples[/bold]
   longspan search index.parquet "how do I rotate log files?"
 
   longspan search index.parquet "rotate log files" "parse JSON" --top-k 3 --json
+
+  longspan search index.parquet "E1234 on start" --hybrid --path 'guides/*'
 
   longspan search docs/ "installation"
 """
@@ -46,6 +49,16 @@ def search(
         Path | None, typer.Option(metavar="FILE", help="File with one query a line; - is the standard input.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Most passages a query gets.")] = 5,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only passages of such files; with a slash the path is compared."),
+    ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Find by words (BM25) too, and fuse the ranks.")] = False,
+    word_weight: Annotated[float, typer.Option(help="With --hybrid: what words weigh beside vectors, 0 to 1.")] = 0.5,
+    ann: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Look at a part of the vectors only, by faiss: hnsw or ivf."),
+    ] = None,
     context: Annotated[int, typer.Option(help="Lines shown before and after the best line.")] = 1,
     model: Model = None,
     framework: Framework = "torch",
@@ -55,7 +68,8 @@ def search(
 ) -> None:
     """Find the passages of an index that are nearest in meaning to each query, best first.
 
-    Every passage is compared. The line of each passage that fits best is marked.
+    Every passage is compared, unless --ann is given. The line of each passage that fits best is marked. What --ann and
+    --hybrid need is built beside the index at the first search, and again when the index has changed.
     """
     from longspan.embeddings.search_index import search_index
 
@@ -65,7 +79,17 @@ def search(
     with ExitStack() as stack:
         settings = {"framework": framework, "device": device}
         store, encoder = _open(index, model, settings, stack, show_progress=not quiet and not as_json)
-        results = search_index(store, texts, encoder=encoder, top_k=top_k)
+        results = search_index(
+            store,
+            texts,
+            encoder=encoder,
+            top_k=top_k,
+            paths=path or (),
+            ann=cast("Ann | None", ann),
+            hybrid=hybrid,
+            word_weight=word_weight,
+            note=lambda line: None if quiet else typer.echo(line, err=True),
+        )
     if as_json:
         for text, matches in zip(texts, results, strict=True):
             typer.echo(json.dumps({"query": text, "matches": [_as_json(store.info, match) for match in matches]}))
@@ -120,13 +144,19 @@ def _print(info: IndexInfo, queries: list[str], results: list[list[Match]], cont
     for query, matches in zip(queries, results, strict=True):
         console.print(Text(printable(query), style="bold"))
         if not matches:
-            console.print("  nothing found: the index holds no passages")
+            console.print("  nothing found" + ("" if info.num_passages else ": the index holds no passages"))
         for rank, match in enumerate(matches, start=1):
             place = Text(f"{rank:3}  ").append(_place(info, match), style="cyan")
-            console.print(place.append(f"  {match.hit.score:.3f}", style="green"))
+            console.print(place.append(f"  {_score(match)}", style="green"))
             for line in _snippet(match, context):
                 console.print(line)
         console.print()
+
+
+def _score(match: Match) -> str:
+    """The score, or the ranks that it was made of."""
+    ranks = match.hit.ranks
+    return ", ".join(f"{source} {rank}" for source, rank in ranks.items()) if ranks else f"{match.hit.score:.3f}"
 
 
 def _snippet(match: Match, context: int) -> list[Text]:
@@ -173,4 +203,5 @@ def _as_json(info: IndexInfo, match: Match) -> dict[str, Any]:
         "char_start": hit.char_start,
         "char_end": hit.char_end,
         "text": hit.text,
+        **({"ranks": dict(hit.ranks)} if hit.ranks else {}),
     }

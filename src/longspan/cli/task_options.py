@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longspan.cli.options import Device, Dtype, Framework, Json, Limit, Quiet
+from longspan.cli.options import Device, Dtype, Framework, Json, Limit, Quiet, Ray, RayActors, RayAddress, ray_options
 from longspan.cli.running import SOMETHING_LEFT_OUT
 
 if TYPE_CHECKING:
     from longspan.documents.document import Problem
     from longspan.documents.walk import SourceFile
+    from longspan.pipelines.run.ray_pool import RayOptions
     from longspan.pipelines.run.task_run import RunReport
 
 EXIT_CODES = """
@@ -166,6 +167,9 @@ def _shared(
     text_field: TextField = "text",
     input_format: InputFormat = "txt",
     limit: Limit = None,
+    ray: Ray = False,
+    ray_address: RayAddress = None,
+    ray_actors: RayActors = None,
     resume: Resume = True,
     overwrite: Overwrite = False,
     strict: Strict = False,
@@ -185,6 +189,7 @@ def _shared(
             "input_format": input_format,
             "limit": limit or (),
         },
+        ray=ray_options(ray, ray_address, ray_actors),
         resume=resume,
         overwrite=overwrite,
         strict=strict,
@@ -203,6 +208,7 @@ class TaskCall:
         model: Arguments of the pipeline.
         settings: Options of every task.
         files: `include`, `exclude`, `text_field`, `input_format` and `limit`.
+        ray: The Ray cluster that runs the task, if one does.
         resume: Go on where an interrupted run stopped.
         overwrite: Replace an output that exists.
         strict: Stop at the first problem.
@@ -215,6 +221,7 @@ class TaskCall:
     model: dict[str, Any]
     settings: dict[str, Any]
     files: dict[str, Any]
+    ray: RayOptions | None
     resume: bool
     overwrite: bool
     strict: bool
@@ -244,7 +251,9 @@ class TaskCall:
         )
         with ExitStack() as stack:
             sources, problems = self._sources(stack, filters)
-            task, run = open_task(asked.task, self.model, {**self.settings, **asked.settings})
+            task, run = open_task(asked.task, self.model, {**self.settings, **asked.settings}, self.ray)
+            if self.ray is not None:
+                stack.callback(run.close)
             progress = stack.enter_context(progress_bar(not self.quiet and not self.as_json))
             work = TaskRun(task, run, options=options, progress=progress)
             for problem in problems:

@@ -147,12 +147,12 @@ class _Walk:
     def _is_skipped(self, entry: os.DirEntry[str], prefix: str) -> bool:
         if entry.name.startswith(".") or entry.name == "__pycache__" or absolute_path(entry.path) in self._filters.skip:
             return True
-        return _matches(self._filters.exclude, entry.name, prefix + entry.name)
+        return matches(self._filters.exclude, entry.name, prefix + entry.name)
 
     def _add_entry(self, entry: os.DirEntry[str], prefix: str) -> None:
         kind = kind_of(entry.name, tables=self._filters.tables)
         if self._filters.include:
-            if _matches(self._filters.include, entry.name, prefix + entry.name):
+            if matches(self._filters.include, entry.name, prefix + entry.name):
                 self._add_file(Path(entry.path), kind or "text")
         elif kind is None:
             self.found.ignored[Path(entry.name).suffix.lower() or entry.name] += 1
@@ -186,5 +186,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _matches(patterns: Sequence[str], name: str, relative: str) -> bool:
+def matches(patterns: Sequence[str], name: str, relative: str) -> bool:
+    """Whether a pattern fits: one with a slash the path `relative`, any other the name."""
     return any(fnmatchcase(relative if "/" in pattern else name, pattern) for pattern in patterns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from longspan.documents.document import Problem, UnreadableError
 from longspan.documents.file_shards import FileShard, listing_digest
 from longspan.documents.readers import ReadOptions, file_digest
 from longspan.documents.walk import Filters, SourceFile, absolute_path, display_name, find_files
+from longspan.embeddings.pooling import Floats
 from longspan.embeddings.sentence_encoder import SentenceEncoder
 from longspan.embeddings.stream import FileEnd, FileWork, Shard, stream_pieces
 from longspan.errors import InputError
-from longspan.pipelines.long.splitter import OnLong
+from longspan.pipelines.long.splitter import OnLong, Piece
 from longspan.pipelines.run.progress import ProblemError, Progress, Stopwatch
 from longspan.search.journal import FileParts
 from longspan.search.passages import FileRecord, IndexFileError
@@ -134,8 +135,7 @@ class EmbedRun:
             others = self._others(writer, sources)
             work = self._plan(writer, sources)
             self._progress.start(len(work), sum(file.source.size for file in work))
-            for shard in self._shards(work, writer.shard_tokens):
-                self._embed(writer, shard)
+            self._embed(writer, self._shards(work, writer.shard_tokens))
             with self.watch.time("write"):
                 self._finish(writer, sources, others)
 
@@ -235,15 +235,24 @@ class EmbedRun:
         if shard.pieces or shard.ended:
             yield shard
 
-    def _embed(self, writer: IndexWriter, shard: Shard) -> None:
-        with self.watch.time("model"):
-            vectors = self._encoder.encode_pieces(
-                [item.piece for item in shard.pieces],
-                normalize=self._options.normalize,
-                batch_tokens=self._batch_tokens,
-                progress=self._progress,
-                amounts=shard.amounts,
-            )
+    def _embed(self, writer: IndexWriter, shards: Iterator[Shard]) -> None:
+        waiting: deque[Shard] = deque()
+
+        def blocks() -> Iterator[tuple[list[Piece], list[int]]]:
+            for shard in shards:
+                waiting.append(shard)
+                yield [item.piece for item in shard.pieces], shard.amounts
+
+        for vectors in self._encoder.encode_blocks(
+            blocks(),
+            normalize=self._options.normalize,
+            batch_tokens=self._batch_tokens,
+            progress=self._progress,
+            watch=self.watch,
+        ):
+            self._keep(writer, waiting.popleft(), vectors)
+
+    def _keep(self, writer: IndexWriter, shard: Shard, vectors: Floats) -> None:
         with self.watch.time("write"):
             writer.append(shard.step(), shard.passages(vectors) if shard.pieces else None)
         self.report.num_new_files += len(shard.ended)
@@ -311,7 +320,7 @@ def embed_files(
     Args:
         paths: Files and folders.
         output: A `.parquet` or `.npz` file, or a folder.
-        encoder: The model.
+        encoder: The model; `longspan.embeddings.ray_encoder.RayEncoder` runs it on a Ray cluster.
         options: How to work.
         progress: Told how far the run is.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from longspan.embeddings.sentence_encoder import SentenceEncoder
 from longspan.errors import CheckpointNotFoundError, InputError
 from longspan.search.passages import IndexFileError, IndexInfo, PassageStore
 from longspan.search.ranking import Hit, rank
+
+if TYPE_CHECKING:
+    from longspan.search.ann import Ann
+    from longspan.search.derived import Note
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _WORD = re.compile(r"\w")
@@ -45,24 +49,40 @@ class Match:
 
 
 def search_index(
-    store: PassageStore, queries: Sequence[str], *, encoder: SentenceEncoder, top_k: int = 5
+    store: PassageStore,
+    queries: Sequence[str],
+    *,
+    encoder: SentenceEncoder,
+    top_k: int = 5,
+    paths: Sequence[str] = (),
+    ann: Ann | None = None,
+    hybrid: bool = False,
+    word_weight: float = 0.5,
+    note: Note = lambda line: None,
 ) -> list[list[Match]]:
     """Find the passages that are nearest to each query.
 
-    All passages are compared by cosine. In each passage found, the line nearest to the query is marked.
+    All passages are compared by cosine, unless `ann` says otherwise. In each passage found, the line nearest to the
+    query is marked.
 
     Args:
         store: An open index.
         queries: What is looked for.
         encoder: The model that made the index.
         top_k: Most answers a query gets.
+        paths: Patterns of files, of which passages are taken; see `longspan.search.ranking.matching_rows`.
+        ann: `"hnsw"` or `"ivf"`: approximate search by faiss (extra `search`), with a file kept beside the index.
+        hybrid: Find by words too, with BM25 (extra `search`), and fuse the ranks; see `longspan.search.words.Fused`.
+        word_weight: What words weigh beside vectors in that, from 0 to 1.
+        note: Told before anything is built beside the index.
 
     Returns:
         For each query its answers, best first.
 
     Raises:
-        InputError: a query is empty, or `top_k` is not positive.
+        InputError: a query is empty, or another argument breaks a rule.
         IndexFileError: the index was made by another model.
+        MissingFrameworkError: faiss or bm25s is needed and not installed.
     """
     for query in queries:
         if not query.strip():
@@ -77,7 +97,8 @@ def search_index(
         )
     if vectors is None:
         return []
-    results = rank(store, vectors, top_k)
+    texts = list(queries) if hybrid else None
+    results = rank(store, vectors, top_k, paths=paths, ann=ann, texts=texts, word_weight=word_weight, note=note)
     lines = [[tuple(_LINE_END.split(hit.text)) for hit in hits] for hits in results]
     best = _best_lines(encoder, vectors, lines)
     return [[_match(hit, lines[i][j], best[i][j]) for j, hit in enumerate(hits)] for i, hits in enumerate(results)]

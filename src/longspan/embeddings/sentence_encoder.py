@@ -29,7 +29,7 @@ from longspan.pipelines.long.splitter import Ids, OnLong, Piece, TextSplitter
 from longspan.pipelines.run.attributes import FixedAttributes
 from longspan.pipelines.run.batching import Batch, pad, plan_batches
 from longspan.pipelines.run.identity import identity_of
-from longspan.pipelines.run.progress import Progress, progress_bar
+from longspan.pipelines.run.progress import Progress, Stopwatch, progress_bar
 
 #: Texts are taken from an iterable in blocks of at most so many texts and characters.
 _BLOCK_TEXTS = 4096
@@ -311,6 +311,32 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         """
         vectors = self._piece_vectors(pieces, batch_tokens, progress or Progress(), amounts or [0] * len(pieces))
         return self._finish(vectors, normalize)
+
+    def encode_blocks(
+        self,
+        blocks: Iterable[tuple[Sequence[Piece], Sequence[int]]],
+        *,
+        normalize: bool | None = None,
+        batch_tokens: int | None = None,
+        progress: Progress | None = None,
+        watch: Stopwatch | None = None,
+    ) -> Iterator[Floats]:
+        """Vectors (N, D) of blocks of pieces, one block after the other.
+
+        Args:
+            blocks: Pieces, and what each adds to the progress.
+            normalize: See `encode_pieces`.
+            batch_tokens: See `encode_pieces`.
+            progress: See `encode_pieces`.
+            watch: Gets the stage `model`.
+        """
+        watch = watch or Stopwatch()
+        for pieces, amounts in blocks:
+            with watch.time("model"):
+                vectors = self.encode_pieces(
+                    pieces, normalize=normalize, batch_tokens=batch_tokens, progress=progress, amounts=amounts
+                )
+            yield vectors
 
     @property
     def _pooled_size(self) -> int:

@@ -224,6 +224,7 @@ class Shard:
     amounts: list[int] = field(default_factory=list)
     num_tokens: int = 0
     _first_rows: list[int] = field(default_factory=list)
+    _reached: tuple[int, int] = (0, 0)
 
     def add(self, item: PieceWork) -> None:
         """Add the next piece, and count it for its file."""
@@ -236,6 +237,7 @@ class Shard:
         file.progress += amount
         file.rows += 1
         file.tokens += item.piece.num_tokens
+        self._reached = file.rows, file.tokens  # the stream may be ahead when the step is written
 
     def step(self) -> Step:
         """The journal's line for this shard."""
@@ -251,7 +253,7 @@ class Shard:
             return None
         last = self.pieces[-1]
         file = last.file
-        return OpenFile(file.key, file.digest, last.document, last.chunk + 1, file.rows, file.tokens)
+        return OpenFile(file.key, file.digest, last.document, last.chunk + 1, *self._reached)
 
     def passages(self, vectors: Floats) -> Passages:
         """The pieces with their vectors (N, D), as columns."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from longspan.errors import InputError
 from longspan.pipelines.options import check_at_least
 from longspan.pipelines.pipeline import pipeline
 from longspan.pipelines.run.progress import Progress
+from longspan.pipelines.run.ray_pool import RayOptions, RayPool, one_answer
 from longspan.pipelines.run.tables import FileTask
 from longspan.pipelines.text_generation import GenerationPipeline
 
@@ -111,13 +114,16 @@ FILE_TASKS = {
 }
 
 
-def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tuple[FileTask, Any]:
+def open_task(
+    name: str, model: dict[str, Any], settings: dict[str, Any], ray: RayOptions | None = None
+) -> tuple[FileTask, Any]:
     """The task of a command, and what runs it.
 
     Args:
         name: A key of `FILE_TASKS`.
         model: Arguments of `pipeline` that name the model.
         settings: Options of the task.
+        ray: Run it on this Ray cluster; what is returned is then to be closed.
 
     Raises:
         InputError: an argument breaks a rule.
@@ -125,6 +131,8 @@ def open_task(name: str, model: dict[str, Any], settings: dict[str, Any]) -> tup
         ConfigError: the model's family has no class for the task.
     """
     task = FILE_TASKS[name]
+    if ray is not None:
+        return task, RayRun(name, model, settings, ray)
     if task.task in ("zero-shot-classification", *_WRITERS):
         settings = {key: value for key, value in settings.items() if value is not None}
     if task.task == "zero-shot-classification":
@@ -196,3 +204,56 @@ class TextRun:
             return [self._finish(found) for found in self._call(texts)]
         except InputError as error:
             return [error] if len(texts) == 1 else [found for text in texts for found in self._run([text])]
+
+
+class RayRun:
+    """What `TaskRun` needs of a pipeline, for one that runs in the actors of a Ray cluster.
+
+    Blocks go to the actors whole, as they would run in one process: so results are the same, and come in order.
+
+    Args:
+        name: A key of `FILE_TASKS`.
+        model: Arguments of `pipeline` that name the model; a directory must be there on every machine.
+        settings: Options of the task.
+        ray: Which cluster, and how many actors.
+
+    Raises:
+        LongspanError: what opening the task raises.
+        ClusterError: there is no such cluster, or its machines would give different results.
+    """
+
+    def __init__(self, name: str, model: dict[str, Any], settings: dict[str, Any], ray: RayOptions) -> None:
+        if Path(model["model"] or "").is_dir():
+            model = {**model, "model": str(Path(model["model"]).absolute())}
+        self._pool = RayPool(partial(_open_run, name, model, settings), ray)
+        try:
+            (self.options, identity) = one_answer(self._pool.ask(_describe))
+        except BaseException:
+            self.close()
+            raise
+        self.identity: Callable[[], dict[str, Any]] = lambda: identity
+
+    def run_blocks(
+        self, blocks: Iterable[list[Any]], *, options: Any = None, progress: Progress | None = None
+    ) -> Iterator[Iterator[Any]]:
+        """See `longspan.pipelines.base.Pipeline.run_blocks`; blocks are read ahead."""
+        progress = progress or Progress()
+        for results in self._pool.map(_run_block, ((block,) for block in blocks)):
+            yield iter(results)
+            progress.finish_documents(len(results))
+
+    def close(self) -> None:
+        """End the actors."""
+        self._pool.close()
+
+
+def _open_run(name: str, model: dict[str, Any], settings: dict[str, Any]) -> Any:
+    return open_task(name, model, settings)[1]
+
+
+def _describe(run: Any) -> tuple[Any, dict[str, Any]]:
+    return run.options, run.identity()
+
+
+def _run_block(run: Any, block: list[Any]) -> list[Any]:
+    return list(next(run.run_blocks([block])))

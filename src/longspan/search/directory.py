@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from longspan.checkpoints.untrusted import parse_json
 from longspan.search.journal import SHARD, Slice
-from longspan.search.passages import IndexFileError, IndexInfo, Passages
+from longspan.search.passages import IndexFileError, IndexInfo, Mask, Passages
 from longspan.search.shards import ShardReader, atomic_write
 
 MANIFEST = "manifest.json"
@@ -64,7 +65,7 @@ class DirectoryIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.path = folder
         try:
             values = parse_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError as error:
@@ -84,6 +85,15 @@ class DirectoryIndex:
         self._starts = np.fromiter(accumulate(sizes, initial=0), np.int64, len(self._pieces) + 1)
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the manifest and of the shards' sizes and times."""
+        digest = hashlib.blake2b((self.path / MANIFEST).read_bytes(), digest_size=16)
+        for name in sorted({piece.shard for piece in self._pieces}):
+            status = self._shard_path(name).stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included), with their embeddings."""
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
@@ -98,18 +108,26 @@ class DirectoryIndex:
         """Passages of the given rows, in that order, with their embeddings."""
         return Passages.concatenate([self.rows(row, row + 1) for row in rows])
 
-    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """First row and embeddings (n, D) of consecutive blocks."""
+    def embedding_blocks(self, wanted: Mask | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of consecutive blocks that hold a `wanted` row."""
         pending: list[npt.NDArray[np.float32]] = []
         first = num_pending = 0
-        for piece in self._pieces:
-            pending.append(self._shard(piece.shard).embeddings(piece.start, piece.stop))
-            num_pending += len(pending[-1])
-            if num_pending >= _BLOCK_ROWS:
+        for piece, start in zip(self._pieces, self._starts.tolist(), strict=False):  # one more start than pieces
+            stop = start + piece.stop - piece.start
+            is_wanted = wanted is None or bool(wanted[start:stop].any())
+            if is_wanted:
+                pending.append(self._shard(piece.shard).embeddings(piece.start, piece.stop))
+                num_pending += len(pending[-1])
+            if num_pending and (not is_wanted or num_pending >= _BLOCK_ROWS):
                 yield first, np.concatenate(pending)
-                first, pending, num_pending = first + num_pending, [], 0
+                pending, num_pending = [], 0
+            if not num_pending:
+                first = stop
         if pending:
             yield first, np.concatenate(pending)
 
     def _open_shard(self, name: str) -> ShardReader:
-        return ShardReader(self._folder / "shards" / f"{name}.safetensors")
+        return ShardReader(self._shard_path(name))
+
+    def _shard_path(self, name: str) -> Path:
+        return self.path / "shards" / f"{name}.safetensors"

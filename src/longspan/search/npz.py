@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from longspan.search.passages import (
     FileRecord,
     IndexFileError,
     IndexInfo,
+    Mask,
     Passages,
     pack_texts,
     unpack_texts,
@@ -82,6 +85,7 @@ class NpzIndex:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 if "metadata" not in arrays:
@@ -96,6 +100,13 @@ class NpzIndex:
             if isinstance(error, IndexFileError):
                 raise
             raise IndexFileError(f"An index must be a whole npz file. Received: {path} ({error})") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the checksums of all arrays."""
+        with zipfile.ZipFile(self.path) as archive:
+            sums = [(entry.filename, entry.CRC, entry.file_size) for entry in archive.infolist()]
+        return hashlib.blake2b(repr(sums).encode(), digest_size=16).hexdigest()
 
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included), with their embeddings."""
@@ -114,9 +125,11 @@ class NpzIndex:
             **{name: column[chosen] for name, column in self._columns.items()},
         )
 
-    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """First row and embeddings (n, D) of consecutive blocks."""
+    def embedding_blocks(self, wanted: Mask | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of consecutive blocks that hold a `wanted` row."""
         for start in range(0, len(self._embedding), _BLOCK_ROWS):
+            if wanted is not None and not wanted[start : start + _BLOCK_ROWS].any():
+                continue
             yield start, self._embedding[start : start + _BLOCK_ROWS]
 
 

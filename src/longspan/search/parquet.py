@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,23 @@ import numpy.typing as npt
 
 from longspan.checkpoints.untrusted import parse_json
 from longspan.errors import MissingFrameworkError
-from longspan.search.passages import INTEGER_COLUMNS, FileRecord, IndexFileError, IndexInfo, Passages
+from longspan.search.passages import (
+    INTEGER_COLUMNS,
+    FileRecord,
+    IndexFileError,
+    IndexInfo,
+    Mask,
+    Passages,
+    pack_texts,
+)
 from longspan.search.shards import atomic_write
 
 #: Rows of a row group, whatever the sizes of the blocks that come in: the same passages give the same file.
 _GROUP_ROWS = 4096
 _METADATA_KEY = b"longspan"
+#: Digest of the passages, so that the footer tells whether anything changed.
+_DIGEST_KEY = b"longspan.digest"
+_READ_BYTES = 1 << 20
 _FORMAT = {"format": "longspan-index", "version": 1}
 
 
@@ -43,7 +56,9 @@ def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[t
     ):
         pending: list[Any] = []
         num_pending = 0
+        digest = _Digest()
         for record, passages in blocks:
+            digest.add(passages)
             pending.append(_to_table(pa, schema, record, passages))
             num_pending += len(passages)
             if num_pending >= _GROUP_ROWS:
@@ -53,6 +68,25 @@ def write_parquet(path: Path, scratch: Path, info: IndexInfo, blocks: Iterable[t
                 pending, num_pending = [table.slice(whole)], num_pending - whole
         if num_pending:
             writer.write_table(pa.concat_tables(pending), row_group_size=_GROUP_ROWS)
+        writer.add_key_value_metadata({_DIGEST_KEY: digest.value().encode()})
+
+
+class _Digest:
+    """Digest of passages that come in blocks, whatever the blocks: one for each column first."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+
+    def add(self, passages: Passages) -> None:
+        text, ends = pack_texts(passages.text)
+        columns = {"text": text, "lengths": np.diff(ends), "embedding": passages.embedding, **passages.integers()}
+        for name, values in columns.items():
+            found = self._columns.setdefault(name, hashlib.blake2b(digest_size=16))
+            found.update(np.ascontiguousarray(values).data)
+
+    def value(self) -> str:
+        sums = "".join(f"{name} {found.hexdigest()}\n" for name, found in self._columns.items())
+        return hashlib.blake2b(sums.encode(), digest_size=16).hexdigest()
 
 
 class ParquetIndex:
@@ -68,8 +102,10 @@ class ParquetIndex:
 
     def __init__(self, path: Path) -> None:
         pa, pq = import_pyarrow()
+        self.path = path
         try:
-            self._file = pq.ParquetFile(path, memory_map=True)
+            self._source = pa.memory_map(str(path))
+            self._file = pq.ParquetFile(self._source)
         except (OSError, pa.ArrowInvalid) as error:
             raise IndexFileError(f"An index must be a whole Parquet file. Received: {path} ({error})") from error
         metadata = (self._file.schema_arrow.metadata or {}).get(_METADATA_KEY)
@@ -88,6 +124,18 @@ class ParquetIndex:
                 f"A Parquet index must hold the {self.info.num_passages} passages of the files that it names. "
                 f"Received: {path}, which has {self._starts[-1]} rows"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the footer, which holds one of the passages; of the whole file, if it is an older one without."""
+        size = self._source.size()
+        start = 0
+        if _DIGEST_KEY in self._file.metadata.metadata:
+            start = size - 8 - int.from_bytes(self._source.read_at(4, size - 8), "little")
+        digest = hashlib.blake2b(digest_size=16)
+        for offset in range(start, size, _READ_BYTES):
+            digest.update(self._source.read_at(min(_READ_BYTES, size - offset), offset))
+        return digest.hexdigest()
 
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included), with their embeddings."""
@@ -116,9 +164,11 @@ class ParquetIndex:
             **{name: column[back] for name, column in found.integers().items()},
         )
 
-    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """First row and embeddings (n, D) of each row group."""
+    def embedding_blocks(self, wanted: Mask | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of each row group that holds a `wanted` row."""
         for group in range(self._file.num_row_groups):
+            if wanted is not None and not wanted[self._starts[group] : self._starts[group + 1]].any():
+                continue
             table = self._file.read_row_group(group, columns=["embedding"])
             yield int(self._starts[group]), self._to_matrix(table)
 

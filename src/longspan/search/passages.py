@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from longspan.documents.document import Problem, Unit
 from longspan.errors import InputError
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 #: Integer columns of a passage, and their type.
 INTEGER_COLUMNS: dict[str, type[np.integer[Any]]] = {
@@ -173,6 +175,16 @@ class PassageStore(Protocol):
         """What the index says about itself."""
         ...
 
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that changes with the index; telling it does not read the vectors."""
+        ...
+
     def rows(self, start: int, stop: int) -> Passages:
         """Passages `start` to `stop` (not included), with their embeddings."""
         ...
@@ -181,8 +193,12 @@ class PassageStore(Protocol):
         """Passages of the given rows, in that order; their embeddings may be left out (shape (N, 0))."""
         ...
 
-    def embedding_blocks(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """First row and embeddings (n, D) of consecutive blocks that fit in memory."""
+    def embedding_blocks(self, wanted: Mask | None = None) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """First row and embeddings (n, D) of consecutive blocks that fit in memory.
+
+        Args:
+            wanted: (N,) which rows matter; a block without any is not read.
+        """
         ...
 
 
