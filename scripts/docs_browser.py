@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "site"
 SHOTS = ROOT / "build" / "site-shots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PAGES = ("index.html", "zh/index.html", "api/longformer-torch.html", "zh/api/bert-keras.html", "zh/tour.html")
+PAGES = (
+    "index.html",
+    "zh/index.html",
+    "api/longformer-torch.html",
+    "zh/api/bert-keras.html",
+    "zh/gallery/4-explain.html",
+)
 SEARCHED = ("LongformerForSequenceClassification", "FlaxLongT5Model", "TFBertForQuestionAnswering", "MegaForMaskedLM")
 WIDTHS = {"phone": (390, 844), "desktop": (1440, 900)}
 
@@ -37,12 +43,13 @@ class Browser:
         return done.stdout, [line for line in lines if re.search(r"error|refused|fail", line, flags=re.IGNORECASE)]
 
 
-def main() -> int:
-    """Print what is wrong; the exit code is 1 if anything is."""
-    command = sys.argv[1] if len(sys.argv) > 1 else next((name for name in NAMES if shutil.which(name)), None)
-    if command is None or not SITE.is_dir():
-        print("needs `make docs` first, and Chromium or Chrome: install one, or give its path")
-        return 1
+def installed() -> str | None:
+    """A browser of this machine."""
+    return next((name for name in NAMES if shutil.which(name)), None)
+
+
+def look(command: str) -> list[str]:
+    """What is wrong with the site in a browser."""
     problems = []
     SHOTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
@@ -60,6 +67,16 @@ def main() -> int:
                 if not any(f"{folder}" in found and found.lower().rpartition("#")[2].startswith(name.lower())
                            for found in results):  # fmt: skip
                     problems.append(f"{home}: the search for {name} does not lead to its place: {results[:5]}")
+    return problems
+
+
+def main() -> int:
+    """Print what is wrong; the exit code is 1 if anything is."""
+    command = sys.argv[1] if len(sys.argv) > 1 else installed()
+    if command is None or not SITE.is_dir():
+        print("needs `make docs` first, and Chromium or Chrome: install one, or give its path")
+        return 1
+    problems = look(command)
     print("\n".join(problems) or f"all well; screenshots in {SHOTS}")
     return bool(problems)
 

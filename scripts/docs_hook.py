@@ -1,4 +1,4 @@
-"""What `mkdocs build` adds to docs/: the reference of the API, and pages for files outside docs/ that pages link to.
+"""What `mkdocs build` adds to docs/: the reference of the API, figures, pages for files that pages link to.
 
 On a code host the links of the pages lead to those files themselves; in the site to `source/<path>.html`, with the
 lines numbered, so that everything can be read offline.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import markdown
+from markdown.extensions.toc import slugify, unique
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
@@ -22,10 +23,12 @@ from pygments.util import ClassNotFound
 
 sys.path.insert(0, str(Path(__file__).parent))
 import docs_api
+import docs_gallery
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(?:#L(\d+))?\)")
+BLOCK = re.compile(r"^```.*?^```$", flags=re.M | re.S)
 LANGUAGES = {"en": "", "zh": ".zh"}
 #: files outside docs/ that pages link to
 _linked: set[str] = set()
@@ -42,10 +45,12 @@ def on_config(config: Any) -> Any:
     for language, end in LANGUAGES.items():
         for page, text in docs_api.pages(language).items():
             (copy / "api" / f"{page}{end}.md").write_text(text, encoding="utf-8")
+    docs_gallery.build_gallery(copy / "gallery", LANGUAGES)
     config.docs_dir = str(copy)
     listed = {
         "Guides": [f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md"))],
         "Examples": [f"examples/{path.name}" for path in sorted((DOCS / "examples").glob("*.md"))],
+        "Gallery": [f"gallery/{path.name}" for path in sorted((DOCS / "gallery").glob("*.md"))],
         "Reference": ["api/index.md", *(f"api/{page}.md" for page in docs_api.page_names())],
     }
     for entry in config.nav:
@@ -59,6 +64,8 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
     """Mark links that leave docs/, which MkDocs cannot follow."""
     folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+    if page.file.src_uri.endswith(".zh.md"):
+        text = with_anchors(text, (DOCS / page.file.src_uri.replace(".zh.md", ".md")))
 
     def mark(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, link.group(1)))
@@ -70,6 +77,17 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
         return f"](source:{path}{f'#L-{link.group(2)}' if link.group(2) else ''})"
 
     return LINK.sub(mark, text)
+
+
+def with_anchors(text: str, original: Path) -> str:
+    """A translation whose headings, one for one those of the original, have the anchors of those."""
+    if not original.exists():  # a page of the reference, which names its anchors itself
+        return text
+    used: set[str] = set()
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", original.read_text(encoding="utf-8")), flags=re.M)
+    anchors = iter([unique(slugify(re.sub(r"[`*]", "", heading), "-"), used) for heading in headings])
+    pattern = re.compile(f"{BLOCK.pattern}|^(#+ .*)$", flags=re.M | re.S)
+    return pattern.sub(lambda one: f"{one.group(1)} {{: #{next(anchors)} }}" if one.group(1) else one.group(), text)
 
 
 def on_page_content(text: str, page: Any, config: Any, files: Any) -> str:

@@ -72,7 +72,7 @@ def test_code_runs(page, folder, hub, monkeypatch, capsys):  # noqa: F811 - the 
 
 
 def test_every_guide_has_code_and_a_translation():
-    assert len(GUIDES) == 10
+    assert len(GUIDES) == 11
     for page in GUIDES:
         assert blocks(page), page.name
         assert page.with_suffix(".zh.md").exists(), page.name

@@ -5,14 +5,35 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.contract.test_imports import public_names
 
-SITE = Path(__file__).parents[2] / "build" / "site"
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import docs_browser
+
+SITE = ROOT / "build" / "site"
+#: classes that the old documentation of the reference describes
+OLD = re.findall(r"\w+", """
+BertConfig BertForMaskedLM BertForMultipleChoice BertForNextSentencePrediction BertForPreTraining
+BertForQuestionAnswering BertForSequenceClassification BertForTokenClassification BertLMHeadModel BertModel
+DiffLlamaConfig DiffLlamaForCausalLM DiffLlamaForQuestionAnswering DiffLlamaForSequenceClassification
+DiffLlamaForTokenClassification DiffLlamaModel DiffLlamaPreTrainedModel FlaxBertForCausalLM FlaxBertForMaskedLM
+FlaxBertForPreTraining FlaxBertModel FlaxBertPreTrainedModel FlaxLongT5ForConditionalGeneration FlaxLongT5Model
+FlaxLongT5PreTrainedModel LongT5Config LongT5EncoderModel LongT5ForConditionalGeneration LongT5Model
+LongformerConfig LongformerForMaskedLM LongformerForMultipleChoice LongformerForQuestionAnswering
+LongformerForSequenceClassification LongformerForTokenClassification LongformerModel MegaConfig MegaForCausalLM
+MegaForMaskedLM MegaForMultipleChoice MegaForQuestionAnswering MegaForSequenceClassification
+MegaForTokenClassification MegaModel MegaPreTrainedModel TFBertForQuestionAnswering TFBertForTokenClassification
+TFLongformerModel
+""")  # fmt: skip
 pytestmark = pytest.mark.site
 
 
@@ -76,6 +97,42 @@ def test_search_knows_each_name_in_both_languages(entries):
     for name in public_names():
         assert (False, name) in titles, name
         assert (True, name) in titles, name
+
+
+def test_classes_of_the_old_documentation_are_found_by_their_names(entries):
+    """Each has a section of its own on one page of the reference, in both languages."""
+    assert len(OLD) == 48
+    for name in OLD:
+        for folder in ("api/", "zh/api/"):
+            found = [one for one in entries if one["title"] == name and one["location"].startswith(folder)]
+            assert len(found) == 1, (folder, name)
+            assert found[0]["location"].endswith(f"#{name.lower()}")
+            assert len(found[0]["text"]) > 40, (folder, name)
+
+
+@pytest.mark.parametrize("folder", ["gallery", "zh/gallery"])
+def test_the_gallery_shows_what_its_code_drew(pages, folder):
+    names = sorted(name for name in pages if name.startswith(f"{folder}/") and name != f"{folder}/explained.html")
+    assert [Path(name).stem for name in names] == ["1-attention", "2-memory", "3-documents", "4-explain"]
+    for name in names:
+        text = (SITE / name).read_text(encoding="utf-8")
+        assert "Traceback" not in text
+        fetched = [posixpath.normpath(posixpath.join(folder, one)) for one in pages[name].fetched]
+        drawn = [one for one in fetched if one.endswith(".png") and "/gallery/" in f"/{one}"]
+        framed = [one for one in fetched if one.endswith("explained.html")]
+        assert len(drawn) + len(framed) == 1, name
+        for picture in drawn:
+            pixels = np.asarray(Image.open(SITE / picture).convert("L"))
+            assert pixels.std() > 5, f"{picture} is blank"
+        for page in framed:
+            assert "shelve" in (SITE / page).read_text(encoding="utf-8").lower()
+
+
+def test_it_works_in_a_browser():
+    command = docs_browser.installed()
+    if command is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    assert docs_browser.look(command) == []
 
 
 def test_chinese_is_cut_into_words(entries):

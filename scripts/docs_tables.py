@@ -1,0 +1,90 @@
+"""Write the measured tables of README and guides from benchmarks/results: python scripts/docs_tables.py.
+
+A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; a test holds each to what this script would write.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+#: file of benchmarks/results -> the kind of processor, in English and Chinese
+FILES = {
+    "cpu-avx2": ("AVX2", "AVX2"),
+    "cpu-avx512-bf16": ("AVX-512, bfloat16", "AVX-512，bfloat16"),
+    "cpu-avx512-bf16-fresh": ("the same, glibc's defaults", "同左，glibc 默认设置"),
+}
+#: case -> what it is, in English and Chinese
+CASES = {
+    "bert/ragged/float32": ("BERT-base, lengths 512…32", "BERT-base，长度 512…32"),
+    "bert/ragged/bfloat16": ("the same, bfloat16", "同上，bfloat16"),
+    "bert/full/float32": ("BERT-base, 4 × 512, no padding", "BERT-base，4 × 512，无填充"),
+    "bert/full/bfloat16": ("the same, bfloat16", "同上，bfloat16"),
+    "bert/load/float32": ("loading BERT-base", "加载 BERT-base"),
+    "longformer/4096/float32": ("Longformer-base, 4,096", "Longformer-base，4,096"),
+    "longformer/4096/bfloat16": ("the same, bfloat16", "同上，bfloat16"),
+    "longt5/local/4096/float32": ("LongT5-base encoder, 4,096", "LongT5-base 编码器，4,096"),
+    "longt5/flax/local/4096/float32": ("the same in Flax", "同上，Flax"),
+    "diffllama/forward/float32": ("DiffLlama, 2,048", "DiffLlama，2,048"),
+    "mega/4096/float32": ("MEGA, 4,096", "MEGA，4,096"),
+    "embed/minilm/float32": ("2,000 texts to vectors", "2,000 篇文本转为向量"),
+    "embed/minilm/openvino/float32": ("the same beside OpenVINO", "同上，对比 OpenVINO"),
+    "embed/minilm/int8": ("the same, int8 beside float32", "同上，int8 对比 float32"),
+    "pipeline/classify/float32": ("long documents in windows, classified", "长文档分窗口分类"),
+    "newest/modernbert/4096/float32": ("ModernBERT beside Longformer, 4,096", "ModernBERT 对比 Longformer，4,096"),
+}  # fmt: skip
+README = ("bert/ragged/float32", "bert/full/float32", "longformer/4096/float32", "longt5/local/4096/float32",
+          "diffllama/forward/float32", "mega/4096/float32", "newest/modernbert/4096/float32")  # fmt: skip
+HALF = ("bert/ragged/float32", "bert/ragged/bfloat16", "longformer/4096/float32", "longformer/4096/bfloat16")
+TABLES = {"short": README, "half": HALF, "long": tuple(CASES)}
+PAGES = ("README.md", "README.zh.md", "docs/guides/06-choosing.md", "docs/guides/06-choosing.zh.md",
+         "docs/guides/08-half-precision.md", "docs/guides/08-half-precision.zh.md")  # fmt: skip
+MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
+
+
+def cell(found: dict[str, Any] | None, with_seconds: bool) -> str:
+    """The peer's time ÷ ours, bold where we are slower, with a star where a target was missed."""
+    if found is None:
+        return "–"
+    ratio, wanted = found["ratio"], found.get("at_least")
+    text = f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+    text += "\\*" * (wanted is not None and ratio < wanted)
+    return text + f" ({found['peer_seconds']:.2f} s → {found['ours_seconds']:.2f} s)" * with_seconds
+
+
+def table(name: str, language: str) -> str:
+    """A table in Markdown."""
+    is_chinese = language == "zh"
+    results = [
+        json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["cases"] for file in FILES
+    ]
+    heads = ["用例" if is_chinese else "case", *(kind[is_chinese] for kind in FILES.values())]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for case in TABLES[name]:
+        cells = [cell(one.get(case), name != "short") for one in results]
+        lines.append("| " + " | ".join([CASES[case][is_chinese], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def filled(page: Path) -> str:
+    """A page with its tables as they should be."""
+    language = "zh" if page.stem.endswith(".zh") else "en"
+    return MARKED.sub(
+        lambda found: found.group(1) + table(found.group(2), language) + found.group(3),
+        page.read_text(encoding="utf-8"),
+    )
+
+
+def main() -> int:
+    """Write all pages."""
+    for name in PAGES:
+        (ROOT / name).write_text(filled(ROOT / name), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
