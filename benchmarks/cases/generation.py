@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 import warnings
@@ -9,6 +10,7 @@ from typing import Any
 
 from benchmarks.floor import READ, Operations
 from benchmarks.harness import Work, case
+from benchmarks.runtimes import temporary_folder
 
 DECODER = {
     "vocab_size": 32000,
@@ -101,6 +103,27 @@ def longt5(dtype: str, num_beams: int) -> Work:
     return generation(models, batch=1, prompt=4096, new=128, exact=dtype == "float32", num_beams=num_beams)
 
 
+def longt5_onnxruntime(source: int = 4096) -> Work:
+    """The same by ONNX Runtime, from the export of its own tools; what both encoders give must agree as well."""
+    import optimum.onnxruntime
+    import torch
+
+    peer, ours = pair("LongT5ForConditionalGeneration", "LongT5Config", LONGT5, "float32")
+    folder = temporary_folder()
+    peer.save_pretrained(folder)
+    exported = optimum.onnxruntime.ORTModelForSeq2SeqLM.from_pretrained(folder, export=True, use_cache=True)
+    work = generation((exported, ours), batch=1, prompt=source, new=128, exact=True)
+    ids = torch.randint(3, 8000, (1, source), generator=torch.Generator().manual_seed(2))
+
+    def difference(a: Any, b: Any) -> float:
+        with torch.no_grad():
+            states = ours.get_encoder()(ids).last_hidden_state
+        theirs = exported.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return float((a != b).float().mean()) + float((states - theirs).abs().max() / states.abs().max())
+
+    return dataclasses.replace(work, difference=difference, tolerance=1e-5)
+
+
 ABOUT = "DiffLlama 4 layers 1024 wide, 64 tokens in, 128 out"
 ABOUT_SMALL = "DiffLlama 4 layers 256 wide, generate"
 ABOUT_LONGT5 = "LongT5 2+2 layers 768 wide, 4096 tokens in, 128 out"
@@ -139,6 +162,11 @@ def longt5_greedy() -> Work:
 @case("generation/longt5-beams/float32", f"{ABOUT_LONGT5}, 4 beams", at_least=1.5, rounds=3)
 def longt5_beams() -> Work:
     return longt5("float32", 4)
+
+
+@case("generation/longt5/onnxruntime/float32", f"{ABOUT_LONGT5}, greedy; ONNX Runtime", rounds=3, memory=False)
+def longt5_greedy_onnxruntime() -> Work:
+    return longt5_onnxruntime()
 
 
 @case("generation/longt5/bfloat16", f"{ABOUT_LONGT5}, greedy", at_least=2.0, rounds=3)
