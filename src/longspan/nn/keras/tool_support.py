@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 import numpy as np
@@ -22,10 +22,12 @@ _HEADS = ("lm_head", "mlm_head")
 class ToolSupport:
     """Attributes and methods of the reference's base class that scripts look up; none is needed otherwise."""
 
-    call: Callable[..., Any]
-    get_input_embeddings: Callable[[], keras.layers.Embedding]
-    get_input_signature: Callable[[], dict[str, keras.InputSpec]]
     targets: ClassVar[Mapping[str, str]]
+    if TYPE_CHECKING:
+        call: Any
+        get_input_embeddings: Any
+        get_input_signature: Any
+        _flatten_layers: Any
 
     def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
         """Give the projection onto the vocabulary, if there is one, `size` outputs."""
@@ -55,7 +57,7 @@ class ToolSupport:
 
     def get_lm_head(self) -> keras.layers.Layer | None:
         """The layer that scores the vocabulary; None without one, also where the embeddings alone score."""
-        layers = self._flatten_layers(include_self=False, recursive=True)  # type: ignore[attr-defined]  # of Keras
+        layers = self._flatten_layers(include_self=False, recursive=True)
         heads = (layer for layer in layers if isinstance(layer, VocabularyHead))
         return next(heads, next((getattr(self, name) for name in _HEADS if hasattr(self, name)), None))
 
