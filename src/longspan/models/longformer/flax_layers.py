@@ -21,6 +21,7 @@ from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
 from longspan.nn.flax.post_norm import AddAndNorm, PostNormFeedForward
 from longspan.ops.flax.attention import eager_attention
+from longspan.ops.flax.context import count_all, num_shares, running_count, shared_axis, token_places, total
 from longspan.ops.flax.sliding_window import (
     ExtraKeys,
     sliding_window_attention,
@@ -38,6 +39,7 @@ class GlobalPlan:
         is_global: Tokens with global attention, (B, S); None if there is no slot.
         positions: Token of each slot in ascending order, 0 for an empty slot, (B, G).
         filled: Slots that hold a token, (B, G).
+        owned: Slots whose token is of this device, (B, G).
         needs_weights: Attention weights are returned.
         implementation: Name of the implementation of sliding-window attention.
         deterministic: Nothing is dropped.
@@ -47,6 +49,7 @@ class GlobalPlan:
     is_global: Array | None
     positions: Array | None
     filled: Array | None
+    owned: Array | None
     needs_weights: bool = struct.field(pytree_node=False)
     implementation: str = struct.field(pytree_node=False)
     deterministic: bool = struct.field(pytree_node=False)
@@ -75,14 +78,18 @@ def make_plan(
     """
     real = None if attention_mask is None else attention_mask != 0
     if is_global is None or slots == 0:
-        return GlobalPlan(real, None, None, None, **settings), None
+        return GlobalPlan(real, None, None, None, None, **settings), None
     batch, length = is_global.shape
-    slots = min(slots, length) if isinstance(length, int) else slots
-    count = is_global.sum(axis=1, keepdims=True)
-    slot = jnp.where(is_global, is_global.cumsum(axis=1) - 1, slots)  # what has none is dropped
+    slots = min(slots, length * num_shares()) if isinstance(length, int) else slots
+    count = count_all(is_global)
+    slot = jnp.where(is_global, running_count(is_global) - 1, slots)  # what has none is dropped
+    rows = jnp.arange(batch)[:, None]
     positions = jnp.zeros((batch, slots), jnp.int32)
-    positions = positions.at[jnp.arange(batch)[:, None], slot].set(jnp.arange(length)[None], mode="drop")
-    return GlobalPlan(real, is_global, positions, jnp.arange(slots) < count, **settings), count[:, 0] > slots
+    positions = positions.at[rows, slot].set(jnp.arange(length)[None], mode="drop")
+    filled = owned = jnp.arange(slots) < count
+    if shared_axis() is not None:
+        owned = jnp.zeros((batch, slots), bool).at[rows, slot].set(True, mode="drop")
+    return GlobalPlan(real, is_global, positions, filled, owned, **settings), count[:, 0] > slots
 
 
 def global_tokens(attention_mask: Any, global_attention_mask: Any) -> Any:
@@ -102,7 +109,8 @@ def global_tokens(attention_mask: Any, global_attention_mask: Any) -> Any:
 def first_token(ids: ArrayLike) -> Any:
     """Global attention on the first token of each row; here and below ids have the shape (..., S)."""
     xp = np if isinstance(ids, np.ndarray) else jnp  # which alone knows symbolic lengths
-    return ids * 0 + xp.arange(ids.shape[-1]) == 0
+    places = xp.arange(ids.shape[-1]) if shared_axis() is None else token_places(ids.shape[-1])
+    return ids * 0 + places == 0
 
 
 def before_separator(input_ids: ArrayLike, token_type_ids: ArrayLike | None, separator: int | None) -> tuple[Any, Any]:
@@ -116,9 +124,9 @@ def before_separator(input_ids: ArrayLike, token_type_ids: ArrayLike | None, sep
     xp = np if isinstance(input_ids, np.ndarray) else jnp
     is_separator = input_ids == (-1 if separator is None else separator)
     is_second = is_separator & False if token_type_ids is None else token_type_ids == 1
-    border = xp.where(is_separator.any(axis=-1, keepdims=True), is_separator, is_second)
-    lacking = ~border.any(axis=-1)
-    return xp.where(lacking[..., None], first_token(input_ids), border.cumsum(axis=-1) == 0), lacking
+    border = xp.where(count_all(is_separator) > 0, is_separator, is_second)
+    lacking = count_all(border) == 0
+    return xp.where(lacking, first_token(input_ids), running_count(border) == 0), lacking[..., 0]
 
 
 def after_separator(input_ids: ArrayLike, separator: int | None) -> tuple[Any, Any]:
@@ -128,10 +136,10 @@ def after_separator(input_ids: ArrayLike, separator: int | None) -> tuple[Any, A
         The mask (..., S), and the rows (...) without a separator, which take their first token.
     """
     xp = np if isinstance(input_ids, np.ndarray) else jnp
-    seen = (input_ids == (-1 if separator is None else separator)).cumsum(axis=-1) > 0
-    lacking = ~seen.any(axis=-1)
-    behind = xp.pad(seen, [(0, 0)] * (seen.ndim - 1) + [(2, 0)])[..., : seen.shape[-1]]  # two tokens later
-    return xp.where(lacking[..., None], first_token(input_ids), behind), lacking
+    is_separator = input_ids == (-1 if separator is None else separator)
+    behind = running_count(running_count(is_separator) > 0) > 2  # two tokens later
+    lacking = count_all(is_separator) == 0
+    return xp.where(lacking, first_token(input_ids), behind), lacking[..., 0]
 
 
 class FlaxLongformerEmbeddings(Part):
@@ -172,9 +180,9 @@ class FlaxLongformerEmbeddings(Part):
         """Rows of the position table, (B, S) or (1, S)."""
         padding = self.config.pad_token_id or 0
         if input_ids is None:  # what pads a bucket may lie beyond the table
-            return jnp.minimum(jnp.arange(length) + padding + 1, self.config.max_position_embeddings - 1)[None]
+            return jnp.minimum(token_places(length) + padding + 1, self.config.max_position_embeddings - 1)[None]
         is_token = input_ids != padding
-        return is_token.cumsum(axis=1) * is_token + padding
+        return running_count(is_token) * is_token + padding
 
     def _table(self, size: int, padding_idx: int | None) -> Embedding:
         config = self.config
@@ -223,6 +231,9 @@ class FlaxLongformerSelfAttention(NumberedPart):
         global_weights = None
         if plan.positions is not None:
             global_context, global_weights = self._global(hidden_states, plan, head_mask)
+            if shared_axis() is not None:
+                assert plan.owned is not None
+                global_context = jnp.where(plan.owned[..., None, None], global_context, 0)
             rows = jnp.arange(context.shape[0])[:, None]
             context = context.at[rows, plan.positions].add(global_context)  # an empty slot adds 0 to the first token
         return context.reshape(*context.shape[:2], -1), weights, global_weights
@@ -232,7 +243,7 @@ class FlaxLongformerSelfAttention(NumberedPart):
         query, key, value = (self._split(layer(hidden_states)) for layer in (self.query, self.key, self.value))
         extra = None
         if plan.positions is not None:
-            extra = ExtraKeys(_pick(key, plan.positions), _pick(value, plan.positions), plan.filled)
+            extra = ExtraKeys(_pick(key, plan), _pick(value, plan), plan.filled)
         radius = self.config.window_of(self.layer_index) // 2
         arguments: dict[str, Any] = {
             "left": radius,
@@ -253,13 +264,14 @@ class FlaxLongformerSelfAttention(NumberedPart):
 
     def _global(self, hidden_states: Array, plan: GlobalPlan, head_mask: Array | None) -> tuple[Array, Array | None]:
         """Context of the global tokens (B, G, A, D) and their weights (B, A, S, G), if the plan needs them."""
-        assert plan.positions is not None
         assert plan.filled is not None
-        query = self._split(self.query_global(_pick(hidden_states, plan.positions)))
+        query = self._split(self.query_global(_pick(hidden_states, plan)))
         key, value = (self._split(layer(hidden_states)) for layer in (self.key_global, self.value_global))
         mask = plan.filled[:, None, :, None]
         mask = mask if plan.real is None else mask & plan.real[:, None, None, :]
-        context, weights = eager_attention(query, key, value, mask=mask, head_mask=head_mask, **self._dropout(plan))
+        context, weights = eager_attention(
+            query, key, value, mask=mask, head_mask=head_mask, shared=True, **self._dropout(plan)
+        )
         return context, weights.swapaxes(2, 3) if plan.needs_weights else None
 
     def _projection(self) -> Dense:
@@ -274,9 +286,13 @@ class FlaxLongformerSelfAttention(NumberedPart):
         return {"dropout": rate, "dropout_rng": self.make_rng("dropout") if rate > 0.0 else None}
 
 
-def _pick(states: Array, positions: Array) -> Array:
-    """Tokens `positions` (B, G) of (B, S, ...)."""
-    return states[jnp.arange(states.shape[0])[:, None], positions]
+def _pick(states: Array, plan: GlobalPlan) -> Array:
+    """The global tokens, (B, G, ...), of (B, S, ...)."""
+    picked = states[jnp.arange(states.shape[0])[:, None], plan.positions]
+    if shared_axis() is None:
+        return picked
+    assert plan.owned is not None
+    return total(jnp.where(plan.owned.reshape(*plan.owned.shape, *[1] * (states.ndim - 2)), picked, 0))
 
 
 class FlaxLongformerAttention(NumberedPart):

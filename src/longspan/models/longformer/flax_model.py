@@ -59,6 +59,7 @@ from longspan.nn.flax.tasks import (
     TaskModule,
     TokenClassificationModule,
 )
+from longspan.ops.flax.context import check_share
 from longspan.ops.flax.sliding_window import DISPATCHER
 from longspan.shapes import check_shape
 
@@ -118,6 +119,7 @@ class FlaxLongformerModule(PooledStack):
         config = self.config
         if inputs_embeds is not None:
             inputs_embeds = drop_unseen_faults(inputs_embeds, attention_mask)
+        check_share((input_ids if inputs_embeds is None else inputs_embeds).shape[1], needs_weights=output_attentions)  # type: ignore[union-attr]  # one is there
         plan, overflows = make_plan(
             global_tokens(attention_mask, global_attention_mask),
             attention_mask,

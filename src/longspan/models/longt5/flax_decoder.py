@@ -36,6 +36,7 @@ from longspan.nn.flax.layers import Dtype
 from longspan.nn.flax.masks import causal_mask, extend_mask, key_mask
 from longspan.nn.flax.outputs import FlaxBaseModelOutputWithPastAndCrossAttentions
 from longspan.ops.flax.attention import Layout, eager_attention, sdpa_attention
+from longspan.ops.flax.context import shared_axis
 from longspan.ops.flax.sliding_window_bias import sliding_rows
 
 #: where keys and values of the source come from: computed; computed and written to the cache; read from the cache
@@ -125,8 +126,8 @@ class FlaxLongT5CrossAttention(FlaxLongT5Projections):
             "scale": 1.0,
             **self.dropout_arguments(deterministic=plan.deterministic),
         }
-        if plan.needs_weights or shape[1] == 1 or layout == "bhds":
-            context, weights = eager_attention(query, key, value, layout=layout, **arguments)
+        if plan.needs_weights or shape[1] == 1 or layout == "bhds" or shared_axis() is not None:
+            context, weights = eager_attention(query, key, value, layout=layout, shared=True, **arguments)
         else:
             context, weights = sdpa_attention(query, key, value, **arguments), None
         return self.merge(context.reshape(shape)), weights if plan.needs_weights else None

@@ -29,6 +29,7 @@ from longspan.models.longt5.flax_layers import (
 )
 from longspan.nn.flax.layers import Dtype
 from longspan.nn.flax.outputs import FlaxBaseModelOutput
+from longspan.ops.flax.context import check_share, count_all, num_shares, running_count, shared_axis, total
 from longspan.ops.flax.sliding_window import (
     ExtraKeys,
     sliding_window_attention,
@@ -49,6 +50,7 @@ class Summaries:
         order: Tokens of each row, the real ones first, (B, S); None if all are real.
         place: Where each token went in that order, (B, S).
         real: Number of real tokens of each row, (B,).
+        block: Summary of each token where devices share the sequence, (B, S), G for none; else None.
         block_size: P.
     """
 
@@ -57,6 +59,7 @@ class Summaries:
     order: Array | None
     place: Array | None
     real: Array
+    block: Array | None
     block_size: int = struct.field(pytree_node=False)
 
     @classmethod
@@ -72,8 +75,10 @@ class Summaries:
             The blocks; None if not even S tokens fill one.
         """
         batch, length = shape
-        if length < block_size:
+        if length * num_shares() < block_size:
             return None
+        if shared_axis() is not None:
+            return cls._of_shares(jnp.ones(shape, bool) if real is None else real, block_size)
         order = place = None
         if real is None:
             count = jnp.broadcast_to(jnp.arange(1, length + 1), shape)
@@ -85,13 +90,27 @@ class Summaries:
         full = count[:, -1:] // block_size  # (B, 1)
         position = jnp.minimum(jnp.maximum(count - 1, 0) // block_size, jnp.maximum(full - 1, 0))
         filled = jnp.arange(length // block_size) < full
-        return cls(position, filled, order, place, jnp.broadcast_to(count[:, -1], (batch,)), block_size)
+        rows = jnp.broadcast_to(count[:, -1], (batch,))
+        return cls(position, filled, order, place, rows, None, block_size)
+
+    @classmethod
+    def _of_shares(cls, real: Array, block_size: int) -> Summaries:
+        """The blocks of sequences that devices share: each knows all summaries."""
+        number = real.shape[1] * num_shares() // block_size
+        count, all_real = running_count(real), count_all(real)
+        full = all_real // block_size  # (B, 1)
+        position = jnp.minimum(jnp.maximum(count - 1, 0) // block_size, jnp.maximum(full - 1, 0))
+        block = jnp.where(real & (full > 0), position, number)
+        return cls(position, jnp.arange(number) < full, None, None, all_real[:, 0], block, block_size)
 
     def add_up(self, hidden_states: Array) -> Array:
         """Sum the states (B, S, H) of each block, in float32: (B, G, H). What is not filled is unspecified."""
         batch, length, width = hidden_states.shape
         number, size = length // self.block_size, self.block_size
         states = hidden_states.astype(jnp.float32)
+        if self.block is not None:
+            sums = jnp.zeros((batch, self.filled.shape[1], width))
+            return total(sums.at[jnp.arange(batch)[:, None], self.block].add(states, mode="drop"))
         if self.order is not None:
             assert self.place is not None
             states = _permute(states, self.order, self.place)
@@ -366,7 +385,8 @@ class FlaxLongT5Encoder(FlaxLongT5Stack):
         """Encode embeddings (B, S, H); arguments and result as in `FlaxLongT5EncoderModel.__call__`."""
         real = None if attention_mask is None else attention_mask != 0
         batch, length, _ = inputs_embeds.shape
-        bias, summary_bias = self.block.biases(length)
+        check_share(length, needs_weights=output_attentions)
+        bias, summary_bias = self.block.biases(length * num_shares())
         summaries = None
         if self.config.encoder_attention_type == "transient-global":
             summaries = Summaries.from_mask(real, (batch, length), self.config.global_block_size)

@@ -38,6 +38,7 @@ from longspan.nn.flax.outputs import (
     resolve,
 )
 from longspan.nn.flax.parameters import kernel_init
+from longspan.ops.flax.context import check_share, share, shared_axis, total
 from longspan.ops.flax.gated_attention import GATED_ATTENTION
 from longspan.shapes import check_shape
 
@@ -112,6 +113,9 @@ class FlaxMegaModule(PooledStack):
         if encoder_hidden_states is not None:
             encoder_hidden_states = drop_unseen_faults(encoder_hidden_states, encoder_attention_mask).astype(self.dtype)
         hidden_states = self.embedding_layer(input_ids, inputs_embeds, token_type_ids)
+        hidden_states = self._check_share(
+            hidden_states, attention_mask, needs_weights=output_attentions, trains=not deterministic
+        )
         plan = make_plan(
             attention_mask,
             length=hidden_states.shape[1],
@@ -132,6 +136,22 @@ class FlaxMegaModule(PooledStack):
             attentions=tuple(attentions) if output_attentions else None,
             cross_attentions=tuple(cross_attentions) if has_cross else None,
         )
+
+    def _check_share(
+        self, hidden_states: Array, attention_mask: Array | None, *, needs_weights: bool, trains: bool
+    ) -> Array:
+        """The embeddings; where devices share a sequence whose chunks do not begin at its first token, NaN."""
+        check_share(hidden_states.shape[1], needs_weights=needs_weights)
+        kind = self.config.normalization_type
+        if shared_axis() is not None and trains and "batch" in kind:
+            raise InputError(
+                "in training, a model that shares a sequence normalises tokens by themselves. Received: "
+                f"normalization_type={kind!r}"
+            )
+        if shared_axis() is None or attention_mask is None or not self.config.use_chunking:
+            return hidden_states
+        begins_late = total(jnp.where(share() == 0, attention_mask[:, 0] == 0, False).astype(jnp.int32)) > 0
+        return jnp.where(begins_late[:, None, None], jnp.nan, hidden_states)
 
 
 class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):

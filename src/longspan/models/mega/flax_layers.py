@@ -21,6 +21,7 @@ from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
 from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter, statistic
+from longspan.ops.flax.context import check_share, share, shared_axis, token_places, whole
 from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
 from longspan.ops.flax.gated_attention import Keys, Queries, RotaryBias, ToeplitzBias, gated_attention
 from longspan.ops.flax.rms_norm import rms_norm
@@ -77,7 +78,9 @@ def make_plan(
     """
     mask = key_mask = None if attention_mask is None else attention_mask != 0
     starts = None
-    if mask is not None:
+    if shared_axis() is not None:  # chunks are counted from the first token
+        past = share() * length
+    elif mask is not None:
         starts = jnp.where(mask.any(axis=1), mask.argmax(axis=1), mask.shape[1])
     if mask is not None and capacity is not None:
         key_mask = jnp.pad(mask, ((0, 0), (0, capacity - mask.shape[1])))
@@ -402,9 +405,10 @@ class FlaxMegaMovingAverageGatedAttention(Part):
             return self._weighted_sum(Queries(query, places, None), keys, plan, rng)
         if chunk_size is not None:
             return self._attend_in_chunks(query, key, value, plan, chunk_size, rng)
-        places = jnp.arange(query.shape[1])
-        keys = Keys(key, value, places, None, plan.mask, self.rel_pos_bias())
-        return self._weighted_sum(Queries(query, places, None), keys, plan, rng)
+        mask = None if plan.mask is None else whole(plan.mask)
+        key, value = whole(key), whole(value)
+        keys = Keys(key, value, jnp.arange(key.shape[1]), None, mask, self.rel_pos_bias())
+        return self._weighted_sum(Queries(query, token_places(query.shape[1]), None), keys, plan, rng)
 
     @nn.compact
     def _extend_cache(self, key: Array, value: Array) -> tuple[Array, Array]:
@@ -422,6 +426,7 @@ class FlaxMegaMovingAverageGatedAttention(Part):
     ) -> tuple[Array, Array | None]:
         """Chunks begin at the first real token of a row, and the last one is padded."""
         batch, length, _ = query.shape
+        check_share(length, unit=size)
         size = min(size, length) if isinstance(length, int) else size
         count = num_blocks(length, size)
         missing, mask = count * size - length, plan.mask

@@ -28,6 +28,7 @@ from longspan.nn.flax.checks import is_intercepted
 from longspan.nn.flax.parameters import Path as ParameterPath
 from longspan.nn.flax.parameters import Recipe, draw, recipes
 from longspan.nn.flax.sharding import on_auto_axes
+from longspan.ops.flax.context import shared_axis
 
 #: the modules' own fields, which `from_pretrained` does not pass on from its keywords
 _MODULE_FIELDS = {"config", "dtype", "gradient_checkpointing", "parent", "name"}
@@ -274,9 +275,9 @@ class FlaxPreTrainedModel:
             variables["batch_stats"] = self.batch_stats if batch_stats is None else batch_stats
         return variables
 
-    def _fingerprint(self) -> tuple[str, bool]:
+    def _fingerprint(self) -> tuple[str, bool, str | None]:
         """What tells programs apart besides the arguments: the configuration may be changed between calls."""
-        return repr(vars(self.config)), self.is_gradient_checkpointing
+        return repr(vars(self.config)), self.is_gradient_checkpointing, shared_axis()
 
     def _apply(
         self,

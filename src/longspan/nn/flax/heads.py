@@ -10,6 +10,7 @@ from jax.nn.initializers import zeros
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, Part
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter
+from longspan.ops.flax.context import first_state
 from longspan.shapes import num_choices_of
 
 
@@ -31,7 +32,7 @@ class Pooler(nn.Module):
 
     def __call__(self, hidden_states: Array) -> Array:
         """(B, S, H) -> (B, H)."""
-        return jnp.tanh(self.dense(hidden_states[:, 0]))
+        return jnp.tanh(self.dense(first_state(hidden_states)))
 
 
 class FirstTokenClassificationHead(nn.Module):
@@ -58,7 +59,7 @@ class FirstTokenClassificationHead(nn.Module):
 
     def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, H) -> (B, N)."""
-        pooled = jnp.tanh(self.dense(self.dropout(hidden_states[:, 0], deterministic=deterministic)))
+        pooled = jnp.tanh(self.dense(self.dropout(first_state(hidden_states), deterministic=deterministic)))
         return self.out_proj(self.dropout(pooled, deterministic=deterministic))
 
 

@@ -14,6 +14,7 @@ from longspan.configuration import PretrainedConfig
 from longspan.errors import InputError
 from longspan.nn.flax.checks import ArrayLike, values_visible
 from longspan.nn.flax.sharding import on_auto_axes
+from longspan.ops.flax import context
 from longspan.shapes import check_shape
 
 IGNORE_INDEX = -100
@@ -58,6 +59,9 @@ def causal_lm_loss(logits: Array, labels: ArrayLike) -> Array:
         labels: (B, S), aligned with the input ids; -100 is ignored.
     """
     check_shape(labels, tuple(logits.shape[:-1]), name="labels", axes="(batch, tokens)")
+    if context.shared_axis() is not None:
+        is_last = context.token_places(labels.shape[1]) == labels.shape[1] * context.num_shares() - 1
+        return cross_entropy(logits, jnp.where(is_last, IGNORE_INDEX, context.with_neighbours(labels, 0, 1)[:, 1:]))
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 
@@ -107,13 +111,16 @@ def question_answering_loss(
         start_positions: (B,); clamped to [0, S], where S is ignored.
         end_positions: (B,); likewise.
     """
-    length = start_logits.shape[1]
+    length = start_logits.shape[1] * context.num_shares()
 
     def one_side(logits: Array, positions: ArrayLike) -> Array:
         if positions.ndim > 1:
             positions = positions.squeeze(-1)
         check_shape(positions, (logits.shape[0],), name="start_positions and end_positions", axes="(batch,)")
-        return _mean_cross_entropy(logits, jnp.clip(jnp.asarray(positions), 0, length), ignored=length)
+        positions = jnp.clip(jnp.asarray(positions), 0, length)
+        if context.shared_axis() is not None:
+            return _cross_entropy_over_tokens(logits.astype(jnp.float32), positions)
+        return _mean_cross_entropy(logits, positions, ignored=length)
 
     return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2
 
@@ -125,7 +132,17 @@ def _mean_cross_entropy(logits: Array, labels: Array, *, ignored: int) -> Array:
         counts = labels != ignored
         log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         picked = jnp.take_along_axis(log_probabilities, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
-        return -jnp.where(counts, picked, 0.0).sum() / counts.sum()
+        return -context.total(jnp.where(counts, picked, 0.0).sum()) / context.total(counts.sum())
 
     loss: Array = on_auto_axes(mean, logits, labels, rows=logits)
     return loss
+
+
+def _cross_entropy_over_tokens(scores: Array, positions: Array) -> Array:
+    """Mean cross-entropy of scores (B, S) of a share with places (B,) in the sequence; behind it they do not count."""
+    peak = context.highest(scores.max(axis=1))
+    log_sum = peak + jnp.log(context.total(jnp.exp(scores - peak[:, None]).sum(axis=1)))
+    is_place = context.token_places(scores.shape[1]) == positions[:, None]
+    score = context.total(jnp.where(is_place, scores, 0.0).sum(axis=1))
+    counts = positions < scores.shape[1] * context.num_shares()
+    return jnp.where(counts, log_sum - score, 0.0).sum() / counts.sum()

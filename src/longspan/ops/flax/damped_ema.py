@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from longspan.ops.flax import context
 from longspan.ops.patterns import num_blocks
 from longspan.shapes import check_shape
 
@@ -108,11 +109,62 @@ def damped_ema(
     x = inputs.astype(jnp.float32)
     if mask is not None:
         x = jnp.where(mask[..., None], x, 0.0)
-    state = jnp.zeros((batch, channels, width)) if state is None else state
+    if context.shared_axis() is not None:
+        return _of_a_share(x, forward, backward, truncation)
+    return _both_directions(
+        x, forward, backward, truncation, jnp.zeros((batch, channels, width)) if state is None else state
+    )
+
+
+def _both_directions(
+    x: Array, forward: EmaCoefficients, backward: EmaCoefficients | None, truncation: int | None, state: Array
+) -> tuple[Array, Array]:
     outputs, after = _one_direction(x, forward, truncation, state)
     if backward is not None:
         outputs = outputs + _one_direction(x[:, ::-1], backward, truncation, jnp.zeros_like(state))[0][:, ::-1]
     return outputs, after
+
+
+def _of_a_share(
+    x: Array, forward: EmaCoefficients, backward: EmaCoefficients | None, truncation: int | None
+) -> tuple[Array, Array]:
+    """Of a sequence that devices share; the state is that behind this share."""
+    length, count, place = x.shape[1], context.num_shares(), context.share()
+    if truncation is None or truncation >= length * count:
+        outputs, after = _recur(x, forward, _carried(x, forward, place))
+        if backward is not None:
+            flipped = x[:, ::-1]
+            behind = _carried(flipped, backward, count - 1 - place, flip=True)
+            outputs = outputs + _recur(flipped, backward, behind)[0][:, ::-1]
+        return outputs, after
+    left = truncation - 1  # a truncated average sees no further than its inputs
+    context.check_share(length, reach=left)
+    around = context.with_neighbours(x, left, left if backward is not None else 0)
+    state = jnp.zeros((x.shape[0], x.shape[2], forward.log_decay.shape[1] + truncation))
+    outputs, after = _both_directions(around, forward, backward, truncation, state)
+    return outputs[:, left : left + length], after
+
+
+def _carried(x: Array, coefficients: EmaCoefficients, place: Array | int, *, flip: bool = False) -> Array:
+    """H before this share, (B, D, N), from what the shares before it hand on; `flip` counts them from the last."""
+    states = context.of_all(_state_after(x, coefficients))  # (n, B, D, N)
+    states = states[::-1] if flip else states
+    distance = (place - 1 - jnp.arange(states.shape[0]))[:, None, None]  # shares between
+    decay = jnp.exp(coefficients.log_decay * x.shape[1] * jnp.maximum(distance, 0)) * (distance >= 0)
+    return jnp.einsum("pbdn,pdn->bdn", states, decay, precision=lax.Precision.HIGHEST)
+
+
+def _state_after(x: Array, coefficients: EmaCoefficients) -> Array:
+    """H behind the last token, (B, D, N), if it is 0 before the first one."""
+    weight, log_decay, _ = coefficients
+    batch, length, channels = x.shape
+    count = num_blocks(length, BLOCK_SIZE)
+    rows = jnp.pad(x, ((0, 0), (count * BLOCK_SIZE - length, 0), (0, 0)))  # zeros before the first token change nothing
+    rows = rows.reshape(batch * count, BLOCK_SIZE, channels).transpose(2, 0, 1)
+    powers = jnp.exp(log_decay[:, None] * jnp.arange(BLOCK_SIZE)[::-1, None])  # (D, C, N)
+    handed_on = _product(rows, weight[:, None] * powers).reshape(channels, batch, count, -1)
+    decay = jnp.exp(log_decay[:, None] * BLOCK_SIZE * jnp.arange(count)[::-1, None])  # (D, K, N)
+    return jnp.einsum("dbkn,dkn->bdn", handed_on, decay, precision=lax.Precision.HIGHEST)
 
 
 def _one_direction(

@@ -20,6 +20,7 @@ from jax import Array
 
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
+from longspan.ops.flax.context import check_share, shared_axis, with_neighbours
 from longspan.ops.flax.sliding_window_bias import ExtraKeys as ExtraKeys
 from longspan.ops.flax.sliding_window_blocked import BLOCK_ROWS, blocked_attention
 from longspan.ops.flax.sliding_window_chunked import chunked_attention
@@ -81,6 +82,8 @@ def sliding_window_attention(
 ) -> Array:
     """Attention of each query to the keys near it and to a few extra keys.
 
+    Where devices share the sequence, windows reach into the shares next to this one; extra keys are the same on all.
+
     Args:
         query: (B, S, H, D).
         key: (B, S, H, D).
@@ -110,6 +113,9 @@ def sliding_window_attention(
         Beltagy et al., "Longformer: The Long-Document Transformer", 2020; Guo et al., "LongT5", 2022.
     """
     _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
+    length, is_shared = query.shape[1], shared_axis() is not None
+    if is_shared:
+        query, key, value, mask, extra = _with_neighbours(query, key, value, mask, extra, left, right)
     chosen = DISPATCHER.choose(
         implementation, _request(query, left + right, extra, implementation, needs_weights=False)
     )
@@ -119,7 +125,21 @@ def sliding_window_attention(
         query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
         dropout_rng=dropout_rng,
     )  # fmt: skip
-    return output
+    return output[:, left : left + length] if is_shared else output
+
+
+def _with_neighbours(
+    query: Array, key: Array, value: Array, mask: Array | None, extra: ExtraKeys | None, left: int, right: int
+) -> tuple[Array, Array, Array, Array, ExtraKeys | None]:
+    """The arguments of a share with the keys around it, and queries there whose results nobody reads."""
+    check_share(query.shape[1], reach=max(left, right))
+    present = jnp.ones(query.shape[:2], bool) if mask is None else mask
+    around = ((0, 0), (left, right))
+    if extra is not None and extra.position is not None:
+        extra = extra.replace(position=jnp.pad(extra.position, around, mode="edge"))  # type: ignore[attr-defined]
+    query = jnp.pad(query, (*around, (0, 0), (0, 0)))
+    key, value, mask = (with_neighbours(array, left, right) for array in (key, value, present))
+    return query, key, value, mask, extra
 
 
 def sliding_window_attention_weights(
