@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # modules are compiled when they are first imported: of 28,000 files few are, and all of them take two minutes
 INSTALL := $(PIP) install --no-compile -c constraints.txt
 # folders in it for packages that only some tests put on their path
-FOLDERS := newest torchao rxnfp rag spark
+FOLDERS := newest torchao rxnfp rag
 # what pip says goes to a file, which an error names
 LOG := $(VENV)/install.log
 LOGGED := >> $(LOG) 2>&1 || { tail -n 5 $(LOG); echo "the installation failed: see $(LOG)"; exit 1; }
@@ -38,7 +38,7 @@ test-fast: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -x -q $(ARGS)
 
 # the tools of other projects on the models
-ecosystem: $(VENV)/test.stamp
+ecosystem: $(VENV)/test.stamp $(VENV)/spark.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m ecosystem tests/ecosystem $(ARGS)
 
 # all cases of the batteries, and their figures in docs/reliability.md
@@ -100,8 +100,8 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp $(FOLDERS:%=$(VENV)/%.stamp)
 
 # packages that only some tests put on their path: the newest transformers with what differs for it, torchao, which
 # transformers would import in every other test as well, rxnfp for its three trained BERTs of 2019, frameworks of
-# retrieval with all that they want, and Spark
-$(FOLDERS:%=$(VENV)/%.stamp): $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
+# retrieval with all that they want, and Spark, half a gigabyte that only `make ecosystem` needs
+$(FOLDERS:%=$(VENV)/%.stamp) $(VENV)/spark.stamp: $(VENV)/%.stamp: tests/ecosystem/%.txt | $(BIN)/python
 	rm -rf $(VENV)/$*
 	$(PIP) install -q --no-compile --no-deps --target $(VENV)/$* -r $<
 	touch $@
