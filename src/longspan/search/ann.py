@@ -115,9 +115,9 @@ def _open(faiss: Any, store: PassageStore, kind: Ann, note: Note) -> Any:
 
 
 def _ivf(store: PassageStore) -> dict[str, int]:
-    """Four lists for each square root of passages, none with fewer than 39 passages on average, as faiss wants."""
+    """Two lists for each square root of passages, none with fewer than 39 passages on average, as faiss wants."""
     num_rows = store.info.num_passages
-    return {"lists": max(1, min(4 * math.isqrt(num_rows), num_rows // 39))}
+    return {"lists": max(1, min(2 * math.isqrt(num_rows), num_rows // 39)), "rounds": 10}
 
 
 def _make_hnsw(faiss: Any, store: PassageStore, settings: dict[str, Any]) -> Any:
@@ -132,6 +132,7 @@ def _make_ivf(faiss: Any, store: PassageStore, settings: dict[str, Any]) -> Any:
     lists = settings["lists"]
     centres = faiss.IndexFlatIP(store.info.dimension)
     index = faiss.IndexIVFFlat(centres, store.info.dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = settings["rounds"]
     every = max(1, store.info.num_passages // (lists * _TRAINING))
     sample = [_units(store, block[-first % every :: every]) for first, block in store.embedding_blocks()]
     index.train(np.concatenate(sample))
