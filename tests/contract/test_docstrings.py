@@ -12,10 +12,15 @@ from tests.contract.test_imports import public_names
 
 import longspan
 
+#: import a framework that is in a folder of its own; tests/ecosystem/test_retrieval.py runs them
+ELSEWHERE = {f"longspan.integrations.{name}" for name in ("haystack", "langchain", "llama_index")}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(longspan.__path__, "longspan.")
-    if not module.name.endswith("__main__") and ".keras" not in module.name and ".flax" not in module.name
+    if not module.name.endswith("__main__")
+    and ".keras" not in module.name
+    and ".flax" not in module.name
+    and module.name not in ELSEWHERE
 )
 
 
