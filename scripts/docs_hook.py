@@ -6,6 +6,7 @@ lines numbered, so that everything can be read offline.
 
 from __future__ import annotations
 
+import functools
 import html
 import posixpath
 import re
@@ -36,8 +37,9 @@ _linked: set[str] = set()
 _pages = {name: page for page, names in docs_api.page_names().items() for name in names}
 
 
-def on_config(config: Any) -> Any:
-    """Build from a copy of docs/ that holds the reference of the API too, and list the pages of folders."""
+@functools.cache
+def make_copy() -> Path:
+    """A copy of docs/ with the reference of the API and the gallery; once, though each language is a build."""
     copy = ROOT / "build" / "docs"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(DOCS, copy)
@@ -46,7 +48,12 @@ def on_config(config: Any) -> Any:
         for page, text in docs_api.pages(language).items():
             (copy / "api" / f"{page}{end}.md").write_text(text, encoding="utf-8")
     docs_gallery.build_gallery(copy / "gallery", LANGUAGES)
-    config.docs_dir = str(copy)
+    return copy
+
+
+def on_config(config: Any) -> Any:
+    """Build from the copy, and list the pages of folders."""
+    config.docs_dir = str(make_copy())
     listed = {
         "Guides": [f"guides/{path.name}" for path in sorted((DOCS / "guides").glob("*.md"))],
         "Examples": [f"examples/{path.name}" for path in sorted((DOCS / "examples").glob("*.md"))],
