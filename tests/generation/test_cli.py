@@ -114,16 +114,16 @@ def test_clear_errors(directories, capsys, tmp_path):
     assert "top_p must lie in (0, 1]. Received: top_p=2.0" in error
 
 
-def test_keras_models_summarise_files_as_pytorchs_do(directories, capsys, tmp_path):
-    (tmp_path / "one.txt").write_text(TEXT * 9)
-    (tmp_path / "two.txt").write_text(TEXT[9:])
-    written = []
-    for framework in ("torch", "keras"):
-        output = tmp_path / f"{framework}.jsonl"
-        arguments = ("summarize", tmp_path / "one.txt", tmp_path / "two.txt", "--model", directories["seq2seq"])
-        settings = ("--framework", framework, "--max-new-tokens", "6", "--output", output)
-        code, _, err = call(capsys, *arguments, *settings)
-        assert code == 0, err
-        written.append(output.read_text())
-    assert written[0] == written[1]
-    assert len(written[0].splitlines()) == 2
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+@pytest.mark.parametrize(("command", "kind"), [("generate", "causal"), ("summarize", "seq2seq")])
+def test_one_text_in_every_framework(directories, capsys, tmp_path, command, kind, framework):
+    (tmp_path / "one.txt").write_text(TEXT * 3)
+    text = ["def read"] if command == "generate" else [tmp_path / "one.txt"]
+    words = [command, *text, "-m", directories[kind], "--max-new-tokens", 6]
+    assert call(capsys, *words, "--framework", framework) == call(capsys, *words)
+    words += ["--framework", framework, "--json"]
+    code, out, _ = call(capsys, *words)
+    assert (code, json.loads(out)["num_new_tokens"]) == (0, 6)
+    if command == "generate":
+        code, _, error = call(capsys, *words, "--stop", "x")
+        assert (code, "--stop needs --framework torch" in error) == (1, True)

@@ -86,10 +86,12 @@ def generate(
     repetition_penalty: _Penalty = None,
     no_repeat_ngram: _Ngram = None,
 ) -> None:
-    """Continue a prompt, or answer it with a model that has an encoder; the text appears as it is written.
+    """Continue a prompt, or answer it with a model that has an encoder; PyTorch shows the text as it is written.
 
     With --output, or of folders and files of records, every document is a prompt, and the rows hold what follows.
     """
+    if stop and call.model["framework"] not in ("torch", "pt"):
+        raise InputError(f"--stop needs --framework torch. Received: --framework {call.model['framework']}")
     settings = _settings(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -107,8 +109,6 @@ def generate(
     if prompt in (None, "-") and _is_table(call):
         if max_input is not None:
             raise typer.BadParameter("rows know no --max-input", param_hint="--output")
-        if stop and call.model["framework"] not in ("torch", "pt"):
-            raise InputError(f"--stop needs --framework torch. Received: --framework {call.model['framework']}")
         if _has_encoder(call.model["model"]):
             call.run(Asked("answer-text", {**settings, "defaults": _DEFAULTS}))
         else:
@@ -155,8 +155,8 @@ def summarize(
 ) -> None:
     """Summarise long texts with a model that has an encoder, such as LongT5.
 
-    The summary of one text appears as it is written. With --output, or of several texts, each is a row. A text longer
-    than --max-length is summarised window by window, and the summaries are summarised in turn.
+    PyTorch shows the summary of one text as it is written. With --output, or of several texts, each is a row. A text
+    longer than --max-length is summarised window by window, and the summaries are summarised in turn.
     """
     settings = _settings(
         max_new_tokens=max_new_tokens,
@@ -250,25 +250,20 @@ class _Writer:
     """A task that writes one text."""
 
     def __init__(self, task: str, model: dict[str, Any], settings: dict[str, Any]) -> None:
-        if model["framework"] not in ("torch", "pt"):
-            raise InputError(
-                f"One text is written with --framework torch, several with any. Received: {model['framework']}"
-            )
         from longspan import pipeline
 
         self._run = pipeline(task, **model, **settings)
 
     def write(self, text: str, max_input: int | None, *, as_json: bool) -> None:
-        """Generate, and print the text as it grows, or the whole of it at the end."""
+        """Generate, and print the text as it grows (PyTorch, without beams), or the whole of it at the end."""
         from longspan.generation.streamers import TextStreamer
 
         run, tokenizer = self._run, self._run.tokenizer
         ids = run.read(text)[:max_input]
-        streams = not as_json and (run.writing(run.settings).get("num_beams") or 1) == 1
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-        [new] = run.write(ids, streamer=streamer)
-        if streams:
+        if not as_json and run.framework == "torch" and (run.writing(run.settings).get("num_beams") or 1) == 1:
+            run.write(ids, streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
             return
+        [new] = run.write(ids)
         written = tokenizer.decode(new, skip_special_tokens=True)
         if as_json:
             written = json.dumps({"text": written, "num_input_tokens": len(ids), "num_new_tokens": len(new)})
