@@ -241,6 +241,23 @@ class TestSettings:
         theirs = longspan.LongT5ForConditionalGeneration.from_pretrained(tmp_path)
         assert theirs.generation_config == model.generation_config
 
+    @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+    @pytest.mark.parametrize("family", ["longt5-tglobal", "bert"])
+    def test_kept_in_a_keras_file(self, counting, family, tmp_path):
+        ours, theirs = counting[family]
+        model = type(ours).from_config(ours.config)
+        model.set_weights([np.asarray(weight) for weight in ours.weights])
+        assert "generation_config" not in model.get_config()  # it follows the model's configuration
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+        model.generation_config.update(max_new_tokens=5, suppress_tokens=[8, 19, 36])
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        assert again.generation_config == model.generation_config
+        ids, mask = prompts(family)
+        expected = theirs.generate(ids, attention_mask=mask, generation_config=model.generation_config)
+        assert (expected != theirs.generate(ids, attention_mask=mask, max_new_tokens=5)).any()
+        np.testing.assert_array_equal(again.generate(ids.numpy(), attention_mask=mask.numpy()), expected)
+
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [

@@ -7,6 +7,7 @@ Inputs and lengths are padded up to buckets, so that few programs serve many len
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,11 +18,14 @@ from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 from longspan.generation.array_inputs import ArrayGeneration, Inputs
 from longspan.generation.array_rules import Text
-from longspan.generation.config import GenerationConfig
+from longspan.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from longspan.generation.keras_loop import ARRAYS, Array, Programs, Stepper
 from longspan.nn.keras.checks import check_values
 from longspan.nn.keras.outputs import TFModelOutput, model_output
 from longspan.ops.keras import Tensor
+
+#: of `get_config`: the model's own settings of generation
+_KEPT = "generation_config"
 
 
 @model_output
@@ -55,6 +59,25 @@ class TFGenerationMixin(ArrayGeneration):
 
     loop_arrays = ARRAYS
     input_rules = Inputs("Keras", _as_array, _as_indices, check_values, lambda array: True, _pad_tokens)
+
+    def get_config(self) -> dict[str, Any]:
+        """Everything that `from_config` needs to make the same model, without weights."""
+        parent: Any = super()
+        config: dict[str, Any] = parent.get_config()
+        content = self._extra_files().get(GENERATION_CONFIG_NAME)  # looks whether what `config` says was altered
+        is_own = self._generation_config is not None or self._stored_generation_config is not None
+        return {**config, _KEPT: json.loads(content)} if is_own and content else config
+
+    @classmethod
+    def from_config(cls, config: Any, custom_objects: Any = None) -> Any:
+        """Make a model from a configuration, or from what `get_config` returned."""
+        parent: Any = super()
+        stored = config.get(_KEPT) if isinstance(config, dict) else None
+        if stored is None:
+            return parent.from_config(config, custom_objects)
+        model = parent.from_config({name: part for name, part in config.items() if name != _KEPT}, custom_objects)
+        vars(model)["_stored_generation_config"] = stored
+        return model
 
     def begin_generation(self, inputs: Mapping[str, Tensor], room: int) -> tuple[Tensor, Any, Any]:
         """Read the prompts.
