@@ -49,7 +49,7 @@ DIFFLLAMAS = (
     "TFDiffLlamaForTokenClassification",
 )
 #: the same of MEGA
-MEGAS = ("TFMegaForTokenClassification", "TFMegaForSequenceClassification")
+MEGAS = ("TFMegaForTokenClassification", "TFMegaForSequenceClassification", "TFMegaForMaskedLM")
 MEGA_SETTINGS = {
     **{name: SETTINGS[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "type_vocab_size")},
     "num_labels": 5,

@@ -120,7 +120,7 @@ def leaves(model: keras.layers.Layer) -> dict[str, Leaf]:
 
 
 def _walk(layer: keras.layers.Layer, prefix: str) -> Iterator[Leaf]:
-    if type(layer).__module__.partition(".")[0] == "keras":
+    if type(layer).__module__.partition(".")[0] == "keras" or isinstance(layer, tuple(LEAF_RULES)):
         yield from _keras_leaves(layer, prefix)
         return
     attributes = {**vars(layer), **vars(layer).get("_modules", {})}  # the PyTorch backend keeps sub-layers in _modules

@@ -43,7 +43,30 @@ def build_all(parent: keras.layers.Layer, width: int) -> None:
             layer.build((None, width))
 
 
-def linear(units: int, *, stddev: float, dtype: Any, name: str, use_bias: bool = True) -> keras.layers.Dense:
+@keras.saving.register_keras_serializable(package="longspan")
+class HeavyTailedDense(keras.layers.Dense):
+    """`x W + b` of states whose largest numbers lie far out: in 8 bits W alone is, and x stays as it is.
+
+    An x in 8 bits has one scale a token, that of its largest number. Where that is 6 standard deviations from 0,
+    rounding costs more than twice what it does where the numbers are distributed normally.
+    """
+
+    def quantize(self, mode: str | None = None, type_check: bool = True, config: Any = None) -> None:
+        """As of `keras.layers.Dense`; `"int8"` knows no quantiser of activations."""
+        if mode == "int8":
+            config = keras.quantizers.Int8QuantizationConfig(config and config.weight_quantizer, None)
+        super().quantize(mode, type_check=type_check and type(self) is not HeavyTailedDense, config=config)
+
+
+def linear(
+    units: int,
+    *,
+    stddev: float,
+    dtype: Any,
+    name: str,
+    use_bias: bool = True,
+    kind: type[keras.layers.Dense] = keras.layers.Dense,
+) -> keras.layers.Dense:
     """`x W + b` with normally distributed W.
 
     Args:
@@ -52,10 +75,9 @@ def linear(units: int, *, stddev: float, dtype: Any, name: str, use_bias: bool =
         dtype: Dtype policy.
         name: Name of the layer; part of the path of its weights.
         use_bias: Have b.
+        kind: Class of the layer.
     """
-    return keras.layers.Dense(
-        units, use_bias=use_bias, kernel_initializer=Normal(stddev=stddev), dtype=dtype, name=name
-    )
+    return kind(units, use_bias=use_bias, kernel_initializer=Normal(stddev=stddev), dtype=dtype, name=name)
 
 
 def embedding(
