@@ -34,6 +34,7 @@ class TFBertPreTrainedModel(TFPreTrainedModel):
     config_class: ClassVar[type[BertConfig]] = BertConfig
     base_model_prefix: ClassVar[str] = "bert"
     names: ClassVar[ParameterNames] = NAMES
+    converts_to_onnx: ClassVar[bool] = True
     config: BertConfig
 
     @classmethod

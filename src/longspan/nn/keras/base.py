@@ -25,9 +25,10 @@ from longspan.inputs import shape_of
 from longspan.nn.keras.initializers import skip_initialisation
 from longspan.nn.keras.inputs import check_dense, input_names, plain, split_options
 from longspan.nn.keras.layers import build_all
+from longspan.nn.keras.onnx import teach_tf2onnx
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
 from longspan.nn.keras.resizing import resize_embedding
-from longspan.nn.keras.runtime import is_traced_by_tensorflow
+from longspan.nn.keras.runtime import is_tensorflow, is_traced_by_tensorflow
 from longspan.nn.keras.tool_support import ToolSupport
 from longspan.nn.keras.training import TaskTraining
 
@@ -59,6 +60,8 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     main_input_name: ClassVar[str] = "input_ids"
     #: inputs have an axis of choices
     has_choices: ClassVar[bool] = False
+    #: tf2onnx converts the model's graph
+    converts_to_onnx: ClassVar[bool] = False
     config: Any
     #: what became of every key of the checkpoint, after `from_pretrained`
     load_report: LoadReport | None = None
@@ -189,9 +192,21 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
             input_signature: Shapes and dtypes of the inputs. Default: a dict of int32 `input_ids`, `attention_mask`,
                 `token_type_ids` and `decoder_input_ids`, as the model has them, of any batch size and length.
             **kwargs: Further arguments of the format.
+
+        Raises:
+            InputError: the family's graph becomes no ONNX on TensorFlow; BERT's and RoBERTa's do, by tf2onnx.
+            MissingFrameworkError: ONNX is asked for on TensorFlow without tf2onnx.
         """
         if input_signature is None:
             input_signature = [self.get_input_signature()]
+        if format == "onnx" and is_tensorflow():
+            if not self.converts_to_onnx:
+                raise InputError(
+                    "ONNX on TensorFlow is for BERT and RoBERTa: tf2onnx gets shapes of other families wrong. Export a "
+                    f"SavedModel, or ONNX from {type(self).__name__.removeprefix('TF')}, the PyTorch class. "
+                    f"Received: {type(self).__name__}"
+                )
+            teach_tf2onnx()
         if format != "tf_saved_model":
             super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
             return
