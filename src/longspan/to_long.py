@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from longspan.checkpoints.files import LazyTensor, open_checkpoint, save_checkpoint
 from longspan.checkpoints.hub import Source
@@ -14,10 +16,6 @@ from longspan.checkpoints.untrusted import parse_json, reading
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, read_json
 from longspan.errors import CheckpointError, InputError
 from longspan.models.longformer.lengthen import Lengthened, Origin, lengthen
-
-if TYPE_CHECKING:
-    from longspan.models.longformer.torch_model import LongformerPreTrainedModel
-    from longspan.nn.torch.base import PreTrainedModel
 
 #: files of a tokenizer or a sentence encoder, copied as they are unless they state a length
 _TOKENIZER_FILES = (
@@ -41,14 +39,17 @@ _TOKENIZER_CLASSES = {
     "xlm-roberta": "XLMRobertaTokenizer",
     "camembert": "CamembertTokenizer",
 }
+#: what class names begin with in the frameworks whose models are made by way of files
+_PREFIXES = {"keras": "TF", "flax": "Flax"}
 _SPECIAL = {"bos_token_id": "cls_token_id", "sep_token_id": "sep_token_id", "eos_token_id": "sep_token_id"}
 
 
 def to_long(
-    model_or_dir: PreTrainedModel | str | os.PathLike[str],
+    model_or_dir: Any,
     max_length: int = 4096,
     attention_window: int | list[int] = 512,
-) -> LongformerPreTrainedModel:
+    framework: str | None = None,
+) -> Any:
     """Make a Longformer of a BERT or RoBERTa model.
 
     The position table is repeated up to `max_length`, and global attention starts with copies of the local
@@ -57,15 +58,18 @@ def to_long(
     further training.
 
     Args:
-        model_or_dir: A PyTorch BERT of longspan, or the directory or hub repository of a BERT or RoBERTa checkpoint.
+        model_or_dir: A BERT or RoBERTa of longspan, or the directory or hub repository of such a checkpoint. Of a Keras
+            or Flax model a copy lies on the disk meanwhile.
         max_length: Longest input of the result, in tokens.
         attention_window: Width of the attention window, even; one number or one per layer.
+        framework: `"torch"`, `"flax"` or `"keras"`; default that of the model, of a checkpoint PyTorch.
 
     Returns:
-        The Longformer class that matches: `LongformerModel`, `LongformerForSequenceClassification`, ...; in evaluation
-        mode if it was read from a checkpoint.
+        The Longformer class that matches: `LongformerModel`, `LongformerForSequenceClassification`, ...; `TF` or `Flax`
+        before it in those frameworks. In PyTorch in evaluation mode if it was read from a checkpoint.
 
     Raises:
+        InputError: `framework` is unknown, or not that of the model.
         ConfigError: the model is of another kind, or longer than `max_length` already.
         CheckpointNotFoundError: there is no such checkpoint.
 
@@ -75,16 +79,49 @@ def to_long(
         >>> to_long(short, max_length=1024, attention_window=64).config.max_length
         1024
     """
+    from longspan.pipelines.options import resolve_framework
+
+    is_place = isinstance(model_or_dir, str | os.PathLike)
+    if not is_place and not isinstance(getattr(model_or_dir, "config", None), PretrainedConfig):
+        raise InputError(f"to_long takes a model of longspan or a directory. Received: {type(model_or_dir).__name__}")
+    chosen = resolve_framework(framework, model_or_dir)
+    if chosen in _PREFIXES:
+        return _by_files(model_or_dir, max_length, attention_window, chosen)
+    if chosen != "torch":
+        raise InputError(f"framework must be torch, flax or keras. Received: framework={framework!r}")
+    return (
+        _read(model_or_dir, max_length, attention_window)
+        if is_place
+        else _from_model(model_or_dir, max_length, attention_window)
+    )
+
+
+def _by_files(model: Any, max_length: int, attention_window: int | list[int], framework: str) -> Any:
+    """A Longformer of Keras or Flax, loaded from a checkpoint that is written for it."""
+    models = importlib.import_module(f"longspan.models.longformer.{framework}_model")
+    settings = {}
+    with TemporaryDirectory(prefix="longspan-") as folder:
+        origin, name = model, str(model)
+        if not isinstance(model, str | os.PathLike):
+            origin, name = f"{folder}/short", model.config.name_or_path
+            model.save_pretrained(origin)
+            settings["dtype"] = model.dtype_policy if framework == "keras" else model.dtype
+        tokenizer = Source(name) if name else None
+        plan = _write(Source(origin), Path(folder, "long"), max_length, attention_window, tokenizer)
+        made = getattr(models, _PREFIXES[framework] + plan.class_name).from_pretrained(f"{folder}/long", **settings)
+    made.config.name_or_path = name
+    return made
+
+
+def _read(model_or_dir: str | os.PathLike[str], max_length: int, attention_window: int | list[int]) -> Any:
+    """A Longformer of PyTorch, read from a checkpoint."""
     import torch
 
-    if isinstance(model_or_dir, torch.nn.Module):
-        made: LongformerPreTrainedModel = _from_model(model_or_dir, max_length, attention_window)
-        return made
     source = Source(model_or_dir)
     config = read_json(source.require(CONFIG_NAME))
     with open_checkpoint(source) as reader:
         plan = _plan(reader, config, source, max_length, attention_window)
-        model: LongformerPreTrainedModel = _make(plan)
+        model = _make(plan)
         own = _parameters(model)
         for key, origin in plan.origins.items():
             values = reader.read_torch(origin.key)
@@ -98,8 +135,6 @@ def to_long(
 def _from_model(model: Any, max_length: int, attention_window: int | list[int]) -> Any:
     import torch
 
-    if not isinstance(getattr(model, "config", None), PretrainedConfig):
-        raise InputError(f"to_long takes a model of longspan or a directory. Received: {type(model).__name__}")
     tensors = model.state_dict()
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     plan = lengthen(
@@ -141,14 +176,14 @@ def _check_complete(plan: Lengthened, own: Any) -> None:
 
 
 def _plan(
-    reader: CheckpointReader, config: Any, source: Source, max_length: int, attention_window: int | list[int]
+    reader: CheckpointReader, config: Any, tokenizer: Source | None, max_length: int, attention_window: int | list[int]
 ) -> Lengthened:
     return lengthen(
         config,
         {key: reader.shape(key) for key in reader.keys()},  # noqa: SIM118 - a reader is no mapping
         max_length=max_length,
         attention_window=attention_window,
-        special_tokens=_special_tokens(source),
+        special_tokens=_special_tokens(tokenizer),
     )
 
 
@@ -192,9 +227,16 @@ def lengthen_checkpoint(
     if Path(source).exists() and Path(source).resolve() == Path(destination).resolve():
         raise InputError(f"the destination must be another directory than the source. Received: {source} twice")
     origin = Source(source)
+    return _write(origin, Path(destination), max_length, attention_window, origin)
+
+
+def _write(
+    origin: Source, destination: Path, max_length: int, attention_window: int | list[int], tokenizer: Source | None
+) -> Lengthened:
+    """Write the Longformer of a checkpoint; the tokenizer there tells the ids of special tokens."""
     config = read_json(origin.require(CONFIG_NAME))
     with open_checkpoint(origin) as reader:
-        plan = _plan(reader, config, origin, max_length, attention_window)
+        plan = _plan(reader, config, tokenizer, max_length, attention_window)
         target = plan.config
         target.architectures = [plan.class_name]
         tensors = {key: _lazy(reader, where) for key, where in plan.origins.items()}

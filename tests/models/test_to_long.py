@@ -6,9 +6,11 @@ import importlib
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from tests.keras.setting import import_keras
 from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close
 
@@ -69,6 +71,26 @@ def test_every_head_of_bert_keeps_its_outputs(name, tmp_path):
                     mask = keep if mine.dim() == 2 else keep[..., None]
                     mine, theirs = mine * mask, theirs * mask
                 assert_close(mine, theirs, what=field)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+@pytest.mark.parametrize("prefix", ["Flax", "TF"])
+def test_other_frameworks_keep_outputs_too(prefix, tmp_path):
+    if prefix == "TF":
+        import_keras()
+    short = randomise(longspan.BertForTokenClassification(BertConfig(**SETTINGS, max_position_embeddings=16)))
+    short.save_pretrained(tmp_path)
+    batch = {name: tensor.numpy() for name, tensor in no_global(inputs()).items()}
+    expected = short(**inputs()).logits.detach().numpy()
+    framework = {"Flax": "flax", "TF": "keras"}[prefix]
+    loaded = getattr(longspan, f"{prefix}BertForTokenClassification").from_pretrained(tmp_path)
+    for model in (to_long(loaded, 64, 24), to_long(tmp_path, 64, 24, framework=framework)):
+        assert type(model).__name__ == f"{prefix}LongformerForTokenClassification"
+        assert (model.config.max_length, model.config.name_or_path) == (64, str(tmp_path))
+        keep = batch["attention_mask"][..., None]
+        assert_close(np.asarray(model(**batch).logits) * keep, expected * keep)
+    with pytest.raises(InputError, match="framework must be that of the model"):
+        to_long(loaded, 64, 24, framework="torch")
 
 
 def test_the_result_loads_in_the_reference_and_takes_the_new_length(tmp_path):
@@ -161,6 +183,8 @@ def test_errors(tmp_path):
         to_long(to_long(short, 32, 8), 64)
     with pytest.raises(InputError, match="to_long takes a model of longspan or a directory. Received: Linear"):
         to_long(torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match="framework must be torch, flax or keras. Received: framework='caffe'"):
+        to_long(tmp_path, framework="caffe")
     with pytest.raises(InputError, match="the destination must be another directory than the source"):
         lengthen_checkpoint(tmp_path, tmp_path)
     decoder = longspan.BertModel(BertConfig(**SETTINGS, is_decoder=True))
