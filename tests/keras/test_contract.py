@@ -86,7 +86,7 @@ def modules():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_docstring_examples_give_what_they_show():
+def test_docstring_examples_give_what_they_show(eagerly):
     attempted = 0
     for name in modules():
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -96,7 +96,8 @@ def test_docstring_examples_give_what_they_show():
     assert attempted >= 3 * len(CLASSES)
 
 
-def test_the_examples_of_the_guide_run():
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
+def test_the_examples_of_the_guide_run(eagerly):
     guide = Path(__file__).parents[2] / "docs" / "keras.md"
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL)
     assert len(blocks) == 3
