@@ -249,7 +249,7 @@ class TestSettings:
         model.set_weights([np.asarray(weight) for weight in ours.weights])
         assert "generation_config" not in model.get_config()  # it follows the model's configuration
         model.generation_config = GenerationConfig.from_model_config(model.config)
-        model.generation_config.update(max_new_tokens=5, suppress_tokens=[8, 19, 36])
+        model.generation_config.update(max_new_tokens=5, suppress_tokens=[8, 15, 19, 25, 36])
         model.save(tmp_path / "model.keras")
         again = keras.models.load_model(tmp_path / "model.keras")
         assert again.generation_config == model.generation_config
