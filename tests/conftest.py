@@ -45,7 +45,7 @@ LONG_FILES = (
     "pipelines/test_kill.py",
     "keras/test_saving.py",
     "keras/test_contract.py",
-    "models/test_longt5_flax_docs.py",
+    "models/test_flax_docs.py",
     "pipelines/test_long_global.py",
 )
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from benchmarks import compare, floor, harness, table
+from benchmarks import compare, floor, frameworks, harness, table
 from benchmarks.cases import bert, diffllama, longformer, longt5
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, describe, machine
 
@@ -191,3 +191,23 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["harness", "--case", "a/peer"])
     assert harness.main() == 0
     assert json.loads(capsys.readouterr().out) == {"missing": "openvino"}
+
+
+def test_frameworks_are_told_what_they_miss(monkeypatch, tmp_path):
+    monkeypatch.setattr(frameworks, "RESULTS", tmp_path)
+    short = {"seconds": 1.0, "ratio": 1.0, "peak_bytes": 100, "compile_seconds": 2.0, "difference": 0.0}
+    long = {**short, "seconds": 9.0, "ratio": 1.5, "peak_bytes": 890}
+    row = frameworks.summary(short, long, (4096, 32768))
+    assert row["time_growth"] == 9 / 8
+    assert row["memory_growth"] == 8.9 / 8
+    assert frameworks.missed("longformer/flax", row) == ["ratio", "time"]
+    assert frameworks.missed("diffllama/torch", {**row, "memory_growth": 1.13}) == ["memory"]
+    found = machine(Setting())
+    frameworks.save(found, {"mega/torch": row})
+    frameworks.save(found, {"longformer/flax": row})
+    text = (tmp_path / f"frameworks-{found['instructions']}.md").read_text()
+    assert text.startswith(describe(found))
+    lines = [line for line in text.splitlines() if line.startswith(("| longformer/", "| mega/"))]
+    assert [line.split(" | ")[-1] for line in lines] == ["ratio, time |", "time |"]
+    with pytest.raises(MachineError, match="cores"):
+        frameworks.save(found | {"cores": -1}, {})

@@ -21,7 +21,7 @@ from longspan.ops.flax.differential import differential_attention
 def _small_blocks(monkeypatch):
     """Blocks of three queries, and two parts, so that short inputs take several."""
     monkeypatch.setattr(differential, "BLOCK_ROWS", 3)
-    monkeypatch.setattr(differential, "_MANY_BLOCKS", 2)
+    monkeypatch.setattr(differential, "_PARTS", {6: 4, 2: 2})
 
 
 def arrays_of(case, dtype=jnp.float32):

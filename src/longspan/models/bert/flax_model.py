@@ -269,7 +269,7 @@ class FlaxBertForSequenceClassificationModule(FlaxBertTaskModule):
     def setup(self) -> None:
         """Make the parts."""
         super().setup()
-        self.classifier = self.dense(self.config.num_labels)
+        self.classifier = self.make_dense(self.config.num_labels)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Array:
         """Scores of the classes, (B, N)."""

@@ -82,8 +82,7 @@ class FlaxMegaLMModule(FlaxMegaTaskModule):
         super().setup()
         config = self.config
         if config.add_lm_hidden_dense_layer:
-            hidden = dense(config, config.hidden_size, dtype=self.dtype)
-            self.dense = hidden  # type: ignore[method-assign, assignment]  # its name in checkpoints
+            self.dense = dense(config, config.hidden_size, dtype=self.dtype)
         self.scores: Any = (
             FlaxMegaTiedHead(config, dtype=self.dtype, name=self.head_name)
             if config.tie_word_embeddings
@@ -94,8 +93,7 @@ class FlaxMegaLMModule(FlaxMegaTaskModule):
         """Scores of the vocabulary, (B, S, V)."""
         states = outputs.last_hidden_state
         if self.config.add_lm_hidden_dense_layer:
-            hidden: Any = self.dense(states)
-            states = jnp.tanh(hidden)
+            states = jnp.tanh(self.dense(states))
         if self.config.tie_word_embeddings:
             return self.scores(states, self.mega.embedding_layer.word_embeddings)
         return self.scores(states)

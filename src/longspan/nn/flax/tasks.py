@@ -55,8 +55,8 @@ class TaskModule(Stack):
         """The backbone, whatever its name in checkpoints."""
         return getattr(self, self.backbone_name)
 
-    def dense(self, features: int) -> Dense:
-        """A layer of the head, drawn as the configuration says."""
+    def make_dense(self, features: int) -> Dense:
+        """A layer of the head, drawn as the configuration says. No part has its name: NNX would find this instead."""
         return Dense(features, kernel_init=kernel_init(self.config), dtype=self.dtype)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Array | Arrays:
@@ -93,7 +93,7 @@ class MultipleChoiceModule(TaskModule):
     def setup(self) -> None:
         """Make the parts."""
         super().setup()
-        self.classifier = self.dense(1)
+        self.classifier = self.make_dense(1)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Array:
         """Score of each choice, (B·C, 1)."""
@@ -134,7 +134,7 @@ class TokenClassificationModule(TaskModule):
     def setup(self) -> None:
         """Make the parts."""
         super().setup()
-        self.classifier = self.dense(self.config.num_labels)
+        self.classifier = self.make_dense(self.config.num_labels)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Array:
         """Scores of the classes, (B, S, N)."""
@@ -147,7 +147,7 @@ class QuestionAnsweringModule(TaskModule):
     def setup(self) -> None:
         """Make the parts."""
         super().setup()
-        self.qa_outputs = self.dense(2)
+        self.qa_outputs = self.make_dense(2)
 
     def head(self, outputs: Any, *, deterministic: bool) -> Arrays:
         """Scores of being the start and of being the end, (B, S) each."""

@@ -1,0 +1,122 @@
+"""Flax models as modules of NNX and on meshes of several devices.
+
+`vmap` of every family is in tests/parity/test_longformer_flax.py, test_diffllama_flax.py, test_mega_flax.py and in
+test_bert_flax.py and test_longt5_flax.py here; `pmap` and `shard_map` in flax_devices.py and longt5_flax_devices.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tests.models.test_flax_programs import BERT, CHUNKED, DIFFLLAMA, LONGFORMER, LONGT5, MEGA
+from tests.tolerances import assert_close, assert_gradients_close
+
+import longspan
+
+BATCH_NORM = longspan.MegaConfig(
+    **{
+        **CHUNKED.to_dict(), "normalization_type": "batchnorm", "dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0, "nffn_activation_dropout_prob": 0.0,
+    }
+)  # fmt: skip
+CASES = {
+    "bert": ("FlaxBertForTokenClassification", BERT),
+    "longformer": ("FlaxLongformerForTokenClassification", LONGFORMER),
+    "longt5": ("FlaxLongT5ForConditionalGeneration", LONGT5),
+    "diffllama": ("FlaxDiffLlamaForCausalLM", DIFFLLAMA),
+    "mega": ("FlaxMegaForMaskedLM", MEGA),
+    "mega-batchnorm": ("FlaxMegaForTokenClassification", BATCH_NORM),
+}
+IDS = np.random.default_rng(0).integers(3, 40, (2, 9)).astype(np.int32)
+
+
+def named(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def inputs_of(family):
+    """Arguments of a module."""
+    if family == "longt5":
+        return {"input_ids": IDS, "decoder_input_ids": IDS[:, :4]}
+    if family == "longformer":
+        return {"input_ids": IDS, "global_attention_mask": np.isin(IDS, IDS[0, 0]).astype(np.int32)}
+    return {"input_ids": IDS}
+
+
+def make(family, **arguments):
+    name, config = CASES[family]
+    return getattr(longspan, name)(config, _do_init=False, **arguments)
+
+
+def gradients_of(family, params, **arguments):
+    """The sum of squares of the scores, the gradient of every parameter, and the moved statistics."""
+    model, inputs = make(family, **arguments), inputs_of(family)
+    trains = bool(model.batch_stats)
+
+    def loss(params):
+        output = model(**inputs, params=params, **({"train": True} if trains else {}))
+        output, moved = output if trains else (output, {})
+        assert output.logits.dtype == arguments.get("dtype", jnp.float32)
+        return jnp.square(output.logits.astype(jnp.float32)).sum(), moved
+
+    (value, moved), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return value, named(gradients), named(moved)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Family -> (parameters, and the value, gradients and moved statistics of its Flax model), made once each."""
+
+    @functools.cache
+    def compute(family):
+        rng = np.random.default_rng(1)
+        params = jax.tree_util.tree_map(
+            lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape), jnp.float32),
+            make(family).params_shape_tree,
+        )
+        return params, gradients_of(family, params)
+
+    return compute
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_as_a_module_of_nnx(plain, family):
+    model, inputs = make(family), inputs_of(family)
+    params, (expected, wanted, moved) = plain(family)
+    module = nnx.eval_shape(lambda: nnx.bridge.ToNNX(model.module, rngs=nnx.Rngs(0)).lazy_init(**inputs))
+    assert jax.tree_util.tree_map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param))) == (
+        jax.tree_util.tree_map(jnp.shape, params)
+    )
+    module.to_nnx__rngs = nnx.Rngs(0)
+    nnx.update(module, params)
+    nnx.update(module, model.batch_stats)
+    arguments = {"deterministic": False, "mutable": ["batch_stats"]} if model.batch_stats else {}
+
+    @nnx.jit
+    @nnx.value_and_grad
+    def step(module):
+        return jnp.square(module(**inputs, **arguments).logits).sum()
+
+    value, gradients = step(module)
+    assert_close(value / expected, 1.0)
+    assert_gradients_close(named(nnx.to_pure_dict(gradients)), wanted)
+    assert bool(moved) == (family == "mega-batchnorm")
+    for path, leaf in named(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))).items():
+        assert_close(leaf, moved[path], what=path)
+
+
+@pytest.mark.parametrize("families", [("longformer", "longt5"), ("diffllama",), ("mega", "mega-batchnorm")])
+def test_four_devices(families):
+    script = Path(__file__).with_name("flax_mesh_devices.py")
+    command = [sys.executable, str(script), *families]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.split() == list(families), done.stderr[-3000:]
