@@ -5,6 +5,7 @@ No framework is imported here; each is asked in a process of its own, so that a 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -12,10 +13,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+#: Variable by which a user says how much freed memory glibc keeps.
+_TRIM_SETTING = "MALLOC_TRIM_THRESHOLD_"
 #: glibc keeps up to 4 GiB of freed memory and takes nothing below 1 GiB from the system by itself
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 #: variables of the environment that change speed
@@ -101,6 +105,25 @@ def allocator(environment: Mapping[str, str]) -> str:
     if "malloc" in preloaded:
         return preloaded
     return "glibc, memory kept" if all(environment.get(name) == value for name, value in KEPT.items()) else "glibc"
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory, unless the environment says that it is to.
+
+    Arrays of many lengths leave gaps of many sizes, which glibc keeps. Other C libraries, and allocators that are
+    preloaded, decide for themselves.
+    """
+    trim = None if _TRIM_SETTING in os.environ else _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library than glibc
+        return None
 
 
 def caches() -> dict[str, str]:

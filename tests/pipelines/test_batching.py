@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longspan import machine
+from longspan.documents import tokens
 from longspan.errors import InputError
 from longspan.pipelines.run.batching import pad, plan_batches, round_length
 
@@ -50,3 +52,24 @@ def test_padding():
 def test_bad_budget():
     with pytest.raises(InputError, match="batch_tokens must be at least 1. Received: batch_tokens=0"):
         plan_batches([1], 0)
+
+
+def test_freed_memory_goes_back_unless_a_user_says_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(machine, "_malloc_trim", lambda: calls.append)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    machine.return_freed_memory()
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4294967296")
+    machine.return_freed_memory()
+    assert calls == [0]
+    monkeypatch.setattr(machine, "_malloc_trim", lambda: None)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    machine.return_freed_memory()
+
+
+@given(st.lists(st.integers(0, 1 << 19), max_size=60))
+def test_segments_are_encoded_in_parts_that_hold_each_once(sizes: list[int]) -> None:
+    segments = ["a" * size for size in sizes]
+    parts = list(tokens._batches(segments))
+    assert [one for part in parts for one in segments[part]] == segments
+    assert all(part.stop - part.start >= 16 for part in parts[:-1])

@@ -11,6 +11,8 @@ from tokenizers import Encoding, Tokenizer
 
 #: Texts above this length are tokenized piece by piece, so that memory stays bounded.
 SEGMENT_CHARACTERS = 1 << 18
+#: At least so many are tokenized at a time, where there are as many, for the cores of a machine.
+_LEAST_SEGMENTS = 16
 #: A place to cut is looked for among so many characters.
 _CUT_CHARACTERS = 4096
 
@@ -69,16 +71,31 @@ def tokenize(
         shifts.extend(start for start, _ in cuts)
         segments.extend(text[start:stop] for start, stop in cuts)
     encode = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
-    encodings = encode(segments, add_special_tokens=False)
-    parts = [
-        _to_arrays(encoding, shift, with_offsets, with_words) for encoding, shift in zip(encodings, shifts, strict=True)
-    ]
+    parts: list[Tokens] = []
+    for some in _batches(segments):
+        encodings = encode(segments[some], add_special_tokens=False)
+        parts += [
+            _to_arrays(encoding, shift, with_offsets, with_words)
+            for encoding, shift in zip(encodings, shifts[some], strict=True)
+        ]
     results = []
     first = 0
     for count in counts:
         results.append(_join(parts[first : first + count]))
         first += count
     return results
+
+
+def _batches(segments: Sequence[str]) -> Iterator[slice]:
+    """Neighbours that are encoded at a time: an encoding holds far more than the arrays that are taken from it."""
+    start = size = 0
+    for stop, segment in enumerate(segments, start=1):
+        size += len(segment)
+        if size >= SEGMENT_CHARACTERS and stop - start >= _LEAST_SEGMENTS:
+            yield slice(start, stop)
+            start, size = stop, 0
+    if start < len(segments):
+        yield slice(start, len(segments))
 
 
 def _segments(text: str, limit: int) -> Iterator[tuple[int, int]]:

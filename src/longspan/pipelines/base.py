@@ -24,6 +24,7 @@ from longspan.documents.tokens import Tokens, tokenize
 from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
 from longspan.inputs import padding_of
+from longspan.machine import return_freed_memory
 from longspan.pipelines.backends import TaskModel, load_task_model
 from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
 from longspan.pipelines.options import (
@@ -47,6 +48,8 @@ _LEAST_BLOCK_CHARACTERS = 1 << 15
 _CHARACTERS_PER_TOKEN = 4
 #: A block makes about so many batches, enough to find sequences of like length for each.
 _BLOCK_BATCHES = 64
+#: Freed memory is given back after so many batches.
+_TIDY_BATCHES = 4
 _NO_LIMIT = 1 << 30
 
 
@@ -392,13 +395,15 @@ class Pipeline(FixedAttributes, ABC):
             max_length=self.model.max_positions,
             max_rows=1 if self._pad_token_id is None else options.batch_size,
         )
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             rows = [work[index][1] for index in batch.indices]
             outputs = self.model.run(self._stack(rows, batch), _stack_wanted(rows, batch.shape[0]))
             for place, index in enumerate(batch.indices):
                 job, row = work[index]
                 picked[index] = self._pick({name: values[place] for name, values in outputs.items()}, row, job, options)
             progress.advance(0, sum(map(len, rows)))
+            if number % _TIDY_BATCHES == 0:
+                return_freed_memory()
         return picked
 
     def _stack(self, rows: list[Row], batch: Batch) -> dict[str, npt.NDArray[Any]]:
