@@ -340,6 +340,8 @@ def _column(batch: Any, name: str) -> list[Any]:
     if name not in _names(batch):
         raise InputError(f"A batch must have the column {name!r}. Received: {_names(batch)}")
     column = batch[name]
+    if hasattr(batch, "assign"):  # a DataFrame, where what is missing may be NaN
+        column = column.astype(object).where(column.notna(), None)
     for method in ("to_pylist", "tolist"):
         if hasattr(column, method):
             return list(getattr(column, method)())

@@ -92,6 +92,12 @@ def test_a_bad_record_costs_no_other(models):
     found = classify({"text": [TEXTS[0], None, 7, *TEXTS[1:]]})
     assert found["label"] == [good["label"][0], None, None, *good["label"][1:]]
     assert [error is None for error in found["error"]] == [True, False, False, True, True, True]
+    frame = classify(pandas.DataFrame({"text": [TEXTS[0], None]}))  # where what is missing is NaN
+    assert frame["error"].isna().tolist() == [True, False]
+    assert frame["error"][1] == found["error"][1]
+    for texts in (TEXTS[:1], [None]):
+        schema = classify(pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())})).schema
+        assert [str(schema.field(name).type) for name in ("label", "score", "error")] == ["string", "double", "string"]
     vectors = embed({"text": [None, TEXTS[0]]})
     assert np.isnan(vectors["embedding"][0]).all()
     assert np.isfinite(vectors["embedding"][1]).all()
