@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,12 +32,24 @@ def model_card(
         metrics: Metrics of the best model; empty if it was not evaluated.
         options: Settings of the run.
     """
-    lines = ["---", "library_name: longspan", f"pipeline_tag: {facts['pipeline']}", f"base_model: {facts['model']}"]
-    lines += ["---", "", f"# {output}", "", f"`{facts['model']}`, trained with `longspan train {task}`.", ""]
-    lines += ["```console", _USES[task].format(output=output), "```", "", "## Training", ""]
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    tag, base = (json.dumps(_on_one_line(facts[name])) for name in ("pipeline", "model"))  # JSON's strings are YAML's
+    lines = ["---", "library_name: longspan", f"pipeline_tag: {tag}", f"base_model: {base}", "---", ""]
+    lines += [f"# {_text(output)}", "", f"{_text(facts['model'])}, trained with `longspan train {task}`.", ""]
+    use = _USES[task].format(output=shlex.quote(_on_one_line(output)))
+    lines += ["```console", use, "```", "", "## Training", ""]
+    lines += [f"- {_text(name)}: {_text(value)}" for name, value in facts.items()]
     lines += ["", "## Evaluation", ""]
-    lines += [f"- {name}: {value:.4f}" for name, value in metrics.items()] or ["There was no validation data."]
+    lines += [f"- {_text(name)}: {value:.4f}" for name, value in metrics.items()] or ["There was no validation data."]
     lines += ["", "## Settings", "", "| setting | value |", "|---|---|"]
-    lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in options.items()]
+    lines += [f"| {_text(name)} | {_text(value)} |" for name, value in options.items()]
     return "\n".join(lines) + "\n"
+
+
+def _on_one_line(value: Any) -> str:
+    """A value as text without line breaks and control characters."""
+    return "".join(character if character.isprintable() else " " for character in str(value))
+
+
+def _text(value: Any) -> str:
+    """A value as text without markup of Markdown or HTML: names of files, models and labels may be anything."""
+    return re.sub(r"[<>&`|\\]|\](?=[(\[:])", lambda found: f"&#{ord(found[0])};", _on_one_line(value))
