@@ -1,13 +1,12 @@
-"""Runs a model on the Keras backend that the environment names: `backend_worker.py DIRECTORY`.
+"""Runs models on the Keras backend that the environment names: `backend_worker.py DIRECTORY`.
 
-Loads `checkpoint/`, computes what `inputs.npz` asks for, trains one step, and writes `<backend>.npz`.
+Loads each of `checkpoints/`, computes what its `inputs.npz` asks for, trains one step, and writes `<backend>.npz`; and
+the number of programs that serve many lengths, `<backend>.txt`.
 """
 
-import os
 import sys
 from pathlib import Path
-
-os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+from unittest import mock
 
 import keras
 import numpy as np
@@ -19,7 +18,6 @@ from longspan.ops.keras import differential
 TRAINED = (
     "TFBertForPreTraining",
     "TFBertForTokenClassification",
-    "TFBertForQuestionAnswering",
     "TFLongformerForTokenClassification",
     "TFDiffLlamaForTokenClassification",
     "TFMegaForTokenClassification",
@@ -33,10 +31,24 @@ KEYS = {
     "LongT5": ("shared.weight", f"encoder.block.0.layer.0.{ATTENTION}.global_relative_attention_bias.weight"),
     "Mega": ("embedding_layer.word_embeddings.weight", "layers.0.mega_layer.ema_gate.damping_factor"),
 }
-differential.BLOCK_ROWS = 8  # short inputs take several
+
+
+def run_many_lengths(directory: Path) -> tuple[list[float], int]:
+    """What a pipeline answers in texts of 20 lengths and to a long question, and the number of its programs."""
+    run = longspan.pipeline("question-answering", directory / "answers", framework="keras", batch_size=1)
+    texts = [{"question": "Who", "context": "a word " * (number + 1)} for number in range(20)]
+    scores = [answer["score"] for answer in run(texts, top_k=1)]
+    programs = run.model.num_programs
+    return [*scores, run({**texts[2], "question": "Who is it that wrote all of this"}, top_k=1)["score"]], programs
 
 
 def main(directory: Path) -> None:
+    """Run everything; short inputs take several blocks of rows."""
+    with mock.patch.object(differential, "BLOCK_ROWS", 8):
+        run_all(directory)
+
+
+def run_all(directory: Path) -> None:
     backend = keras.backend.backend()
     results = {}
     for folder in sorted((directory / "checkpoints").iterdir()):
@@ -63,7 +75,9 @@ def main(directory: Path) -> None:
             results[f"{folder.name}/fit"] = model.fit(inputs, batch_size=4, verbose=0).history["loss"][0]
             for key in KEYS[next((family for family in KEYS if family in folder.name), "Bert")]:
                 results[f"{folder.name}/{key}"] = leaves(model)[f"{model.base_model_prefix}.{key}".lstrip(".")].read()
+    results["lengths"], programs = run_many_lengths(directory)
     np.savez(directory / f"{backend}.npz", **results)
+    (directory / f"{backend}.txt").write_text(str(programs))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Batches of encoders and of models with heads in Keras 3. On TensorFlow one graph serves every shape."""
+"""Batches of encoders and of models with heads in Keras 3.
+
+On TensorFlow one graph serves every shape; on JAX XLA compiles one program a shape, so shapes are few.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 from longspan.models.registry import Framework
+from longspan.nn.keras.runtime import compile_program, is_tensorflow
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
 
@@ -26,6 +30,7 @@ _POOLING_SPECS: Specs = [([None] * 2, "int32"), ([None] * 2, "bool"), ([None] * 
 
 class _KerasBackend(base.Backend):
     framework: ClassVar[Framework] = "keras"
+    fixed_shapes: ClassVar[bool] = keras.backend.backend() == "jax"
 
     def _place(
         self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
@@ -37,16 +42,30 @@ class _KerasBackend(base.Backend):
                 model = base.load(model, model_class, policy, settings)
         self.model = model
         self._programs: dict[Any, Any] = {}
+        #: graphs traced (TensorFlow) or programs compiled (JAX) so far
+        self.num_programs = 0
+
+    def _run(self, key: Any, function: Callable[..., Any], specs: Specs, arrays: Sequence[Any]) -> list[Floats]:
+        """Results of a function of arrays, compiled under a key, as float32 arrays."""
+        if key not in self._programs:
+
+            def counted(*inputs: Any) -> Any:
+                self.num_programs += 1  # runs when it is traced, not when its program runs
+                return function(*inputs)
+
+            tensorflow = is_tensorflow()
+            self._programs[key] = _make_graph(counted, specs) if tensorflow else compile_program(self.model, counted)
+        with _on_device(self.device):
+            results = [np.asarray(ops.convert_to_numpy(result)) for result in self._programs[key](*arrays)]
+            if self.fixed_shapes and any(np.isnan(result).any() for result in results):
+                # a program has room for so many global tokens; a call that sees their values for any number
+                results = [np.asarray(ops.convert_to_numpy(result)) for result in function(*arrays)]
+        return results
 
     @property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
         return not _accelerators() if self.device is None else self.device.lower().startswith("cpu")
-
-    @property
-    def num_programs(self) -> int:
-        """Graphs traced so far (TensorFlow)."""
-        return sum(program.experimental_get_tracing_count() for program in self._programs.values())
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -87,13 +106,9 @@ class EncoderBackend(_KerasBackend, base.Encoder):
     def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
         with_max = max_mask is not None
-        if with_max not in self._programs:
-            pool = partial(_pooled_states, self.model, with_max)
-            self._programs[with_max] = _make_graph(pool, _POOLING_SPECS) if _is_tensorflow() else pool
+        pool = partial(_pooled_states, self.model, with_max)
         arrays = input_ids.astype(np.int32), attention_mask, weights, attention_mask if max_mask is None else max_mask
-        with _on_device(self.device):
-            pooled = self._programs[with_max](*arrays)
-        return np.asarray(ops.convert_to_numpy(pooled))
+        return self._run(with_max, pool, _POOLING_SPECS, arrays)[0]
 
 
 class TaskBackend(_KerasBackend, base.TaskModel):
@@ -106,15 +121,11 @@ class TaskBackend(_KerasBackend, base.TaskModel):
     def run(self, inputs: base.Inputs, wanted: Ids | None = None) -> dict[str, Floats]:
         """Outputs of a batch; see `longspan.pipelines.backends.base.TaskModel.run`."""
         names = tuple(inputs)
-        if names not in self._programs:
-            function = partial(_task_outputs, self.model, names, self._outputs, self._has_choices)
-            specs = [([None, None], "int32")] * len(names)
-            self._programs[names] = _make_graph(function, specs) if _is_tensorflow() else function
-        with _on_device(self.device):
-            outputs = self._programs[names](*(array.astype(np.int32) for array in inputs.values()))
-        arrays = (np.asarray(ops.convert_to_numpy(output)) for output in outputs)
+        function = partial(_task_outputs, self.model, names, self._outputs, self._has_choices)
+        specs = [([None, None], "int32")] * len(names)
+        arrays = self._run(names, function, specs, [array.astype(np.int32) for array in inputs.values()])
         if wanted is not None:
-            arrays = (array[np.arange(len(wanted))[:, None], wanted] for array in arrays)
+            arrays = [array[np.arange(len(wanted))[:, None], wanted] for array in arrays]
         return dict(zip(self._outputs, arrays, strict=True))
 
 
@@ -134,14 +145,16 @@ def _task_outputs(
     return [ops.cast(results[name], "float32") for name in outputs]
 
 
-def _pooled_states(model: Any, with_max: bool, input_ids: Any, attention_mask: Any, weights: Any, max_mask: Any) -> Any:
+def _pooled_states(
+    model: Any, with_max: bool, input_ids: Any, attention_mask: Any, weights: Any, max_mask: Any
+) -> list[Any]:
     mask = ops.cast(attention_mask, "int32")
     states = ops.cast(model(input_ids, attention_mask=mask, training=False).last_hidden_state, "float32")
     pooled = ops.matmul(weights, states)
     if not with_max:
-        return pooled
+        return [pooled]
     greatest = ops.max(ops.where(max_mask[:, :, None], states, -np.inf), axis=1, keepdims=True)
-    return ops.concatenate([pooled, greatest], axis=1)
+    return [ops.concatenate([pooled, greatest], axis=1)]
 
 
 def _on_device(name: str | None) -> AbstractContextManager[Any]:
@@ -159,13 +172,9 @@ def _make_graph(function: Any, specs: Specs) -> Any:
     return tf.function(function, input_signature=signature, autograph=False)
 
 
-def _is_tensorflow() -> bool:
-    return bool(keras.backend.backend() == "tensorflow")
-
-
 def _accelerators() -> list[str]:
     """Names of devices besides the CPU, which TensorFlow would quietly do without."""
-    if not _is_tensorflow():
+    if not is_tensorflow():
         return []
     import tensorflow as tf
 
@@ -176,6 +185,6 @@ def _check_device(name: str | None) -> str | None:
     if name is None:
         return None
     known = ["cpu", "cpu:0", *_accelerators(), *(["gpu"] if _accelerators() else [])]
-    if _is_tensorflow() and name.lower() not in known:
+    if is_tensorflow() and name.lower() not in known:
         raise InputError(f"device must be one of {', '.join(known)} on this machine. Received: device={name!r}")
     return name
