@@ -5,8 +5,9 @@
 Weights, gradients and moments follow from the parameters. Activations, with what the backward pass of a layer needs
 besides, are linear in the number of tokens and of layers as all operations of longspan are, so that four small steps,
 of one and two layers and two lengths, give them for all: what each allocates and frees is counted, gradients aside.
-(Attention over all tokens is linear too: no implementation keeps its weights.) They are linear in the widths of a
-model and in its vocabulary as well, so that narrow models tell those of wide ones.
+(Attention over all tokens is linear too: no implementation keeps its weights.) What they take for a token is
+linear in the widths of a model and in its vocabulary as well, so that narrow models tell those of wide ones; the rest,
+which long sequences dwarf, nearly so.
 
 `python -m longspan.training.capacity` prints the table of what fits, which is `benchmarks/results/training-memory.md`.
 """
