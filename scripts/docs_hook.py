@@ -48,6 +48,11 @@ def make_copy() -> Path:
         for page, text in docs_api.pages(language).items():
             (copy / "api" / f"{page}{end}.md").write_text(text, encoding="utf-8")
     docs_gallery.build_gallery(copy / "gallery", LANGUAGES)
+    for page in copy.rglob("*.zh.md"):
+        if page.parent.name != "api":  # these name their anchors themselves
+            original = page.with_name(page.name.replace(".zh.md", ".md"))
+            texts = [one.read_text(encoding="utf-8") for one in (page, original)]
+            page.write_text(with_anchors(*texts), encoding="utf-8")
     return copy
 
 
@@ -71,8 +76,6 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
     """Mark links that leave docs/, which MkDocs cannot follow."""
     folder = posixpath.dirname(f"docs/{page.file.src_uri}")
-    if page.file.src_uri.endswith(".zh.md"):
-        text = with_anchors(text, (DOCS / page.file.src_uri.replace(".zh.md", ".md")))
 
     def mark(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, link.group(1)))
@@ -86,12 +89,10 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
     return LINK.sub(mark, text)
 
 
-def with_anchors(text: str, original: Path) -> str:
+def with_anchors(text: str, original: str) -> str:
     """A translation whose headings, one for one those of the original, have the anchors of those."""
-    if not original.exists():  # a page of the reference, which names its anchors itself
-        return text
     used: set[str] = set()
-    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", original.read_text(encoding="utf-8")), flags=re.M)
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", original), flags=re.M)
     anchors = iter([unique(slugify(re.sub(r"[`*]", "", heading), "-"), used) for heading in headings])
     pattern = re.compile(f"{BLOCK.pattern}|^(#+ .*)$", flags=re.M | re.S)
     return pattern.sub(lambda one: f"{one.group(1)} {{: #{next(anchors)} }}" if one.group(1) else one.group(), text)
