@@ -1,4 +1,4 @@
-"""Flax models as modules of NNX and on meshes of several devices.
+"""Flax models as modules of NNX, on meshes of several devices, with recomputed activations and in half precision.
 
 `vmap` of every family is in tests/parity/test_longformer_flax.py, test_diffllama_flax.py, test_mega_flax.py and in
 test_bert_flax.py and test_longt5_flax.py here; `pmap` and `shard_map` in flax_devices.py and longt5_flax_devices.py.
@@ -112,6 +112,29 @@ def test_as_a_module_of_nnx(plain, family):
     assert bool(moved) == (family == "mega-batchnorm")
     for path, leaf in named(nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))).items():
         assert_close(leaf, moved[path], what=path)
+
+
+@pytest.mark.parametrize("family", ["diffllama", "mega", "mega-batchnorm"])
+def test_recomputed_activations_change_nothing(plain, family):
+    """The other families' own tests show it of them."""
+    params, (expected, wanted, moved) = plain(family)
+    value, gradients, again = gradients_of(family, params, gradient_checkpointing=True)
+    assert_close(value / expected, 1.0)
+    assert_gradients_close(gradients, wanted)
+    for path, leaf in moved.items():
+        assert_close(again[path], leaf, what=path)
+
+
+@pytest.mark.parametrize("family", ["bert", "diffllama", "mega", "mega-batchnorm"])
+def test_half_precision_with_parameters_in_float32(plain, family):
+    """Of Longformer and LongT5, the parity tests compare states in half precision."""
+    params, (expected, wanted, _) = plain(family)
+    value, gradients, moved = gradients_of(family, params, dtype=jnp.bfloat16)
+    assert {str(leaf.dtype) for leaf in gradients.values()} == {"float32"}
+    assert {str(leaf.dtype) for leaf in moved.values()} <= {"float32", "int32"}
+    assert abs(float(value / expected) - 1) < 0.1
+    first, second = (jnp.concatenate([leaf.ravel() for leaf in leaves.values()]) for leaves in (gradients, wanted))
+    assert float(first @ second / jnp.linalg.norm(first) / jnp.linalg.norm(second)) > 0.99
 
 
 @pytest.mark.parametrize("families", [("longformer", "longt5"), ("diffllama",), ("mega", "mega-batchnorm")])
