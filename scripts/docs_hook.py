@@ -94,7 +94,7 @@ def with_anchors(text: str, original: str) -> str:
     used: set[str] = set()
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", original), flags=re.M)
     anchors = iter([unique(slugify(re.sub(r"[`*]", "", heading), "-"), used) for heading in headings])
-    pattern = re.compile(f"{BLOCK.pattern}|^(#+ .*)$", flags=re.M | re.S)
+    pattern = re.compile(f"{BLOCK.pattern}|^(#+ [^\n]*)$", flags=re.M | re.S)
     return pattern.sub(lambda one: f"{one.group(1)} {{: #{next(anchors)} }}" if one.group(1) else one.group(), text)
 
 
