@@ -61,7 +61,9 @@ def causal_lm_loss(logits: Array, labels: ArrayLike) -> Array:
     check_shape(labels, tuple(logits.shape[:-1]), name="labels", axes="(batch, tokens)")
     if context.shared_axis() is not None:
         is_last = context.token_places(labels.shape[1]) == labels.shape[1] * context.num_shares() - 1
-        return cross_entropy(logits, jnp.where(is_last, IGNORE_INDEX, context.with_neighbours(labels, 0, 1)[:, 1:]))
+        return cross_entropy(
+            logits, jnp.where(is_last, IGNORE_INDEX, context.with_neighbours(jnp.asarray(labels), 0, 1)[:, 1:])
+        )
     return cross_entropy(logits[:, :-1], labels[:, 1:])
 
 

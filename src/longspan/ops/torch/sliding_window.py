@@ -129,7 +129,7 @@ def sliding_window_attention(
     """
     _check(query, key, value, left=left, right=right, mask=mask, bias=bias, extra=extra)
     if shard is not None:
-        settings = {"left": left, "right": right, "scale": scale, "bias": bias, "dropout": dropout}
+        settings: dict[str, Any] = {"left": left, "right": right, "scale": scale, "bias": bias, "dropout": dropout}
         around = _with_neighbours(query, key, value, mask, extra, left, right, shard)
         output = sliding_window_attention(**around, **settings, implementation=implementation)
         return output.narrow(2, left, query.shape[2])
