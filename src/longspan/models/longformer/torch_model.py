@@ -137,7 +137,8 @@ class LongformerModel(LongformerPreTrainedModel):
         check_input(token_type_ids, "token_type_ids", config, **sizes)
         needs_weights = resolve(output_attentions, config.output_attentions)
         if self.context_shard is not None:
-            reach = max((layer.attention.self.radius for layer in self.encoder.layer), default=0)
+            layers: Any = self.encoder.layer
+            reach: int = max((layer.attention.self.radius for layer in layers), default=0)
             self.context_shard.check_call(shape, device, needs_weights=needs_weights, reach=reach)
         plan = make_plan(
             config,
