@@ -46,7 +46,7 @@ class FlaxGenerationMixin(ArrayGeneration):
 
     loop_arrays = ARRAYS
     input_rules = Inputs("Flax", as_array, as_indices, check_ids, values_visible, pad_tokens)
-    _variables: Callable[[Any], dict[str, Any]]
+    _variables: Callable[..., dict[str, Any]]
     _fingerprint: Callable[[], tuple[str, bool]]
 
     def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
