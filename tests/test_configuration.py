@@ -88,7 +88,9 @@ def test_reads_as_the_references_does(tmp_path):
     assert (config._commit_hash, config.sub_configs) == (None, {})
     config._note_of_a_tool = object()
     config.save_pretrained(tmp_path)
-    assert BertConfig.from_pretrained(tmp_path, trust_remote_code=True, use_auth_token=None) == config
+    assert BertConfig.from_pretrained(tmp_path, trust_remote_code=False, use_auth_token=None) == config
+    with pytest.raises(ConfigError, match="trust_remote_code is not supported: checkpoints hold no code"):
+        BertConfig.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 def test_aliases_and_dtype_spellings():

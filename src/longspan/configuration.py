@@ -43,14 +43,20 @@ SOURCE_ARGUMENTS = ("revision", "subfolder", "cache_dir", "local_files_only", "f
 
 
 #: keywords of the reference's `from_pretrained` that change nothing here
-_WITHOUT_EFFECT = (
-    *("resume_download", "proxies", "mirror", "user_agent", "_commit_hash", "_from_auto", "_from_pipeline"),
-    "trust_remote_code",  # no code of a checkpoint is run, trusted or not
-)
+_WITHOUT_EFFECT = ("resume_download", "proxies", "mirror", "user_agent", "_commit_hash", "_from_auto", "_from_pipeline")
 
 
 def source_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take what says where files are out of the keywords of a `from_pretrained`."""
+    """Take what says where files are out of the keywords of a `from_pretrained`.
+
+    Raises:
+        ConfigError: `trust_remote_code=True`.
+    """
+    require(
+        not kwargs.pop("trust_remote_code", None),
+        "trust_remote_code is not supported: checkpoints hold no code that could be trusted, longspan has its classes",
+        trust_remote_code=True,
+    )
     older = kwargs.pop("use_auth_token", None)
     if older is not None:
         kwargs.setdefault("token", older)

@@ -16,6 +16,7 @@ from longspan.checkpoints.untrusted import parse_json, reading
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, read_json
 from longspan.errors import CheckpointError, InputError
 from longspan.models.longformer.lengthen import Lengthened, Origin, lengthen
+from longspan.models.registry import resolve_framework
 
 #: files of a tokenizer or a sentence encoder, copied as they are unless they state a length
 _TOKENIZER_FILES = (
@@ -79,8 +80,6 @@ def to_long(
         >>> to_long(short, max_length=1024, attention_window=64).config.max_length
         1024
     """
-    from longspan.pipelines.options import resolve_framework
-
     is_place = isinstance(model_or_dir, str | os.PathLike)
     if not is_place and not isinstance(getattr(model_or_dir, "config", None), PretrainedConfig):
         raise InputError(f"to_long takes a model of longspan or a directory. Received: {type(model_or_dir).__name__}")

@@ -11,7 +11,7 @@ from tests.tolerances import assert_close
 
 import longspan
 from longspan.checkpoints.report import LoadError
-from longspan.errors import CheckpointNotFoundError, InputError
+from longspan.errors import CheckpointNotFoundError, ConfigError, InputError
 
 SMALL = {
     "bert": {
@@ -295,13 +295,15 @@ class TestKeywords:
         with pytest.raises(CheckpointNotFoundError, match="must hold its weights in one of the files tf_model.h5"):
             longspan.AutoModel.from_pretrained(saved[1], from_tf=True)
 
-    def test_trust_remote_code_runs_nothing(self, saved):
+    def test_code_of_a_checkpoint_is_refused(self, saved):
         _, directory = saved
         settings = json.loads((directory / "config.json").read_text())
         settings["auto_map"] = {"AutoModel": "code.Model", "AutoConfig": "code.Config"}
         (directory / "config.json").write_text(json.dumps(settings))
         (directory / "code.py").write_text("raise SystemExit('run')")
-        loaded = longspan.AutoModel.from_pretrained(directory, trust_remote_code=True)
+        with pytest.raises(ConfigError, match="trust_remote_code is not supported"):
+            longspan.AutoModel.from_pretrained(directory, trust_remote_code=True)
+        loaded = longspan.AutoModel.from_pretrained(directory)
         assert type(loaded).__module__.startswith("longspan.")
 
 

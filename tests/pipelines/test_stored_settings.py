@@ -152,7 +152,7 @@ def test_words_of_the_reference(plain: Path) -> None:
         torch_dtype="float32",
         model_kwargs={"dropout_rate": 0.0, "local_files_only": True, "attn_implementation": "blocked"},
         num_workers=0,
-        trust_remote_code=True,
+        trust_remote_code=False,
         device_map="auto",
         feature_extractor=None,
         use_fast=True,
@@ -162,6 +162,8 @@ def test_words_of_the_reference(plain: Path) -> None:
     assert (
         moved(TEXTS[:2], batch_size=2, clean_up_tokenization_spaces=False, return_text=True, num_workers=1) == expected
     )
+    with pytest.raises(InputError, match="runs none of a checkpoint. Received: trust_remote_code=True"):
+        pipeline("summarization", plain, trust_remote_code=True)
     with pytest.raises(InputError, match="num_workers must be a whole number, at least 0. Received: num_workers=-1"):
         pipeline("summarization", plain, num_workers=-1)
     with pytest.raises(InputError, match=r"may be given as \(name, options\). Received: tokenizer=\('a',\)"):

@@ -6,10 +6,11 @@ Everything is a string, so that looking a family up imports nothing.
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longspan.errors import ConfigError, missing_framework
+from longspan.errors import ConfigError, InputError, missing_framework
 from longspan.tasks import TASKS
 
 Framework = Literal["torch", "flax", "keras"]
@@ -20,6 +21,7 @@ _FRAMEWORKS: dict[Framework, tuple[str, str]] = {
     "flax": ("flax_model", "Flax"),
     "keras": ("keras_model", "TF"),
 }
+_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,26 @@ def get_model_class(model_type: str | None, task: str, framework: Framework) -> 
         if hasattr(module, name):
             return getattr(module, name)
     raise ConfigError(f"{model_type!r} must have a class for the task {task!r}. It has none of {', '.join(names)}")
+
+
+def framework_of(model: object) -> str | None:
+    """Framework of a model of longspan; None if `model` is none."""
+    for base in type(model).__mro__:
+        parts = base.__module__.split(".")
+        if parts[:2] == ["longspan", "nn"] and parts[2] in _FRAMEWORKS:
+            return parts[2]
+    return None
+
+
+def resolve_framework(asked: str | None, model: Any) -> str:
+    """The framework that is asked for, or that of a loaded model; raises `InputError` if they differ."""
+    if isinstance(model, str | os.PathLike):
+        return "torch" if asked is None else _ALIASES.get(asked, asked)
+    known = framework_of(model)
+    if known is None:
+        raise InputError(
+            f"model must be a directory, a hub repository or a model of longspan. Received: {type(model).__name__}"
+        )
+    if asked is not None and _ALIASES.get(asked, asked) != known:
+        raise InputError(f"framework must be that of the model, {known!r}. Received: framework={asked!r}")
+    return known

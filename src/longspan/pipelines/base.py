@@ -25,6 +25,7 @@ from longspan.documents.windows import check_windows, plan_windows
 from longspan.errors import InputError
 from longspan.inputs import padding_of
 from longspan.machine import return_freed_memory
+from longspan.models.registry import resolve_framework
 from longspan.pipelines.backends import TaskModel, load_task_model
 from longspan.pipelines.long.rows import Row, RowTemplate, tokenize_beginnings
 from longspan.pipelines.options import (
@@ -33,7 +34,6 @@ from longspan.pipelines.options import (
     dtype_name,
     load_tokenizer,
     model_settings,
-    resolve_framework,
     source_of,
 )
 from longspan.pipelines.run.attributes import FixedAttributes

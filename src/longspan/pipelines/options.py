@@ -11,7 +11,6 @@ from typing import Any, Self, get_args
 from longspan.checkpoints.hub import Source
 from longspan.configuration import SOURCE_ARGUMENTS
 from longspan.errors import InputError
-from longspan.pipelines.backends import framework_of
 from longspan.pipelines.long.splitter import OnLong
 from longspan.tokenization.auto import AutoTokenizer
 
@@ -19,7 +18,6 @@ from longspan.tokenization.auto import AutoTokenizer
 _PLACE = ("revision", "cache_dir", "local_files_only", "token")
 #: Arguments of the reference for which there is nothing here but None.
 _ABSENT = ("device_map", "feature_extractor", "image_processor", "processor", "pipeline_class")
-_FRAMEWORK_ALIASES = {"pt": "torch", "tf": "keras", "jax": "flax"}
 _PADDINGS = ("True", "False", "longest", "max_length", "do_not_pad")
 
 
@@ -109,20 +107,6 @@ def check_at_least(name: str, value: int | None, least: int) -> None:
         raise InputError(f"{name} must be at least {least}. Received: {name}={value}")
 
 
-def resolve_framework(asked: str | None, model: Any) -> str:
-    """The framework that is asked for, or that of a loaded model; raises `InputError` if they differ."""
-    if isinstance(model, str | os.PathLike):
-        return "torch" if asked is None else _FRAMEWORK_ALIASES.get(asked, asked)
-    known = framework_of(model)
-    if known is None:
-        raise InputError(
-            f"model must be a directory, a hub repository or a model of longspan. Received: {type(model).__name__}"
-        )
-    if asked is not None and _FRAMEWORK_ALIASES.get(asked, asked) != known:
-        raise InputError(f"framework must be that of the model, {known!r}. Received: framework={asked!r}")
-    return known
-
-
 def source_of(model: Any, **place: Any) -> Source | Any:
     """Where a model is, by a directory or a hub repository and arguments of `Source`; a loaded model as it is."""
     return Source(model, **place) if isinstance(model, str | os.PathLike) else model
@@ -159,13 +143,12 @@ def reference_words(given: Mapping[str, Any]) -> dict[str, Any]:
 def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a pipeline with those words of the reference that mean an argument of longspan put as that.
 
-    `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers`, `use_fast` and
-    `trust_remote_code` change nothing: texts are tokenized beside the model by the Rust tokenizer always, and no code
-    of a checkpoint is run; nor do a `device_map` of `"auto"`, which means the first accelerator, and words for what
-    longspan has not, where they are None.
+    `torch_dtype` is `dtype`; `model_kwargs` may hold arguments of the pipeline; `num_workers` and `use_fast` change
+    nothing, for texts are tokenized beside the model by the Rust tokenizer always; nor do a `device_map` of `"auto"`,
+    which means the first accelerator, and words for what longspan has not, where they are None.
 
     Raises:
-        InputError: `num_workers` is no number.
+        InputError: `trust_remote_code` is True, or `num_workers` is no number.
     """
     given = dict(arguments)
     kwargs = dict(given.pop("model_kwargs", None) or {})
@@ -177,11 +160,14 @@ def constructor_words(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if "torch_dtype" in given:
         given.setdefault("dtype", given.pop("torch_dtype"))
         given.pop("torch_dtype", None)
+    if given.pop("trust_remote_code", None):
+        raise InputError(
+            "longspan has every model's code in itself and runs none of a checkpoint. Received: trust_remote_code=True"
+        )
     workers = given.pop("num_workers", None)
     if workers is not None and not (isinstance(workers, int) and workers >= 0):
         raise InputError(f"num_workers must be a whole number, at least 0. Received: num_workers={workers!r}")
-    for name in ("use_fast", "trust_remote_code"):
-        given.pop(name, None)
+    given.pop("use_fast", None)
     if given.get("device_map") == "auto":
         del given["device_map"]
     return {name: value for name, value in given.items() if value is not None or name not in _ABSENT}

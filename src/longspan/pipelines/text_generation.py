@@ -19,6 +19,7 @@ from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens, tokenize
 from longspan.errors import ConfigError, InputError
 from longspan.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
+from longspan.models.registry import resolve_framework
 from longspan.pipelines.backends import load_writer, longest_input
 from longspan.pipelines.base import check_text
 from longspan.pipelines.long.rows import RowTemplate, tokenize_beginnings
@@ -30,7 +31,6 @@ from longspan.pipelines.options import (
     load_tokenizer,
     model_settings,
     reference_words,
-    resolve_framework,
     source_of,
 )
 from longspan.pipelines.run.attributes import FixedAttributes

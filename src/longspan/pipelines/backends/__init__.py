@@ -16,7 +16,6 @@ __all__ = [
     "Encoder",
     "TaskModel",
     "Writer",
-    "framework_of",
     "load_encoder",
     "load_task_model",
     "load_writer",
@@ -124,15 +123,6 @@ def load_writer(
         kind = "with" if task == "text2text-generation" else "without"
         raise InputError(f"{task} needs a model {kind} an encoder. Received: {type(writer.model).__name__}")
     return writer
-
-
-def framework_of(model: object) -> str | None:
-    """Framework of a model of longspan; None if `model` is none."""
-    for base in type(model).__mro__:
-        parts = base.__module__.split(".")
-        if parts[:2] == ["longspan", "nn"] and parts[2] in _MODULES:
-            return parts[2]
-    return None
 
 
 def _stored_dtype(model: Source | Any) -> str | None:
