@@ -47,7 +47,7 @@ class FlaxGenerationMixin(ArrayGeneration):
     loop_arrays = ARRAYS
     input_rules = Inputs("Flax", as_array, as_indices, check_ids, values_visible, pad_tokens)
     _variables: Callable[..., dict[str, Any]]
-    _fingerprint: Callable[[], tuple[str, bool]]
+    _fingerprint: Callable[..., Any]
 
     def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> Any:
         """What runs the model, see `longspan.generation.flax_loop`."""
