@@ -141,7 +141,7 @@ def embed(
     )
     watch = Stopwatch()
     cluster = ray_options(ray, ray_address, ray_actors)
-    settings = {"framework": framework, "device": device, "dtype": dtype, "max_length": max_length}
+    settings: dict[str, Any] = {"framework": framework, "device": device, "dtype": dtype, "max_length": max_length}
     with ExitStack() as stack:
         with watch.time("load"):
             encoder = (

@@ -18,6 +18,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ class _Ledger(TorchDispatchMode):
     def number_of(self, tensor: Tensor) -> int | None:
         """Number of the storage of a tensor, if it was made inside the block."""
         found = self._known.get(tensor.untyped_storage())
-        return None if found is None else found[0]
+        return None if found is None else int(found[0])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
@@ -57,11 +58,10 @@ class _Ledger(TorchDispatchMode):
                 if storage not in self._known and id(storage) not in given:
                     number, size = next(self._numbers), storage.nbytes()
                     self.entries.append((size, number))
-                    release = weakref.ref(storage, lambda _, number=number, size=size: self._release(number, size))
-                    self._known[storage] = (number, release)
+                    self._known[storage] = (number, weakref.ref(storage, partial(self._release, number, size)))
         return output
 
-    def _release(self, number: int, size: int) -> None:
+    def _release(self, number: int, size: int, _: object) -> None:
         self.entries.append((-size, number))
 
 
@@ -72,7 +72,7 @@ def activation_peak(model: Any, inputs: dict[str, Tensor]) -> int:
         model: A model with a loss, in training mode; its gradients are thrown away.
         inputs: Arguments of a call, labels included.
     """
-    table = model.get_input_embeddings().weight
+    table: Tensor = model.get_input_embeddings().weight
     with _Ledger() as ledger:
         loss = model(**inputs).loss
         loss.backward()
@@ -80,7 +80,7 @@ def activation_peak(model: Any, inputs: dict[str, Tensor]) -> int:
     model.zero_grad(set_to_none=True)
     # a part of the gradient of shared embeddings is as large as these, and no activation
     sizes = (size for size, number in ledger.entries if number not in gradients and abs(size) != table.nbytes)
-    return max(itertools.accumulate(sizes))
+    return int(max(itertools.accumulate(sizes)))
 
 
 class Activations(NamedTuple):
