@@ -15,7 +15,10 @@ from longspan.inputs import INPUTS, axes_of, dynamic_axes, get_input, limit_of, 
 from longspan.nn.torch.checks import check_input, export_shapes
 
 #: arguments that carry no data: how a framework runs the model
-CONTROLS = {"self", "params", "dropout_rng", "train", "deterministic", "training", "args", "kwargs", "loss_arguments"}
+CONTROLS = {
+    "self", "params", "batch_stats", "dropout_rng", "train", "deterministic", "training", "args", "kwargs",
+    "loss_arguments",
+}  # fmt: skip
 CLASSES = {name: cls for name, cls in model_classes().items() if "PreTrainedModel" not in name}
 
 

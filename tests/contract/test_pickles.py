@@ -59,8 +59,8 @@ TINY = {
 }
 #: classes that need `is_decoder`
 DECODERS = {
-    "BertLMHeadModel", "FlaxBertForCausalLM", "FlaxMegaForCausalLM", "FlaxRobertaForCausalLM", "MegaForCausalLM",
-    "RobertaForCausalLM", "XLMRobertaForCausalLM",
+    "BertLMHeadModel", "FlaxBertForCausalLM", "FlaxMegaForCausalLM", "FlaxRobertaForCausalLM",
+    "FlaxXLMRobertaForCausalLM", "MegaForCausalLM", "RobertaForCausalLM", "XLMRobertaForCausalLM",
 }  # fmt: skip
 CLASSES = {
     name: cls

@@ -204,6 +204,11 @@ class TFRobertaForMultipleChoice(TFRobertaTask, TFBertForMultipleChoice):
 class TFXLMRobertaModel(TFRobertaModel):
     """XLM-R without a head: a `TFRobertaModel`.
 
+    Args:
+        config: Settings; the weights are random.
+        add_pooling_layer: Have the pooler, which gives `pooler_output`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
     Example:
         >>> from longspan import TFXLMRobertaModel
         >>> TFXLMRobertaModel.config_class.model_type
