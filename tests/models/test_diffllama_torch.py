@@ -108,10 +108,6 @@ class TestConfig:
             ({"rope_theta": 0.0}, "rope_theta must be positive"),
             ({"rope_scaling": {"rope_type": "linear", "factors": 2}}, "needs factor. Received: missing"),
             (
-                {"rope_scaling": {"rope_type": "linear", "factor": 2, "beta": 1}},
-                "takes factor. Received: unknown=.'beta'",
-            ),
-            (
                 {"rope_scaling": {"rope_type": "longrope", "factor": 2, "short_factor": [1], "long_factor": [1]}},
                 "'short_factor'. must be a list of 2 numbers",
             ),
