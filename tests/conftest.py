@@ -33,20 +33,25 @@ hypothesis.settings.load_profile("any-load")
 
 #: files of few tests that take more than half a minute: they start first, so that none is left to run alone at the end
 LONG_FILES = (
-    "models/test_longt5_flax_training.py",
-    "hardening/test_concurrency.py",
-    "pipelines/test_task_kill.py",
-    "keras/test_backends.py",
-    "pipelines/test_memory.py",
     "ecosystem/test_ray.py",
+    "keras/test_backends.py",
+    "models/test_flax_transformations.py",
+    "hardening/test_concurrency.py",
+    "pipelines/test_kill.py",
+    "parallel/test_flax.py",
+    "pipelines/test_task_kill.py",
+    "pipelines/test_memory.py",
+    "training/test_classify.py",
     "ecosystem/test_trainer.py",
+    "keras/test_training.py",
+    "parallel/test_torch.py",
+    "models/test_longt5_flax_training.py",
     "hardening/test_kills.py",
     "keras/test_task.py",
-    "pipelines/test_kill.py",
     "keras/test_saving.py",
-    "keras/test_contract.py",
     "models/test_flax_docs.py",
     "pipelines/test_long_global.py",
+    "training/test_capacity.py",
 )
 
 
