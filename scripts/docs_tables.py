@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.table import shortfall
+
 #: file of benchmarks/results -> the kind of processor, in English and Chinese
 FILES = {
     "cpu-avx2": ("AVX2", "AVX2"),
@@ -50,9 +54,9 @@ def cell(found: dict[str, Any] | None, with_seconds: bool) -> str:
     """The peer's time ÷ ours, bold where we are slower, with a star where a target was missed."""
     if found is None:
         return "–"
-    ratio, wanted = found["ratio"], found.get("at_least")
+    ratio = found["ratio"]
     text = f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
-    text += "\\*" * (wanted is not None and ratio < wanted)
+    text += "\\*" * (shortfall(found) > 1)
     return text + f" ({found['peer_seconds']:.2f} s → {found['ours_seconds']:.2f} s)" * with_seconds
 
 
