@@ -39,7 +39,7 @@ def test_a_missed_target_has_a_star():
     found = {"ratio": 1.184, "at_least": 1.6, "peer_seconds": 3.36, "ours_seconds": 2.84}
     assert docs_tables.cell(found, with_seconds=True) == "1.18\\* (3.36 s → 2.84 s)"
     assert docs_tables.cell({**found, "ratio": 0.75, "at_least": None}, with_seconds=False) == "**0.75**"
-    floor = {"ratio": 1.4, "at_least": None, "ours_to_floor": 1.14, "floor_at_most": 1.12}
+    floor = {**found, "ratio": 1.4, "at_least": None, "ours_to_floor": 1.14, "floor_at_most": 1.12}
     assert docs_tables.cell(floor, with_seconds=False) == "1.40\\*"
     assert docs_tables.cell({**floor, "ours_to_floor": 1.1}, with_seconds=False) == "1.40"
     assert docs_tables.cell(None, with_seconds=True) == "–"
