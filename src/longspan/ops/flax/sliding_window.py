@@ -12,7 +12,7 @@ numbers are summed in float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +136,7 @@ def _with_neighbours(
     present = jnp.ones(query.shape[:2], bool) if mask is None else mask
     around = ((0, 0), (left, right))
     if extra is not None and extra.position is not None:
-        extra = extra.replace(position=jnp.pad(extra.position, around, mode="edge"))  # type: ignore[attr-defined]
+        extra = replace(extra, position=jnp.pad(extra.position, around, mode="edge"))
     query = jnp.pad(query, (*around, (0, 0), (0, 0)))
     key, value, mask = (with_neighbours(array, left, right) for array in (key, value, present))
     return query, key, value, mask, extra
