@@ -111,7 +111,7 @@ def test_doctor_says_what_to_do(text, capsys):
 
 def test_what_was_received_tells_nothing():
     assert find_remedy("top_k must be at least 1. Received: 'cache'", ("InputError",)).topic == "inputerror"
-    assert find_remedy("/root/.cache/hub/model.bin is damaged", ("CheckpointError",)).topic == "checkpointerror"
+    assert find_remedy("models/.cache/hub/model.bin is damaged", ("CheckpointError",)).topic == "checkpointerror"
     assert find_remedy("something else") is None
 
 

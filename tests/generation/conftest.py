@@ -68,6 +68,20 @@ FAMILIES = {
         {**LONGT5, "encoder_attention_type": "transient-global"},
     ),
 }
+#: a small decoder
+MEGA = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "intermediate_size": 40,
+    "shared_representation_size": 16,
+    "ema_projection_size": 4,
+    "is_decoder": True,
+    "bidirectional": False,
+    "use_chunking": True,
+    "chunk_size": 5,
+    **IDS,
+}
 #: those that the reference cannot generate with: a trained one is compared among the frameworks
 OURS_ALONE = {
     "mega": (
@@ -136,22 +150,7 @@ def mega():
     """A function that gives a MEGA decoder with random weights."""
 
     def make(**settings):
-        config = longspan.MegaConfig(
-            **{
-                "vocab_size": 61,
-                "hidden_size": 24,
-                "num_hidden_layers": 2,
-                "intermediate_size": 40,
-                "shared_representation_size": 16,
-                "ema_projection_size": 4,
-                "is_decoder": True,
-                "bidirectional": False,
-                "use_chunking": True,
-                "chunk_size": 5,
-                **IDS,
-                **settings,
-            }
-        )
+        config = longspan.MegaConfig(**{**MEGA, "vocab_size": 61, **settings})
         return randomise(longspan.MegaForCausalLM(config), scale=0.4)
 
     return make

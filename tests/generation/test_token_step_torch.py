@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from tests.generation.conftest import FAMILIES as PAIRED
-from tests.generation.conftest import IDS, prompts
+from tests.generation.conftest import MEGA, prompts
 from tests.parity.torch_parity import randomise
 from tests.tolerances import assert_close
 
@@ -19,19 +19,6 @@ from longspan.fast.diffllama_step import DiffLlamaStep
 from longspan.fast.longt5_step import LongT5Step
 from longspan.fast.mega_step import MegaStep
 
-MEGA = {
-    "vocab_size": 97,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "intermediate_size": 40,
-    "shared_representation_size": 16,
-    "ema_projection_size": 4,
-    "is_decoder": True,
-    "bidirectional": False,
-    "use_chunking": True,
-    "chunk_size": 5,
-    **IDS,
-}
 FAMILIES = {
     **PAIRED,
     "roberta": ("RobertaForCausalLM", transformers.RobertaConfig, {**PAIRED["bert"][2], "type_vocab_size": 1}),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import longspan
+from longspan.errors import InputError
 
 TOKENS = 48
 
@@ -187,3 +188,12 @@ def long_case(name: str, tokens: int, width: int = 8) -> Case:
         settings = {**LONGT5, "d_model": width, "d_ff": width, "num_layers": 1, "num_decoder_layers": 1}
         inputs["labels"] = ids(1, 5)
     return Case(make(name, **settings), inputs)
+
+
+def message(call):
+    """What a call says that must not be."""
+    try:
+        call()
+    except InputError as problem:
+        return str(problem)
+    return "no error"

@@ -18,7 +18,6 @@ from tests.parallel import cases
 from tests.tolerances import assert_gradients_close, error
 
 import longspan
-from longspan.errors import InputError
 from longspan.nn.flax import losses
 from longspan.parallel.flax import context_parallel
 
@@ -126,14 +125,6 @@ def run_memory():
     return {"part": sizes[1] / sizes[0], "bytes": sizes}
 
 
-def message(call):
-    try:
-        call()
-    except InputError as problem:
-        return str(problem)
-    return "no error"
-
-
 def run_errors():
     """What is said of calls that cannot be shared; where values cannot be seen, a row is NaN."""
     longformer, mega = (flax_model(cases.CASES[name]) for name in ("longformer_fill", "mega_generate_chunks"))
@@ -155,11 +146,11 @@ def run_errors():
     batchnorm = flax_model(cases.Case(norm, {}))
     late = jnp.ones((2, 24), jnp.int32).at[0, 0].set(0)
     return {
-        "axis": message(lambda: call(longformer, axis="words")),
-        "short": message(lambda: call(longformer)(*all_of(12))),
-        "chunks": message(lambda: call(mega)(*all_of(32))),
-        "weights": message(lambda: call(longformer, output_attentions=True)(*all_of(32))),
-        "norm": message(lambda: call(batchnorm, train=True, dropout_rng=jax.random.key(0))(*all_of(24))),
+        "axis": cases.message(lambda: call(longformer, axis="words")),
+        "short": cases.message(lambda: call(longformer)(*all_of(12))),
+        "chunks": cases.message(lambda: call(mega)(*all_of(32))),
+        "weights": cases.message(lambda: call(longformer, output_attentions=True)(*all_of(32))),
+        "norm": cases.message(lambda: call(batchnorm, train=True, dropout_rng=jax.random.key(0))(*all_of(24))),
         "left": jnp.isnan(call(mega)(ids[:, :24], late)).all(axis=(1, 2)).tolist(),
     }
 

@@ -19,7 +19,6 @@ from tests.parallel import cases
 from tests.tolerances import assert_gradients_close, error
 
 import longspan
-from longspan.errors import InputError
 from longspan.parallel.torch import context_parallel, split_tokens, sum_gradients
 
 
@@ -152,14 +151,6 @@ def run_dropout(name):
     return {"spread": spread.item(), "moved": moved.item()}
 
 
-def message(call):
-    try:
-        call()
-    except InputError as problem:
-        return str(problem)
-    return "no error"
-
-
 def run_errors():
     """What each process says of calls that cannot be shared; all say the same, or none would wait for the others."""
     longformer, mega = (
@@ -173,20 +164,20 @@ def run_errors():
     late[0, 0] = 0
     batchnorm = context_parallel(cases.make("MegaForMaskedLM", **cases.MEGA, normalization_type="batchnorm")())
     said = {
-        "family": message(lambda: context_parallel(bert)),
-        "multiple": message(lambda: split_tokens(longformer, {"input_ids": ids[:, :-1]})),
-        "first": message(lambda: split_tokens(bert, {"input_ids": ids})),
-        "unequal": message(lambda: longformer(ids[:, : 12 - rank])),
-        "short": message(lambda: longformer(ids[:, :3])),
-        "weights": message(lambda: longformer(ids[:, :12], output_attentions=True)),
-        "positions": message(lambda: longformer(torch.cat([ids, ids], 1)[:, :24])),
-        "chunks": message(lambda: mega(ids[:, :9])),
-        "left": message(lambda: mega(ids[:, :12], attention_mask=late)),
-        "cache": message(lambda: mega(ids[:, :12], past_key_values=((),))),
-        "keep": message(lambda: mega(ids[:, :12], logits_to_keep=1)),
-        "generate": message(lambda: mega.generate(ids[:, :12])),
-        "norm": message(lambda: batchnorm(ids[:, :12])),
-        "features": message(
+        "family": cases.message(lambda: context_parallel(bert)),
+        "multiple": cases.message(lambda: split_tokens(longformer, {"input_ids": ids[:, :-1]})),
+        "first": cases.message(lambda: split_tokens(bert, {"input_ids": ids})),
+        "unequal": cases.message(lambda: longformer(ids[:, : 12 - rank])),
+        "short": cases.message(lambda: longformer(ids[:, :3])),
+        "weights": cases.message(lambda: longformer(ids[:, :12], output_attentions=True)),
+        "positions": cases.message(lambda: longformer(torch.cat([ids, ids], 1)[:, :24])),
+        "chunks": cases.message(lambda: mega(ids[:, :9])),
+        "left": cases.message(lambda: mega(ids[:, :12], attention_mask=late)),
+        "cache": cases.message(lambda: mega(ids[:, :12], past_key_values=((),))),
+        "keep": cases.message(lambda: mega(ids[:, :12], logits_to_keep=1)),
+        "generate": cases.message(lambda: mega.generate(ids[:, :12])),
+        "norm": cases.message(lambda: batchnorm(ids[:, :12])),
+        "features": cases.message(
             lambda: context_parallel(cases.make("MegaForMaskedLM", **cases.MEGA, use_feature_dropout=True)())(
                 ids[:, :12]
             )

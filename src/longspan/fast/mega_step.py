@@ -30,8 +30,8 @@ from longspan.models.mega.torch_layers import (
     MegaScaleNorm,
     MegaSequenceNorm,
     MegaSimpleRelativePositionalBias,
-    in_open_chunk,
 )
+from longspan.models.mega.torch_masks import in_open_chunk
 from longspan.models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
 from longspan.ops.torch.gated_attention import Settings, attention_weights, rotary_table
 

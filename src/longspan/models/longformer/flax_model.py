@@ -119,7 +119,9 @@ class FlaxLongformerModule(PooledStack):
         config = self.config
         if inputs_embeds is not None:
             inputs_embeds = drop_unseen_faults(inputs_embeds, attention_mask)
-        check_share((input_ids if inputs_embeds is None else inputs_embeds).shape[1], needs_weights=output_attentions)  # type: ignore[union-attr]  # one is there
+        read = input_ids if inputs_embeds is None else inputs_embeds
+        assert read is not None
+        check_share(read.shape[1], needs_weights=output_attentions)
         plan, overflows = make_plan(
             global_tokens(attention_mask, global_attention_mask),
             attention_mask,

@@ -27,12 +27,9 @@ from longspan.models.mega.torch_layers import (
     MegaRotaryRelativePositionalBias,
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
-    as_mask,
-    first_real_tokens,
-    in_open_chunk,
     make_cache,
-    split_mask,
 )
+from longspan.models.mega.torch_masks import as_mask, first_real_tokens, in_open_chunk, split_mask
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
