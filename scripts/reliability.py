@@ -16,7 +16,7 @@ def table(results: dict[str, dict[str, object]]) -> str:
     """The rows of the page: battery, cases, how many held, and the other figures of the battery."""
     lines = ["| Battery | Cases | Held | Seconds | |", "|---|---|---|---|---|"]
     for name, figures in results.items():
-        others = {key: value for key, value in figures.items() if key not in ("cases", "held", "seconds")}
+        others = {key: value for key, value in figures.items() if key not in ("cases", "held", "seconds", "pieces")}
         notes = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in others.items())
         counts = [f"{figures[key]:,}" for key in ("cases", "held", "seconds")]
         lines.append(f"| `{name}` | {' | '.join(counts)} | {notes} |")

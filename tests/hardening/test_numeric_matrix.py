@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.hardening.conftest import IS_LONG
+from tests.hardening.conftest import IS_LONG, each
 from tests.hardening.numeric_matrix import ALL_LENGTHS, FAMILIES, LENGTHS, ids_of, make_model, masks
 from tests.tolerances import assert_close
 
@@ -17,9 +17,9 @@ TESTED = ALL_LENGTHS if IS_LONG else LENGTHS
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("family", "implementation"), CASES)
-def test_no_nan_and_equal_bits(family, implementation, dtype):
+def test_no_nan_and_equal_bits(figures, family, implementation, dtype):
     model = make_model(family, implementation).to(dtype)
-    for length in TESTED:
+    for length in each(figures, TESTED):
         mask = masks(length)
         ids = ids_of(mask)
         states = model(ids, attention_mask=mask).last_hidden_state
@@ -34,9 +34,9 @@ def test_no_nan_and_equal_bits(family, implementation, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("family", "implementation"), CASES)
-def test_a_row_alone_is_what_it_is_in_a_batch(family, implementation):
+def test_a_row_alone_is_what_it_is_in_a_batch(figures, family, implementation):
     model = make_model(family, implementation)
-    for length in TESTED:
+    for length in each(figures, TESTED):
         mask = masks(length)
         ids = ids_of(mask)
         together = model(ids, attention_mask=mask).last_hidden_state
@@ -50,9 +50,11 @@ def test_a_row_alone_is_what_it_is_in_a_batch(family, implementation):
 
 
 @pytest.mark.parametrize(("family", "implementation"), CASES)
-def test_nothing_but_padding(family, implementation):
+def test_nothing_but_padding(figures, family, implementation):
     model = make_model(family, implementation)
-    states = model(ids_of(torch.zeros(2, 9)), attention_mask=torch.zeros(2, 9, dtype=torch.long)).last_hidden_state
-    assert bool(states.isfinite().all())
-    states.sum().backward()
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    for shape in each(figures, [(2, 9)]):
+        mask = torch.zeros(shape, dtype=torch.long)
+        states = model(ids_of(mask), attention_mask=mask).last_hidden_state
+        assert bool(states.isfinite().all())
+        states.sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.hardening.conftest import IS_LONG
+from tests.hardening.conftest import IS_LONG, each
 from tests.hardening.numeric_matrix import FAMILIES, ids_of, masks
 from tests.keras.setting import import_keras, randomise
 from tests.tolerances import assert_close
@@ -74,7 +74,7 @@ def assert_rows_stand_alone(family, run, length):
 
 
 @pytest.mark.parametrize(("family", "implementation", "dtype"), WITH_DTYPES)
-def test_flax_no_nan_and_equal_bits(family, implementation, dtype):
+def test_flax_no_nan_and_equal_bits(figures, family, implementation, dtype):
     model, params = make_flax(family, implementation, dtype)
 
     def loss(params, ids, mask):
@@ -82,7 +82,7 @@ def test_flax_no_nan_and_equal_bits(family, implementation, dtype):
         return (jnp.square(states.astype(jnp.float32)) * mask[..., None]).sum(), states
 
     program = jax.jit(jax.grad(loss, has_aux=True))
-    for length in LENGTHS:
+    for length in each(figures, LENGTHS):
         ids, mask = batch(length)
         gradients, states = program(params, ids, mask)
         assert str(states.dtype) == dtype
@@ -94,17 +94,17 @@ def test_flax_no_nan_and_equal_bits(family, implementation, dtype):
 
 
 @pytest.mark.parametrize(("family", "implementation"), CASES)
-def test_flax_a_row_alone_is_what_it_is_in_a_batch(family, implementation):
+def test_flax_a_row_alone_is_what_it_is_in_a_batch(figures, family, implementation):
     model, params = make_flax(family, implementation)
-    for length in LENGTHS:
+    for length in each(figures, LENGTHS):
         assert_rows_stand_alone(family, lambda ids, mask: model(ids, mask, params=params).last_hidden_state, length)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", KERAS)
-def test_keras_no_nan_and_equal_bits(family, dtype):
+def test_keras_no_nan_and_equal_bits(figures, family, dtype):
     model = make_keras(family, dtype)
-    for length in LENGTHS:
+    for length in each(figures, LENGTHS):
         ids, mask = batch(length)
         inputs = {"input_ids": ids, "attention_mask": mask}
         with tf.GradientTape() as tape:
@@ -120,9 +120,9 @@ def test_keras_no_nan_and_equal_bits(family, dtype):
 
 
 @pytest.mark.parametrize("family", KERAS)
-def test_keras_a_row_alone_is_what_it_is_in_a_batch(family):
+def test_keras_a_row_alone_is_what_it_is_in_a_batch(figures, family):
     model = make_keras(family)
-    for length in LENGTHS:
+    for length in each(figures, LENGTHS):
         assert_rows_stand_alone(
             family, lambda ids, mask: model({"input_ids": ids, "attention_mask": mask}).last_hidden_state, length
         )
