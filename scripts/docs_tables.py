@@ -38,7 +38,8 @@ CASES = {
     "embed/minilm/float32": ("2,000 texts to vectors", "2,000 篇文本转为向量"),
     "embed/minilm/openvino/float32": ("the same beside OpenVINO", "同上，对比 OpenVINO"),
     "embed/minilm/int8": ("the same, int8 beside float32", "同上，int8 对比 float32"),
-    "pipeline/classify/float32": ("long documents in windows, classified", "长文档分窗口分类"),
+    "pipeline/classify/float32": ("200 texts, cut at 512 tokens, classified", "200 篇文本，截到 512 个词元，分类"),
+    "newest/windows/4096/float32": ("9 windows over BERT beside Longformer, 4,096", "BERT 的 9 个窗口对比 Longformer，4,096"),
     "newest/modernbert/4096/float32": ("ModernBERT beside Longformer, 4,096", "ModernBERT 对比 Longformer，4,096"),
 }  # fmt: skip
 README = ("bert/ragged/float32", "bert/full/float32", "longformer/4096/float32", "longt5/local/4096/float32",

@@ -1,4 +1,4 @@
-"""The newest transformers beside longspan, and ModernBERT's shape, which it brings, beside Longformer's."""
+"""The newest transformers beside longspan; ModernBERT's shape, which it brings, and plain windows beside Longformer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from benchmarks.harness import Work, case
 
 #: half of the layers of ModernBERT-base and of Longformer-base
 MODERN_LAYERS, LONGFORMER_LAYERS = 11, 6
+#: windows that cover 4,096 tokens, each with 64 tokens of the one before
+WINDOWS = (512,) * 9
 
 
 @case("newest/bert/ragged/float32", "BERT-base, 6 layers, lengths 512…32", at_least=bert.RAGGED_WANTED, newest=True)
@@ -83,3 +85,16 @@ def modern_bert(dtype: str) -> Work:
 )
 def modern_bert_float32() -> Work:
     return modern_bert("float32")
+
+
+@case(
+    "newest/windows/4096/float32",
+    "BERT-base in 9 windows of 512, which overlap by 64, beside Longformer-base, both 6 of 12 layers, 1 × 4096",
+    newest=True,
+)
+def windows_float32() -> Work:
+    """What a document costs in windows, which see no further than their ends, and what in one piece."""
+    peer = bert.forward("float32", WINDOWS).peer
+    ours = longformer.forward("float32", 1, 4096, layers=LONGFORMER_LAYERS).ours
+    layers = {"peer_layers": bert.LAYERS, "ours_layers": LONGFORMER_LAYERS}
+    return Work(peer=peer, ours=ours, difference=None, extra=layers)

@@ -1,4 +1,4 @@
-"""Every example of the specification has a page, which runs and prints what it says; the Chinese page has its code."""
+"""Every example of the specification has a page, which runs and prints what it says."""
 
 from __future__ import annotations
 
@@ -49,22 +49,9 @@ def test_all_examples_have_a_page():
     assert [page.name[:3] for page in PAGES] == [f"x{number:02d}" for number in range(1, 24)]
 
 
-def translated_pages():
-    return [DOCS.parent / "README.zh.md", *sorted(DOCS.rglob("*.zh.md"))]
-
-
 def test_the_readme_is_short_and_its_translation_leads_somewhere():
     for name in ("README.md", "README.zh.md"):
         text = (DOCS.parent / name).read_text(encoding="utf-8")
         assert text.count("\n") <= 150, name
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (DOCS.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("page", translated_pages(), ids=lambda page: page.relative_to(DOCS.parent).as_posix())
-def test_a_translation_has_the_same_code_and_headings(page):
-    original = page.with_name(page.name.replace(".zh.md", ".md"))
-    assert blocks(page) == blocks(original)
-    levels = [re.findall(r"^(#+) ", BLOCK.sub("", path.read_text(encoding="utf-8")), flags=re.M)
-              for path in (original, page)]  # fmt: skip
-    assert levels[0] == levels[1]

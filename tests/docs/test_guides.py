@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tests.docs.engines import ENGINES
 from tests.docs.test_examples import blocks, hub  # noqa: F401 - a fixture
 from tests.documents.test_readers import make_pdf
 from tests.pipelines.planted import train_finder
@@ -71,11 +72,18 @@ def test_code_runs(page, folder, hub, monkeypatch, capsys):  # noqa: F811 - the 
         assert "two years" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_every_guide_has_code_and_a_translation():
+def test_every_guide_has_code():
     assert len(GUIDES) == 11
     for page in GUIDES:
         assert blocks(page), page.name
-        assert page.with_suffix(".zh.md").exists(), page.name
+
+
+def test_code_that_runs_elsewhere_is_that_of_engines():
+    """No other block is left out: `text` would be shown and not run."""
+    languages = [(language, page.stem) for page in GUIDES for language, _ in blocks(page)]
+    assert {language for language, _ in languages} == {"bash", "console", "py", "python"}
+    assert [stem for language, stem in languages if language == "py"] == ["11-scale"] * 3
+    assert list(ENGINES) == ["Ray Data", "datasets", "Spark"]
 
 
 def test_names_in_tables_exist():

@@ -43,3 +43,11 @@ def test_a_missed_target_has_a_star():
     assert docs_tables.cell(floor, with_seconds=False) == "1.40\\*"
     assert docs_tables.cell({**floor, "ours_to_floor": 1.1}, with_seconds=False) == "1.40"
     assert docs_tables.cell(None, with_seconds=True) == "–"
+
+
+def test_rows_are_cases_of_the_harness():
+    from benchmarks import harness
+
+    harness.load_cases()
+    assert set(docs_tables.CASES) <= set(harness.CASES)
+    assert {case for cases in docs_tables.TABLES.values() for case in cases} <= set(docs_tables.CASES)

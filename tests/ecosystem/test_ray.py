@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.docs.engines import engine_code, remark
 from tests.pipelines.task_models import make_summarizer, make_task_model
 from tests.tiny_encoder import make_sentence_model
 
@@ -150,13 +151,15 @@ def output(minilm_dir, tmp_path_factory):
     models.append(make_task_model(folder / "classifier", "text-classification", "wordpiece", minilm_dir))
     models.append(make_summarizer(folder / "summarizer", minilm_dir))
     work = folder / "work"
-    work.mkdir()
+    (work / "models").mkdir(parents=True)
+    (work / "models" / "encoder").symlink_to(minilm_dir, target_is_directory=True)
     script = folder / "script.py"
-    script.write_text(WORKER)
+    script.write_text(f"{WORKER}{engine_code('Ray Data')}")
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, str(script), *map(str, models), str(work)],
         env={**os.environ, **quiet},
+        cwd=work,
         capture_output=True,
         text=True,
         timeout=550,
@@ -173,3 +176,7 @@ def test_commands_on_a_cluster(output: str):
     assert "commands ok\n" in output, output
     written = output.split("actors began\n")[1].split("an actor died\n")[0]
     assert "(raylet)" not in written  # on the standard output are results only
+
+
+def test_the_code_of_the_guide(output: str):
+    assert remark("Ray Data") in output.split("commands ok\n")[1].splitlines(), output

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.docs.engines import engine_code, remark
 from tests.pipelines.task_models import make_task_model
 
 pytestmark = pytest.mark.ecosystem
@@ -56,8 +57,6 @@ def labels(batches: Iterator[pandas.DataFrame]) -> Iterator[pandas.DataFrame]:
 
 
 same(frame.select("id", labels(struct("text")).alias("made")).select("id", "made.*").collect())
-spark.stop()
-print("ok")
 """
 
 
@@ -65,16 +64,19 @@ print("ok")
 @pytest.mark.skipif(not SPARK.exists(), reason="make ecosystem installs tests/ecosystem/spark.txt in .venv/spark")
 def test_pandas_functions(minilm_dir: Path, tmp_path: Path):
     model = make_task_model(tmp_path / "model", "text-classification", "wordpiece", minilm_dir)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "encoder").symlink_to(minilm_dir, target_is_directory=True)
     script = tmp_path / "script.py"
-    script.write_text(WORKER)
+    script.write_text(f"{WORKER}{engine_code('Spark')}spark.stop()\n")
     path = os.pathsep.join([str(SPARK), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(script), str(model), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("ok\n")
+    assert done.stdout.splitlines()[-1] == remark("Spark")
