@@ -12,8 +12,8 @@ from longspan.embeddings.embed_files import embed_files
 from longspan.embeddings.sentence_encoder import SentenceEncoder
 
 DOCS = ROOT / "docs"
-#: page -> how many of its blocks, from the first on, run here
-HERE = {"index.md": 1, "longformer.md": 1, "longt5.md": 1, "mega.md": 2, "roberta.md": 1, "embed.md": 1}
+#: page -> which of its blocks run here
+HERE = {"index.md": 0, "longformer.md": 0, "longt5.md": 0, "mega.md": 1, "roberta.md": 0, "embed.md": 0}
 #: page -> the test that runs its blocks, or the calls that they show where these want processes or other tools
 ELSEWHERE = {
     "diffllama.md": "tests/models/test_diffllama_torch.py",
@@ -51,17 +51,16 @@ def folder(tmp_path_factory):
 def test_blocks_run(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}
-    code = python_of(page)[: HERE[page]]
-    for block in code:
-        exec(compile(block, page, "exec"), names)
-    said = [line.partition("  # ")[2] for line in "".join(code).splitlines() if line.startswith("print(")]
+    code = python_of(page)[HERE[page]]
+    exec(compile(code, page, "exec"), names)
+    said = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print(")]
     assert capsys.readouterr().out.splitlines() == said
     if page == "embed.md":
-        assert [match.hit.path.rpartition("/")[2] for match in names["matches"][0]] == ["logs.md", "other.md"]
+        assert [match.hit.file.path.rpartition("/")[2] for match in names["matches"][0]] == ["logs.md", "other.md"]
 
 
 def test_every_block_has_a_place_where_it_runs():
-    pages = [page.name for page in sorted(DOCS.glob("*.md")) if ".zh." not in page.name and python_of(page.name)]
-    assert sorted({*HERE, *ELSEWHERE}) == pages
+    pages = {page.name for page in DOCS.glob("*.md") if ".zh." not in page.name and python_of(page.name)}
+    assert pages <= {*HERE, *ELSEWHERE}
     for page, place in ELSEWHERE.items():
         assert (ROOT / place).exists(), page
