@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.training.conftest import MARKS, SETTINGS, documents, read_csv, write_lines
+from tests.training.conftest import SETTINGS, documents, read_csv, write_lines
 from typer.testing import CliRunner
 
 from longspan import AutoModelForSequenceClassification, pipeline
@@ -23,7 +19,6 @@ from longspan.training.loop import Loop
 from longspan.training.options import TrainOptions
 from longspan.training.runs import finetune, plan_run, prepare
 
-ROOT = Path(__file__).parents[2]
 HELD_BACK = documents(40, seed=2)
 
 
@@ -214,34 +209,3 @@ def test_the_plan_states_memory_and_time(encoder, tmp_path):
     assert "memory:" in said.output
     assert "minutes" in said.output
     assert not (tmp_path / "out").exists()
-
-
-KILLS = 20 if os.environ.get("LONGSPAN_HARDENING") == "long" else 2
-
-
-def test_killed_runs_resume_to_the_same_bits(encoder, tmp_path):
-    data = write_lines(tmp_path / "data.jsonl", documents(16, seed=9))
-    (tmp_path / "runs").mkdir()
-    code = "import sys, longspan.training.loop; from tests.pipelines import embed_worker; embed_worker.main()"
-    line = [sys.executable, "-c", code, str(KILLS), str(tmp_path / "runs"), "out", "train", "classify", str(data)]
-    line += ["--model", str(encoder), "--epochs", "2", "--batch-tokens", "300", "--save-steps", "2", "--quiet"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    runs = [folder / "out" for folder in (tmp_path / "runs").iterdir()]
-    assert tmp_path / "runs" / "killed" / "out" in runs
-    expected = tmp_path / "runs" / "undisturbed" / "out"
-    for output in runs:
-        for name in ("model.safetensors", "README.md", "config.json"):
-            assert (output / name).read_bytes() == (expected / name).read_bytes(), (output, name)
-        steps = [[row["step"] for row in read_csv(folder / "log.csv")] for folder in (output, expected)]
-        assert steps[0] == steps[1]
-        assert not list(output.glob(".*"))
-
-
-def test_two_processes_equal_one(encoder, tmp_path):
-    worker = Path(__file__).with_name("parallel_worker.py")
-    line = [sys.executable, str(worker), str(encoder), str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count("equal") == 2
-    assert pipeline("text-classification", tmp_path / "ddp")("open the file")[0]["label"] in MARKS

@@ -220,7 +220,7 @@ class TestAnswer:
         (tmp_path / "c.json").write_text(json.dumps(_squad(questions(2, 1))))
         problems = ready("answer", encoder, [tmp_path / f"{name}.json" for name in "abc"]).problems
         assert ["no SQuAD JSON" in problems[0].reason, *(problem.reason for problem in problems[1:])] == [
-            True, "a paragraph must have a list qas", "a question must be an object"
+            True, "data[0].paragraphs[0] must have a list qas", "data[0].paragraphs[1].qas[0] must be an object"
         ]  # fmt: skip
 
 

@@ -16,9 +16,10 @@ from longspan.checkpoints.formats_pytorch import PytorchReader
 from longspan.errors import InputError
 from longspan.pipelines.run.identity import differences
 from longspan.search.shards import atomic_write, sync_folder
+from longspan.training.sharding import restore_state, state_of
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from longspan.training.loop import Loop
 
 FOLDER = ".longspan-train"
 LOG = "log.csv"
@@ -27,6 +28,8 @@ _PARTIAL = "partial"
 _POSITION = "position.json"
 _IDENTITY = "identity.json"
 _BEST = "best.pt"
+_STATE = "state.pt"
+_RANDOM = "random-{}.pt"
 
 
 @dataclass
@@ -89,30 +92,51 @@ class RunFolder:
         """The newest checkpoint; None if there is none."""
         return max(self.path.glob(f"{_PREFIX}*"), default=None)
 
-    def save(self, accelerator: Accelerator, position: Position) -> None:
-        """Save all that the run needs to go on; all processes call it."""
-        partial = self.path / _PARTIAL
+    def save(self, loop: Loop) -> None:
+        """Save all that the run needs to go on, with any number of processes; all processes call it."""
+        accelerator, partial = loop.accelerator, self.path / _PARTIAL
+        tensors, groups = state_of(loop.model, loop.optimizer.optimizer)
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            torch.save(tensors, partial / _STATE)
+            scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+            settings = {"optimizer": groups, "schedule": loop.schedule.state_dict(), "scaler": scaler}
+            (partial / _POSITION).write_text(json.dumps({**asdict(loop.position), **settings}), encoding="utf-8")
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial), safe_serialization=False)  # safetensors has no tied weights
+        torch.save(_random_state(accelerator.device), partial / _RANDOM.format(accelerator.process_index))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (partial / _POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
-            _flush(partial)
-            final = self.path / f"{_PREFIX}{position.step:09d}"
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            sync_folder(self.path)
-            for old in self.path.glob(f"{_PREFIX}*"):
-                if old != final:
-                    shutil.rmtree(old)
+            self._keep(partial, loop.position.step)
         accelerator.wait_for_everyone()
 
-    def restore(self, accelerator: Accelerator, checkpoint: Path) -> Position:
-        """Bring the run back to a checkpoint; all processes call it."""
-        accelerator.load_state(str(checkpoint))
-        return Position(**json.loads((checkpoint / _POSITION).read_text(encoding="utf-8")))
+    def _keep(self, partial: Path, step: int) -> None:
+        """Let a checkpoint that is all written take the place of the one before."""
+        _flush(partial)
+        final = self.path / f"{_PREFIX}{step:09d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_folder(self.path)
+        for old in self.path.glob(f"{_PREFIX}*"):
+            if old != final:
+                shutil.rmtree(old)
+
+    def restore(self, loop: Loop, checkpoint: Path) -> Position:
+        """Bring the run back to a checkpoint; all processes call it.
+
+        A process that the saved run lacked draws its dropout anew.
+        """
+        accelerator = loop.accelerator
+        found = json.loads((checkpoint / _POSITION).read_text(encoding="utf-8"))
+        groups, schedule, scaler = (found.pop(name) for name in ("optimizer", "schedule", "scaler"))
+        restore_state(loop.model, loop.optimizer.optimizer, _tensors(checkpoint / _STATE), groups)
+        loop.schedule.load_state_dict(schedule)
+        if accelerator.scaler is not None and scaler is not None:
+            accelerator.scaler.load_state_dict(scaler)
+        random = checkpoint / _RANDOM.format(accelerator.process_index)
+        if random.exists():
+            _set_random_state(_tensors(random), accelerator.device)
+        return Position(**found)
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Keep weights as the best."""
@@ -122,12 +146,28 @@ class RunFolder:
 
     def best(self) -> dict[str, Any]:
         """The best weights."""
-        with PytorchReader(self.path / _BEST) as reader:  # ours, which knows tensors only
-            return {reader.native_name(key): reader.read_torch(key) for key in reader}
+        return _tensors(self.path / _BEST)
 
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.path)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    with PytorchReader(path) as reader:  # ours, which knows tensors only
+        return {reader.native_name(key): reader.read_torch(key) for key in reader}
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of the generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    return state if device.type == "cpu" else {**state, device.type: torch.get_device_module(device).get_rng_state()}
+
+
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])
 
 
 def _flush(folder: Path) -> None:

@@ -16,15 +16,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 
 from longspan.errors import InputError
 from longspan.training.batches import Step, plan_epoch
+from longspan.training.board import Board, writer_class
 from longspan.training.card import model_card
 from longspan.training.checkpoints import LOG, Log, Position, RunFolder
 from longspan.training.memory import Plan, measure
 from longspan.training.optimizer import make_optimizer, make_schedule, with_adapters
 from longspan.training.progress import TrainingProgress
 from longspan.training.runs import Prepared, TrainReport, write_report
+from longspan.training.sharding import shard, whole, whole_weights
 from longspan.training.task import TensorBatch
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -44,6 +47,10 @@ class Loop:
         self.task = prepared.task
         self._prepared = prepared
         self._show = show_progress
+        self._log: Log | None = None
+        self._board: Board | None = None
+        if self.options.tensorboard:
+            writer_class()  # if it is missing that is said before anything is trained
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         GradientState._reset_state()
         self.accelerator = Accelerator(
@@ -65,10 +72,23 @@ class Loop:
             model = with_adapters(model, self.options.lora, self.options.seed)
         torch.manual_seed(self.options.seed + self.accelerator.process_index)  # of dropout
         model.train()
-        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, self.options))
+        if self._is_split():
+            model = shard(model, self.base._no_split_modules, self.accelerator.device)
+            self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # DDP has nothing to add to it
+            self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, self.options))
+        else:
+            self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, self.options))
         self.task.place(self.accelerator.device)
         self.schedule = make_schedule(self.optimizer.optimizer, self.num_steps, self.options.warmup)
-        self.accelerator.register_for_checkpointing(self.schedule)
+
+    def _is_split(self) -> bool:
+        """Whether the loop splits the model; where accelerate is told to do so, that does it."""
+        accelerator = self.accelerator
+        if not self.options.shard or accelerator.num_processes == 1:
+            return False
+        if self.options.precision == "float16":
+            raise InputError("shard needs precision float32 or bfloat16. Received: float16")
+        return bool(accelerator.distributed_type != DistributedType.FSDP)
 
     # What is read when
 
@@ -104,13 +124,17 @@ class Loop:
         self.accelerator.wait_for_everyone()
         checkpoint = self.folder.newest()
         if checkpoint is not None:
-            self.position = self.folder.restore(self.accelerator, checkpoint)
+            self.position = self.folder.restore(self, checkpoint)
         is_main = self.accelerator.is_main_process
         columns = [*_COLUMNS, *self._metric_names()]
         self._log = Log(self._prepared.output / LOG, columns, self.position.step) if is_main else None
+        if is_main and self.options.tensorboard:
+            self._board = Board(self._prepared.output, self.position.step)
         with TrainingProgress(self.num_steps, self.position.step, show=self._show and is_main) as self._progress:
             while not self.position.done:
                 self._train_epoch()
+        if self._board is not None:
+            self._board.close()
         return self._finish(identity)
 
     def _train_epoch(self) -> None:
@@ -126,7 +150,7 @@ class Loop:
                 if self.position.step_of_epoch == len(steps):
                     self.position.epoch, self.position.step_of_epoch = self.position.epoch + 1, 0
                 self.position.done |= self.position.step == self.num_steps
-                self.folder.save(self.accelerator, self.position)
+                self.folder.save(self)
             if self.position.done:
                 return
 
@@ -173,12 +197,16 @@ class Loop:
         position.step_of_epoch += 1
         position.tokens += num_tokens
         self._progress.step(position.step, num_tokens, loss)
-        if self._log is not None and (position.step % self.options.log_steps == 0 or position.step == self.num_steps):
+        if position.step % self.options.log_steps == 0 or position.step == self.num_steps:
             self._progress.log(position.step, loss)
-            self._log.write({
-                **self._place(), "loss": loss, "learning_rate": self.schedule.get_last_lr()[0],
-                "tokens_per_second": round(self._progress.tokens_per_second, 1),
-            })  # fmt: skip
+            rate, speed = float(self.schedule.get_last_lr()[0]), round(self._progress.tokens_per_second, 1)
+            self._write_log("train", {"loss": loss, "learning_rate": rate, "tokens_per_second": speed})
+
+    def _write_log(self, kind: str, values: dict[str, float]) -> None:
+        if self._log is not None:
+            self._log.write({**self._place(), **values})
+        if self._board is not None:
+            self._board.write(kind, self.position.step, values)
 
     def _place(self) -> dict[str, Any]:
         return {"step": self.position.step, "epoch": self.position.epoch, "tokens": self.position.tokens}
@@ -191,7 +219,8 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """Metrics on the validation data. Every process evaluates all of it, so that all know which model is best."""
         self.model.eval()
-        metrics: dict[str, float] = self.task.evaluate(self._prepared.validation)
+        with whole(self.model):
+            metrics: dict[str, float] = self.task.evaluate(self._prepared.validation)
         self.model.train()
         return metrics
 
@@ -209,11 +238,10 @@ class Loop:
             position.worse += 1
             position.done = 0 < self.options.patience <= position.worse
         self._progress.evaluated(position.step, metrics, is_best=is_best)
-        if self._log is not None:
-            self._log.write({**self._place(), **metrics})
+        self._write_log("eval", metrics)
 
     def _save_best(self) -> None:
-        state = self.accelerator.get_state_dict(self.model)
+        state = whole_weights(self.model)
         if self.accelerator.is_main_process:
             self.folder.save_best(state)
 

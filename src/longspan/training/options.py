@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
 
 from longspan.errors import InputError
@@ -34,11 +34,13 @@ class TrainOptions:
     seed: Annotated[int, "Of the split, the order, dropout and new heads."] = 0
     precision: Annotated[str, "Type of the products: float32, bfloat16 or float16."] = "float32"
     gradient_checkpointing: Annotated[bool, "Compute activations again in the backward pass, to save memory."] = False
+    shard: Annotated[bool, "Split weights, gradients and moments over the processes (FSDP2)."] = False
     lora: Annotated[int, "Rank of LoRA adapters, which are trained in place of the weights; 0 for none."] = 0
     validation_split: Annotated[float, "Part of the documents held back if there is no validation data."] = 0.1
     eval_steps: Annotated[int | None, "Evaluate every so many steps; default after each epoch."] = None
     save_steps: Annotated[int | None, "Save the run every so many steps as well as after each epoch."] = None
     log_steps: Annotated[int, "Write a line of the log every so many steps."] = 10
+    tensorboard: Annotated[bool, "Write curves for TensorBoard too, to tensorboard/ in the output."] = False
     patience: Annotated[int, "Stop after so many evaluations without a better one; 0 never."] = 0
     metric: Annotated[str | None, "Metric that says which model is best; default the task's own."] = None
     problem: Annotated[str, "What classify learns: single, multi (several labels), regression or auto."] = "auto"
@@ -99,5 +101,5 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What weights depend on, by name."""
-        plain = replace(self, strict=False, resume=True, overwrite=False, log_steps=1, save_steps=None, device=None)
-        return {field.name: getattr(plain, field.name) for field in fields(plain)}
+        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "shard", "tensorboard")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}

@@ -142,20 +142,24 @@ def _squad(source: SourceFile) -> Iterator[Record | Problem]:
     try:
         data = json.loads(_text(source))
         articles = data["data"]
-        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        paragraphs = [
+            (f"data[{i}].paragraphs[{j}]", paragraph)
+            for i, article in enumerate(articles)
+            for j, paragraph in enumerate(article["paragraphs"])
+        ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UnreadableError(f'no SQuAD JSON, {{"data": [{{"paragraphs": [...]}}]}} ({reason})') from error
     number = 0
-    for paragraph in paragraphs:
+    for place, paragraph in paragraphs:
         questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
         if not isinstance(questions, list):
-            yield Problem(source.name, "a paragraph must have a list qas")
+            yield Problem(source.name, f"{place} must have a list qas")
             continue
-        for question in questions:
+        for index, question in enumerate(questions):
             number += 1
             if not isinstance(question, dict):
-                yield Problem(source.name, "a question must be an object", number)
+                yield Problem(source.name, f"{place}.qas[{index}] must be an object", number)
                 continue
             answers = [] if question.get("is_impossible") else question.get("answers")
             values = {"question": question.get("question"), "context": paragraph.get("context"), "answers": answers}
