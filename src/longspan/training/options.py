@@ -53,6 +53,7 @@ class TrainOptions:
     max_length: Annotated[int | None, "Most tokens of a window; default as the model says."] = None
     max_target_length: Annotated[int, "Most tokens of a summary."] = 256
     mask_rate: Annotated[float, "Part of the tokens that fill masks."] = 0.15
+    memory: Annotated[int, "MiB of documents, and of windows, to hold in memory; more go to the output's disk."] = 1024
     device: Annotated[str | None, "cpu; default what accelerate finds."] = None
     strict: Annotated[bool, "Stop at the first record that cannot be used."] = False
     resume: Annotated[bool, "Go on where an interrupted run stopped, or start over."] = True
@@ -61,7 +62,16 @@ class TrainOptions:
     def __post_init__(self) -> None:
         from longspan.pipelines.options import check_at_least, check_choice  # `longspan --help` needs none of it
 
-        for name in ("epochs", "max_steps", "batch_tokens", "micro_tokens", "eval_steps", "save_steps", "log_steps"):
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_tokens",
+            "micro_tokens",
+            "eval_steps",
+            "save_steps",
+            "log_steps",
+            "memory",
+        ):
             check_at_least(name, getattr(self, name), 1)
         for name in ("lora", "patience"):
             check_at_least(name, getattr(self, name), 0)
@@ -101,5 +111,5 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What weights depend on, by name."""
-        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "shard", "tensorboard")
+        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "shard", "tensorboard", "memory")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}
