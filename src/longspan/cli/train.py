@@ -24,6 +24,8 @@ EPILOG = """[bold]Examples[/bold]
 
   longspan train embed pairs.jsonl --model ./my-encoder --output ./encoder
 
+  longspan train tag entities.conll --model ./my-bert --output ./tagger --framework flax --devices 4
+
   accelerate launch -m longspan train classify reviews.jsonl --model ./my-longformer --output ./reviews
 
 Run the same command again to go on after an interruption. Exit codes: 0 done, 1 failed, 2 not understood, 3 done but

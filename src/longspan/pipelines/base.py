@@ -430,9 +430,9 @@ class Pipeline(FixedAttributes, ABC):
         texts = [replace_surrogates(text) for text in self._texts(item)]
         return _checked(self._job(item, tokenize(self._fast, texts), options))
 
-    def stack_rows(self, rows: list[Row]) -> dict[str, npt.NDArray[Any]]:
-        """Inputs of the model for rows, (B, S) each, padded to the longest."""
-        return self._stack(rows, Batch(np.arange(len(rows)), (len(rows), max(map(len, rows)))))
+    def stack_rows(self, rows: list[Row], length: int | None = None) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of the model for rows, (B, S) each, padded to `length` tokens, or to the longest."""
+        return self._stack(rows, Batch(np.arange(len(rows)), (len(rows), length or max(map(len, rows)))))
 
     def updated(self, **settings: Any) -> Self:
         """Change options for all calls to come.

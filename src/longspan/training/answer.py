@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from longspan.documents.document import replace_surrogates
 from longspan.errors import InputError
 from longspan.training import metrics
 from longspan.training.records import Record
-from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, text_of, weighted_cross_entropy
+from longspan.training.task import Array, Example, Sample, TensorBatch, TrainingTask, text_of
 
 
 class AnswerTask(TrainingTask):
@@ -90,16 +88,16 @@ class AnswerTask(TrainingTask):
             samples.append(Sample([row], targets, 1 / len(job.rows)))
         return samples
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Mean of the cross-entropies of start and end over the real tokens of a window."""
         mask = batch.inputs.get("attention_mask")
-        terms = []
-        for side in ("start", "end"):
-            logits = outputs[f"{side}_logits"].float()
-            if mask is not None:
-                logits = logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min)
-            terms.append(weighted_cross_entropy(logits, batch.targets[f"{side}_positions"]))
-        return ((terms[0] + terms[1]) / 2 * batch.weights).sum()
+        start, end = (
+            self.backend.cross_entropy(
+                self.backend.hide(outputs[f"{side}_logits"], mask), batch.targets[f"{side}_positions"]
+            )
+            for side in ("start", "end")
+        )
+        return self.backend.total((start + end) / 2, batch.weights)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Exact match and F1 of words as SQuAD's script has them, on whole documents."""
@@ -155,13 +153,13 @@ class ChooseTask(TrainingTask):
                 found.append([Sample(of_window, target, 1 / len(rows)) for of_window in rows])
         return found
 
-    def arrange(self, inputs: dict[str, Tensor], num_samples: int) -> dict[str, Any]:
+    def arrange(self, inputs: dict[str, Array], num_samples: int) -> dict[str, Array]:
         """Rows by sample and choice, (B, C, S)."""
-        return {name: value.view(num_samples, -1, value.shape[-1]) for name, value in inputs.items()}
+        return {name: value.reshape(num_samples, -1, value.shape[-1]) for name, value in inputs.items()}
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy over the choices."""
-        return (weighted_cross_entropy(outputs.logits, batch.targets["labels"]) * batch.weights).sum()
+        return self.backend.total(self.backend.cross_entropy(outputs.logits, batch.targets["labels"]), batch.weights)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Part of the prompts with the right choice."""

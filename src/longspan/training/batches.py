@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,3 +73,16 @@ def _cut(order: Indices, sizes: Indices, budget: int) -> list[Indices]:
     if begin < len(order):
         pieces.append(order[begin:])
     return pieces
+
+
+def rate_factor(step: Any, num_steps: int, warmup: float, *, least: Callable[[Any, Any], Any] = min) -> Any:
+    """What the highest learning rate is multiplied with: a linear rise, then a linear fall to 0 after the last step.
+
+    Args:
+        step: Steps that are done; an array of a framework, too.
+        num_steps: Steps of the run.
+        warmup: Part of the steps in which the rate rises.
+        least: The lesser of two numbers, in that framework.
+    """
+    rising = int(num_steps * warmup)
+    return least((step + 1) / (rising + 1), (num_steps - step) / max(1, num_steps - rising))

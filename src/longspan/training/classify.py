@@ -7,24 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from longspan.errors import InputError
 from longspan.training import metrics
 from longspan.training.options import TrainOptions
 from longspan.training.records import Record
-from longspan.training.task import (
-    Example,
-    Sample,
-    TensorBatch,
-    TrainingTask,
-    column,
-    number,
-    text_of,
-    weighted_cross_entropy,
-)
+from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, column, number, text_of
 
 _PROBLEM_TYPES = {
     "single": "single_label_classification",
@@ -130,17 +118,16 @@ class ClassifyTask(TrainingTask):
         marks[indices] = 1
         return marks, 1.0
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy, mean binary cross-entropy of the classes, or squared error."""
-        logits, labels = outputs.logits.float(), batch.targets["labels"]
+        logits, labels = outputs.logits, batch.targets["labels"]
         if self.problem == "single":
-            terms = weighted_cross_entropy(logits, labels)
+            terms = self.backend.cross_entropy(logits, labels)
         elif self.problem == "multi":
-            positive = torch.tensor(self._weights, dtype=torch.float32, device=logits.device)
-            terms = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive, reduction="none").mean(-1)
+            terms = self.backend.binary_cross_entropy(logits, labels, self._weights)
         else:
-            terms = (logits.reshape(-1) - labels) ** 2
-        return (terms * batch.weights).sum()
+            terms = self.backend.squared_error(logits, labels)
+        return self.backend.total(terms, batch.weights)
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Accuracy and macro-F1 of documents, or error and correlation of numbers."""

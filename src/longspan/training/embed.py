@@ -26,8 +26,9 @@ from longspan.pipelines.backends.torch import pool
 from longspan.pipelines.long.rows import Row
 from longspan.pipelines.long.splitter import Piece, TextSplitter
 from longspan.training import metrics
+from longspan.training.backends.torch import weighted_cross_entropy
 from longspan.training.records import Record
-from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, number, text_of, weighted_cross_entropy
+from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, number, text_of
 
 #: Cosines times this are the logits of the right text among all of a forward pass.
 _SCALE = 20.0
@@ -47,6 +48,7 @@ class EmbedTask(TrainingTask):
     name: ClassVar[str] = "embed"
     pipeline_task: ClassVar[str] = "feature-extraction"
     model_task: ClassVar[str] = "feature-extraction"
+    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
     text_field: ClassVar[str] = "anchor"
     label_field: ClassVar[str] = "positive"
     metric: ClassVar[str] = "accuracy@1"
@@ -191,7 +193,7 @@ class EmbedTask(TrainingTask):
 
     # Steps
 
-    def batch(self, samples: Sequence[Sample], device: torch.device) -> TensorBatch:
+    def batch(self, samples: Sequence[Sample], device: Any = None) -> TensorBatch:
         """Rows of all texts, padded, with their weights in pooling and in the mean over windows."""
         rows = [row for sample in samples for row in sample.rows]
         together = {key: np.concatenate([sample.targets[key] for sample in samples])
@@ -229,7 +231,8 @@ class EmbedTask(TrainingTask):
         else:
             logits = (_SCALE * anchors @ others.T).masked_fill(_not_negative(batch.targets["texts"]), float("-inf"))
             terms = weighted_cross_entropy(logits, torch.arange(len(logits), device=logits.device))
-        return (terms * batch.weights).sum()
+        weights: Tensor = batch.weights
+        return (terms * weights).sum()
 
     # Evaluation
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import tokenize
@@ -18,10 +16,10 @@ from longspan.inputs import IGNORE_INDEX
 from longspan.pipelines.backends import longest_input
 from longspan.pipelines.long.rows import Row, RowTemplate
 from longspan.pipelines.pipeline import pipeline
-from longspan.pipelines.run.batching import pad, plan_batches
+from longspan.pipelines.run.batching import pad, round_length
 from longspan.training import metrics
 from longspan.training.records import Record
-from longspan.training.task import Array, Example, Sample, TensorBatch, TrainingTask, text_of, weighted_cross_entropy
+from longspan.training.task import Array, Example, Sample, TensorBatch, TrainingTask, text_of
 
 #: Of the tokens to fill so many become the mask token, and so many any token; the rest stay.
 _MASKED, _REPLACED = 0.8, 0.1
@@ -40,25 +38,24 @@ class LanguageTask(TrainingTask):
         self.model, self.tokenizer = model, tokenizer
         self._fast = tokenizer.backend_tokenizer
         self._template = RowTemplate(self._fast)
-        limit = longest_input(model.config) or _NO_LIMIT  # of the tokenizer the number is advice
-        usual = min(limit, int(tokenizer.model_max_length))
-        length = self.options.max_length or (usual if usual < _NO_LIMIT else _LONGEST_IF_UNLIMITED)
+        limit = min(longest_input(model.config) or _NO_LIMIT, int(tokenizer.model_max_length))
+        length = self.options.max_length or (limit if limit < _NO_LIMIT else _LONGEST_IF_UNLIMITED)
         if not 2 <= length <= limit:
             raise InputError(f"max_length must lie in [2, {limit}]. Received: max_length={length}")
         self.length = length
         pads = (tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None), 0)
         self._pad = next(pad for pad in pads if pad is not None)
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: Any) -> None:
         """Nothing to tell: what writes asks the model."""
 
     def example(self, record: Record) -> Example:
         """A text."""
         return Example(replace_surrogates(text_of(record, self.text_column)), None, record)
 
-    def stack(self, rows: list[Row]) -> dict[str, Array]:
+    def stack(self, rows: list[Row], length: int | None = None) -> dict[str, Array]:
         """Ids, padded on the right, and their mask."""
-        shape = (len(rows), max(map(len, rows)))
+        shape = (len(rows), length or max(map(len, rows)))
         lengths = np.array([len(row) for row in rows])
         return {"input_ids": pad([row.ids for row in rows], shape, self._pad),
                 "attention_mask": np.arange(shape[1]) < lengths[:, None]}  # fmt: skip
@@ -90,24 +87,19 @@ class LanguageTask(TrainingTask):
         """Samples of one text, from its token ids."""
         raise NotImplementedError
 
-    @torch.inference_mode()
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Mean loss of a token, and its power of e."""
         samples = [sample for found in self.samples(examples) if not isinstance(found, InputError) for sample in found]
-        device = next(self.model.parameters()).device
         epoch, self.epoch = self.epoch, -1
-        total = 0.0
-        for one in plan_batches([sample.length for sample in samples], self.options.micro_tokens):
-            batch = self.batch([samples[index] for index in one.indices], device)
-            total += float(self.loss(self.run(self.model, batch), batch))
+        loss = self.backend.summed_loss(self, samples) / sum(sample.weight for sample in samples)
         self.epoch = epoch
-        loss = total / sum(sample.weight for sample in samples)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
 
 
 class FillTask(LanguageTask):
     """Masked tokens. Each epoch masks others; each token may be masked in one window alone."""
 
+    has_token_targets: ClassVar[bool] = True
     name: ClassVar[str] = "fill"
     pipeline_task: ClassVar[str] = "fill-mask"
     model_task: ClassVar[str] = "fill-mask"
@@ -126,10 +118,9 @@ class FillTask(LanguageTask):
             samples.append(Sample([row], {"places": places, "key": key, "count": np.int64(count)}, float(count)))
         return samples
 
-    def batch(self, samples: Sequence[Sample], device: torch.device) -> TensorBatch:
+    def arrays(self, samples: Sequence[Sample], shape: tuple[int, int] | None = None) -> TensorBatch:
         """Samples with masks drawn for the epoch."""
-        masked = [self._mask(sample) for sample in samples]
-        return super().batch(masked, device)
+        return super().arrays([self._mask(sample) for sample in samples], shape)
 
     def _mask(self, sample: Sample) -> Sample:
         draw = np.random.default_rng([self.options.seed, self.epoch + 1, *np.abs(sample.targets["key"])])
@@ -143,14 +134,15 @@ class FillTask(LanguageTask):
         ids[other] = draw.integers(len(self.tokenizer), size=len(other))
         return Sample([Row(ids, row.segments)], {"labels": labels}, sample.weight)
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy of the masked tokens."""
-        return weighted_cross_entropy(outputs.logits, batch.targets["labels"]).sum()
+        return self.backend.total(self.backend.cross_entropy(outputs.logits, batch.targets["labels"]))
 
 
 class GenerateTask(LanguageTask):
     """The next token. A text ends with the end token; windows do not overlap unless `stride` says so."""
 
+    has_token_targets: ClassVar[bool] = True
     name: ClassVar[str] = "generate"
     pipeline_task: ClassVar[str] = "text-generation"
     model_task: ClassVar[str] = "text-generation"
@@ -176,9 +168,10 @@ class GenerateTask(LanguageTask):
         """Scores of the next tokens."""
         return model(**batch.inputs, use_cache=False)
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy of the score at each token with the next one."""
-        return weighted_cross_entropy(outputs.logits[:, :-1], batch.targets["labels"][:, 1:]).sum()
+        terms = self.backend.cross_entropy(outputs.logits[:, :-1], batch.targets["labels"][:, 1:])
+        return self.backend.total(terms)
 
 
 class SummarizeTask(LanguageTask):
@@ -201,6 +194,11 @@ class SummarizeTask(LanguageTask):
         super().open(model, tokenizer)
         self.pipe = pipeline(self.pipeline_task, model, tokenizer)
 
+    @property
+    def runner(self) -> Any:
+        """What writes."""
+        return self.pipe._writer
+
     def windows(self, num_tokens: int, num_special: int) -> list[tuple[int, int]]:
         """The beginning."""
         super().windows(num_tokens, num_special)  # its rules hold
@@ -215,14 +213,26 @@ class SummarizeTask(LanguageTask):
         labels = self._template.wrap(target.ids[: self.options.max_target_length - special])[0].ids.astype(np.int64)
         return [Sample([row], {"labels": labels}, float(len(labels)))]
 
+    def arrays(self, samples: Sequence[Sample], shape: tuple[int, int] | None = None) -> TensorBatch:
+        """Samples with what the decoder reads: the summary one token later."""
+        batch = super().arrays(samples, shape)
+        labels = batch.targets["labels"]
+        if shape is not None:
+            missing = round_length(labels.shape[1], None) - labels.shape[1]
+            labels = np.pad(labels, ((0, 0), (0, missing)), constant_values=IGNORE_INDEX)
+        start = self.model.config.decoder_start_token_id
+        decoder = np.roll(labels, 1, axis=1)
+        decoder[:, 0] = self._pad if start is None else start
+        decoder[decoder == IGNORE_INDEX] = self._pad
+        return TensorBatch({**batch.inputs, "decoder_input_ids": decoder}, {"labels": labels}, batch.weights)
+
     def run(self, model: Any, batch: TensorBatch) -> Any:
         """Scores of the summary's tokens."""
-        decoder = self.model.prepare_decoder_input_ids_from_labels(batch.targets["labels"])
-        return model(**batch.inputs, decoder_input_ids=decoder, use_cache=False)
+        return model(**batch.inputs, use_cache=False)
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy of each token of the summaries."""
-        return weighted_cross_entropy(outputs.logits, batch.targets["labels"]).sum()
+        return self.backend.total(self.backend.cross_entropy(outputs.logits, batch.targets["labels"]))
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """ROUGE of summaries of whole documents."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -19,48 +18,31 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
 from longspan.errors import InputError
-from longspan.training.batches import Step, plan_epoch
-from longspan.training.board import Board, writer_class
-from longspan.training.card import model_card
-from longspan.training.checkpoints import LOG, Log, Position, RunFolder
+from longspan.training.batches import Step
+from longspan.training.checkpoints import RunFolder
 from longspan.training.memory import Plan, measure
 from longspan.training.optimizer import make_optimizer, make_schedule, with_adapters
 from longspan.training.progress import TrainingProgress
+from longspan.training.run_base import RunBase
 from longspan.training.runs import Prepared, TrainReport, write_report
 from longspan.training.sharding import shard, whole, whole_weights
 from longspan.training.task import TensorBatch
 
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-_COLUMNS = ["step", "epoch", "tokens", "loss", "learning_rate", "tokens_per_second"]
 
 
-class Loop:
-    """One run.
-
-    Args:
-        prepared: Data, model and settings.
-        show_progress: Draw progress on the standard error stream.
-    """
+class Loop(RunBase):
+    """One run in PyTorch; arguments as of `RunBase`."""
 
     def __init__(self, prepared: Prepared, *, show_progress: bool) -> None:
-        self.options = prepared.options
-        self.task = prepared.task
-        self._prepared = prepared
-        self._show = show_progress
-        self._log: Log | None = None
-        self._board: Board | None = None
-        if self.options.tensorboard:
-            writer_class()  # if it is missing that is said before anything is trained
+        super().__init__(prepared, show_progress=show_progress)
         AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
         GradientState._reset_state()
         self.accelerator = Accelerator(
             mixed_precision=_PRECISIONS[self.options.precision], cpu=self.options.device == "cpu"
         )
-        self._lengths = [sample.length for sample in prepared.samples]
-        self._widths = [len(sample.rows) * max(map(len, sample.rows)) for sample in prepared.samples]
         self.base = self.task.model
         self._begin_model()
-        self.position = Position()
         self.folder = RunFolder(prepared.output)
 
     def _begin_model(self) -> None:
@@ -90,19 +72,6 @@ class Loop:
             raise InputError("shard needs precision float32 or bfloat16. Received: float16")
         return bool(accelerator.distributed_type != DistributedType.FSDP)
 
-    # What is read when
-
-    def epoch(self, number: int) -> list[Step]:
-        """The steps of an epoch."""
-        sizes = {"batch_tokens": self.options.batch_tokens, "micro_tokens": self.options.micro_tokens}
-        return plan_epoch(self._lengths, self._widths, epoch=number, seed=self.options.seed, **sizes)
-
-    @cached_property
-    def num_steps(self) -> int:
-        """Steps of the run."""
-        count = sum(len(self.epoch(number)) for number in range(self.options.epochs))
-        return count if self.options.max_steps is None else min(count, self.options.max_steps)
-
     def batch(self, indices: Any) -> TensorBatch:
         """Samples of a forward pass."""
         samples = [self._prepared.samples[index] for index in indices]
@@ -126,15 +95,12 @@ class Loop:
         if checkpoint is not None:
             self.position = self.folder.restore(self, checkpoint)
         is_main = self.accelerator.is_main_process
-        columns = [*_COLUMNS, *self._metric_names()]
-        self._log = Log(self._prepared.output / LOG, columns, self.position.step) if is_main else None
-        if is_main and self.options.tensorboard:
-            self._board = Board(self._prepared.output, self.position.step)
+        if is_main:
+            self._open_log()
         with TrainingProgress(self.num_steps, self.position.step, show=self._show and is_main) as self._progress:
             while not self.position.done:
                 self._train_epoch()
-        if self._board is not None:
-            self._board.close()
+        self._close_log()
         return self._finish(identity)
 
     def _train_epoch(self) -> None:
@@ -153,9 +119,6 @@ class Loop:
                 self.folder.save(self)
             if self.position.done:
                 return
-
-    def _is_due(self, every: int | None, *, at_end: bool) -> bool:
-        return at_end or (every is not None and self.position.step % every == 0)
 
     def step(self, step: Step) -> float:
         """One step of the optimizer; its loss.
@@ -202,19 +165,7 @@ class Loop:
             rate, speed = float(self.schedule.get_last_lr()[0]), round(self._progress.tokens_per_second, 1)
             self._write_log("train", {"loss": loss, "learning_rate": rate, "tokens_per_second": speed})
 
-    def _write_log(self, kind: str, values: dict[str, float]) -> None:
-        if self._log is not None:
-            self._log.write({**self._place(), **values})
-        if self._board is not None:
-            self._board.write(kind, self.position.step, values)
-
-    def _place(self) -> dict[str, Any]:
-        return {"step": self.position.step, "epoch": self.position.epoch, "tokens": self.position.tokens}
-
     # Evaluation
-
-    def _metric_names(self) -> list[str]:
-        return list(self.task.metric_names) if self._prepared.validation else []
 
     def evaluate(self) -> dict[str, float]:
         """Metrics on the validation data. Every process evaluates all of it, so that all know which model is best."""
@@ -261,14 +212,6 @@ class Loop:
             self.folder.remove()
         self.accelerator.wait_for_everyone()
         return report
-
-    def _card(self, report: TrainReport) -> str:
-        facts = {
-            "model": self._prepared.model_name, "pipeline": self.task.pipeline_task, "documents": report.documents,
-            "windows": len(self._prepared.samples), "validation documents": report.validated,
-            "left out": len(report.problems), "steps": report.steps, "tokens": report.tokens,
-        }  # fmt: skip
-        return model_card(self.task.name, report.output.name, facts, report.metrics, self.options.identity())
 
     def plan(self) -> Plan:
         """What the run will cost; measures a pass of the widest samples."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from longspan.training.task import TensorBatch, TrainingTask
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MIB = 1 << 20
 
@@ -70,6 +70,8 @@ class Plan:
 
 def measure(task: TrainingTask, model: nn.Module, batch: TensorBatch) -> tuple[int, float]:
     """Bytes that a forward pass keeps for the backward pass, and seconds of both; gradients are thrown away."""
+    import torch  # other frameworks make plans too
+
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

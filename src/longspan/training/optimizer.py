@@ -10,6 +10,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from longspan.errors import InputError
+from longspan.training.batches import rate_factor
 from longspan.training.options import TrainOptions
 
 
@@ -25,12 +26,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> AdamW:
 
 def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> LambdaLR:
     """Linear rise over the first part of the steps, then linear fall to 0 after the last."""
-    rising = int(num_steps * warmup)
-
-    def factor(step: int) -> float:
-        return (step + 1) / (rising + 1) if step < rising else (num_steps - step) / max(1, num_steps - rising)
-
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, lambda step: float(rate_factor(step, num_steps, warmup)))
 
 
 def with_adapters(model: Any, rank: int, seed: int) -> Any:

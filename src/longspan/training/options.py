@@ -12,6 +12,22 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 PROBLEMS = ("auto", "single", "multi", "regression")
 CLASS_WEIGHTS = ("none", "balanced")
 ON_LONG = ("window", "truncate", "error")
+#: framework -> option that it lacks -> what has it
+_LACKING: dict[str, dict[str, str]] = {
+    "torch": {"devices": "framework='flax', or the processes of accelerate launch"},
+    "flax": {
+        "lora": "framework='torch'",
+        "shard": "framework='torch'",
+        "float16": "framework='torch', or precision='bfloat16'",
+    },
+    "keras": {
+        "lora": "framework='torch'",
+        "shard": "framework='torch'",
+        "float16": "framework='torch', or precision='bfloat16'",
+        "gradient_checkpointing": "framework='torch' or 'flax'",
+        "devices": "framework='flax', or the processes of accelerate launch",
+    },
+}
 _LEARNING_RATE, _LORA_LEARNING_RATE = 5e-5, 2e-4
 
 
@@ -53,8 +69,9 @@ class TrainOptions:
     max_length: Annotated[int | None, "Most tokens of a window; default as the model says."] = None
     max_target_length: Annotated[int, "Most tokens of a summary."] = 256
     mask_rate: Annotated[float, "Part of the tokens that fill masks."] = 0.15
-    memory: Annotated[int, "MiB of documents, and of windows, to hold in memory; more go to the output's disk."] = 1024
-    device: Annotated[str | None, "cpu; default what accelerate finds."] = None
+    framework: Annotated[str, "What trains: torch, flax or keras."] = "torch"
+    device: Annotated[str | None, "cpu; default what the framework finds."] = None
+    devices: Annotated[int, "Devices of this machine that share each forward pass, in flax."] = 1
     strict: Annotated[bool, "Stop at the first record that cannot be used."] = False
     resume: Annotated[bool, "Go on where an interrupted run stopped, or start over."] = True
     overwrite: Annotated[bool, "Replace an output that exists."] = False
@@ -62,16 +79,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         from longspan.pipelines.options import check_at_least, check_choice  # `longspan --help` needs none of it
 
-        for name in (
-            "epochs",
-            "max_steps",
-            "batch_tokens",
-            "micro_tokens",
-            "eval_steps",
-            "save_steps",
-            "log_steps",
-            "memory",
-        ):
+        sizes = ("batch_tokens", "micro_tokens", "devices")
+        for name in ("epochs", "max_steps", "eval_steps", "save_steps", "log_steps", *sizes):
             check_at_least(name, getattr(self, name), 1)
         for name in ("lora", "patience"):
             check_at_least(name, getattr(self, name), 0)
@@ -80,9 +89,22 @@ class TrainOptions:
         check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_choice("on_long", self.on_long, ON_LONG)
         check_choice("device", str(self.device), ("None", "cpu"))
+        self._check_framework()
         for name in ("validation_split", "warmup", "mask_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1). Received: {name}={getattr(self, name)}")
+
+    def _check_framework(self) -> None:
+        from longspan.models.registry import resolve_framework
+        from longspan.pipelines.options import check_choice
+
+        object.__setattr__(self, "framework", resolve_framework(self.framework, ""))  # by its one name
+        check_choice("framework", self.framework, tuple(_LACKING))
+        asked = {"shard": self.shard, "lora": self.lora > 0, "gradient_checkpointing": self.gradient_checkpointing,
+                 "float16": self.precision == "float16", "devices": self.devices > 1}  # fmt: skip
+        for name, where in _LACKING[self.framework].items():
+            if asked[name]:
+                raise InputError(f"{name} needs {where}. Received: framework={self.framework!r}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -111,5 +133,5 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What weights depend on, by name."""
-        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "shard", "tensorboard", "memory")
+        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "devices", "shard", "tensorboard")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}

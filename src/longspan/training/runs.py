@@ -20,12 +20,11 @@ from longspan.documents.document import Problem
 from longspan.errors import InputError
 from longspan.pipelines.options import check_choice, load_tokenizer
 from longspan.pipelines.run.identity import digest_of_json
-from longspan.training.checkpoints import FOLDER
 from longspan.training.options import TrainOptions
+from longspan.training.run_folder import FOLDER
 
 if TYPE_CHECKING:
     from longspan.training.memory import Plan
-    from longspan.training.spill import Store
 
 #: task -> module here and class
 TASKS = {
@@ -38,9 +37,9 @@ TASKS = {
     "generate": ("language", "GenerateTask"),
     "embed": ("embed", "EmbedTask"),
 }
+#: framework -> module here and class
+_LOOPS = {"torch": ("loop", "Loop"), "flax": ("flax_loop", "FlaxLoop"), "keras": ("keras_loop", "KerasLoop")}
 REPORT = "training.json"
-#: documents that are cut into windows together
-_BLOCK = 1024
 
 
 @dataclass
@@ -91,10 +90,10 @@ def finetune(
 ) -> TrainReport:
     """Train a model for a task on documents of any length, and write it to a folder.
 
-    A document longer than the model is read in the windows in which it is read later. A step reads `batch_tokens`
-    tokens, whatever documents, forward passes and processes these are; its loss is the mean over what counts in them.
-    Under `accelerate launch` the processes share each step. The same call goes on after an interruption, to the same
-    weights.
+    PyTorch trains on accelerate, Flax on optax and orbax, Keras by `fit`; see `framework`. A document longer than the
+    model is read in the windows in which it is read later. A step reads `batch_tokens` tokens, whatever documents,
+    forward passes and processes these are; its loss is the mean over what counts in them. Under `accelerate launch` the
+    processes share each step. The same call goes on after an interruption, to the same weights.
 
     Args:
         task: `classify`, `tag`, `answer`, `choose`, `summarize`, `fill`, `generate` or `embed`.
@@ -113,6 +112,7 @@ def finetune(
         InputError: an argument breaks a rule, or nothing in the data can be used.
         CheckpointNotFoundError: there is no such model.
         ConfigError: the model's family has no class for the task.
+        MissingFrameworkError: the framework is not installed.
 
     Example:
         >>> from longspan.training import finetune
@@ -123,9 +123,8 @@ def finetune(
     earlier = prepared.earlier()
     if earlier is not None:
         return earlier
-    from longspan.training.loop import Loop
-
-    return Loop(prepared, show_progress=show_progress).run()
+    report: TrainReport = make_loop(prepared, show_progress=show_progress).run()
+    return report
 
 
 def plan_run(
@@ -138,10 +137,9 @@ def plan_run(
     **options: Any,
 ) -> Plan:
     """What `finetune` would cost with the same arguments: its memory and time, from one measured step."""
-    from longspan.training.loop import Loop
-
     prepared = prepare(task, model, data, output, validation=validation, options=TrainOptions.of(options))
-    return Loop(prepared, show_progress=False).plan()
+    planned: Plan = make_loop(prepared, show_progress=False).plan()
+    return planned
 
 
 @dataclass
@@ -163,7 +161,7 @@ class Prepared:
     model_name: str
     output: Path
     options: TrainOptions
-    samples: Sequence[Any]
+    samples: list[Any]
     validation: list[Any]
     num_documents: int
     problems: list[Problem]
@@ -208,8 +206,21 @@ def make_task(name: str, options: TrainOptions) -> Any:
     """The task of a name; raises `InputError` if there is none."""
     if name not in TASKS:
         raise InputError(f"task must be one of {', '.join(TASKS)}. Received: task={name!r}")
-    module, class_name = TASKS[name]
-    return getattr(importlib.import_module(f"longspan.training.{module}"), class_name)(options)
+    task_class = _find(TASKS[name])
+    if options.framework not in task_class.frameworks:
+        allowed = " or ".join(map(repr, task_class.frameworks))
+        raise InputError(f"{name} needs framework={allowed}. Received: framework={options.framework!r}")
+    return task_class(options)
+
+
+def make_loop(prepared: Prepared, *, show_progress: bool) -> Any:
+    """The loop of the framework."""
+    return _find(_LOOPS[prepared.options.framework])(prepared, show_progress=show_progress)
+
+
+def _find(place: tuple[str, str]) -> Any:
+    module, name = place
+    return getattr(importlib.import_module(f"longspan.training.{module}"), name)
 
 
 def prepare(
@@ -222,20 +233,17 @@ def prepare(
     options: TrainOptions,
 ) -> Prepared:
     """Read the data, load the model, make windows; see `finetune`."""
-    from longspan.training.spill import Store
-
     task = make_task(task_name, options)
     name = os.fspath(model)
     source = task.source(name)
     tokenizer = load_tokenizer(source, None)
     place = {argument: getattr(source, argument) for argument in SOURCE_ARGUMENTS}
-    store = Store(Path(output), options.memory)
-    training, held_back, problems = _read(task, data, validation, store)
+    training, held_back, problems = _read(task, data, validation)
     task.learn_labels(training, PretrainedConfig.get_config_dict(source.name, **place).get("label2id") or {})
     check_choice("metric", task.best_metric, task.metric_names)
     held_back = _checked(task, held_back, problems)
     task.open(task.load(name), tokenizer)
-    samples, num_documents = _samples(task, training, problems, store)
+    samples, num_documents = _samples(task, training, problems)
     if not samples:
         raise InputError(_nothing(problems))
     task.check_samples(samples)
@@ -243,13 +251,12 @@ def prepare(
     return Prepared(task, name, Path(output), options, samples, validated, num_documents, problems)
 
 
-def _read(task: Any, data: Any, validation: Any, store: Store) -> tuple[Sequence[Any], list[Any], list[Problem]]:
+def _read(task: Any, data: Any, validation: Any) -> tuple[list[Any], list[Any], list[Problem]]:
     """Examples to learn from, examples to evaluate on, and what was left out."""
     from longspan.training.records import records_of
-    from longspan.training.spill import Chosen
 
     columns = {"layout": task.layout, "text_field": task.text_column, "label_field": task.label_column}
-    taken = task.take(records_of(data, **columns), store.examples())
+    taken = task.take(records_of(data, **columns))
     if not taken.examples:
         raise InputError(_nothing(taken.problems))
     if validation is not None:
@@ -257,8 +264,9 @@ def _read(task: Any, data: Any, validation: Any, store: Store) -> tuple[Sequence
         return taken.examples, held_back.examples, taken.problems + held_back.problems
     order = np.random.default_rng(task.options.seed).permutation(len(taken.examples))
     count = int(len(order) * task.options.validation_split)
-    training = Chosen(taken.examples, np.sort(order[count:]))
-    return training, [taken.examples[index] for index in np.sort(order[:count])], taken.problems
+    held = set(order[:count].tolist())
+    training = [example for index, example in enumerate(taken.examples) if index not in held]
+    return training, [taken.examples[index] for index in sorted(held)], taken.problems
 
 
 def _nothing(problems: Sequence[Problem]) -> str:
@@ -285,17 +293,14 @@ def _checked(task: Any, examples: list[Any], problems: list[Problem]) -> list[An
     return kept
 
 
-def _samples(task: Any, examples: Sequence[Any], problems: list[Problem], store: Store) -> tuple[Sequence[Any], int]:
-    samples, count = store.samples(), 0
-    for begin in range(0, len(examples), _BLOCK):
-        block = examples[begin : begin + _BLOCK]
-        for example, found in zip(block, task.samples(block), strict=True):
-            if isinstance(found, InputError):
-                _leave_out(task, example, found, problems)
-            else:
-                for sample in found:
-                    samples.append(sample)
-                count += bool(found)
+def _samples(task: Any, examples: list[Any], problems: list[Problem]) -> tuple[list[Any], int]:
+    samples, count = [], 0
+    for example, found in zip(examples, task.samples(examples), strict=True):
+        if isinstance(found, InputError):
+            _leave_out(task, example, found, problems)
+        else:
+            samples += found
+            count += bool(found)
     return samples, count
 
 

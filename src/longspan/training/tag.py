@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from longspan.documents.document import replace_surrogates
 from longspan.documents.tokens import Tokens
@@ -18,7 +16,7 @@ from longspan.inputs import IGNORE_INDEX
 from longspan.training import metrics
 from longspan.training.options import TrainOptions
 from longspan.training.records import Record
-from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, column, text_of, weighted_cross_entropy
+from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, column, text_of
 
 _OUTSIDE = "O"
 #: Characters `start` to `end` and the label of the first token there.
@@ -35,6 +33,7 @@ class TagTask(TrainingTask):
     name: ClassVar[str] = "tag"
     pipeline_task: ClassVar[str] = "token-classification"
     model_task: ClassVar[str] = "token-classification"
+    has_token_targets: ClassVar[bool] = True
     label_field: ClassVar[str] = "labels"
     layout: ClassVar[str] = "conll"
     metric: ClassVar[str] = "f1"
@@ -134,10 +133,9 @@ class TagTask(TrainingTask):
             samples.append(Sample([row], {"labels": targets}, float(self._weights[labels[first:last]].sum())))
         return samples
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy of each token."""
-        weights = torch.tensor(self._weights, dtype=torch.float32, device=outputs.logits.device)
-        return weighted_cross_entropy(outputs.logits, batch.targets["labels"], weights).sum()
+        return self.backend.total(self.backend.cross_entropy(outputs.logits, batch.targets["labels"], self._weights))
 
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         """Precision, recall and F1 of entities in whole documents."""

@@ -10,22 +10,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from longspan.checkpoints.hub import Source
 from longspan.documents.document import Problem
 from longspan.errors import InputError
 from longspan.inputs import IGNORE_INDEX
-from longspan.pipelines.backends.base import class_for
+from longspan.pipelines.backends.base import longest_input
 from longspan.pipelines.long.rows import Row
 from longspan.pipelines.pipeline import pipeline
+from longspan.pipelines.run.batching import round_length
+from longspan.training.backends import load_backend
 from longspan.training.options import TrainOptions
 from longspan.training.records import Record
 
 Values = Mapping[str, Any]
 Array = npt.NDArray[Any]
+#: Samples of a pass of fixed shape that is not full, if they are enough.
+_FEW_SAMPLES = (1, 8)
 _LEAST_IS_BEST = ("loss", "mse", "perplexity")
 
 
@@ -66,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TensorBatch:
-    """One forward pass.
+    """One forward pass, in arrays of NumPy or tensors of a framework.
 
     Attributes:
         inputs: Arguments of the model, (B, S) or (B, C, S).
@@ -74,9 +75,9 @@ class TensorBatch:
         weights: (B,) what each sample counts.
     """
 
-    inputs: dict[str, Tensor]
-    targets: dict[str, Tensor]
-    weights: Tensor
+    inputs: dict[str, Any]
+    targets: dict[str, Any]
+    weights: Any
 
 
 @dataclass
@@ -84,11 +85,11 @@ class Taken:
     """What a set of data gave.
 
     Attributes:
-        examples: What can be used: a list, or what grows as one.
+        examples: What can be used.
         problems: What was left out, and why.
     """
 
-    examples: Any = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -99,6 +100,7 @@ class TrainingTask(ABC):
         options: Settings of the run.
 
     Attributes:
+        backend: What the task needs of the framework.
         labels: The classes in the order of their indices; empty if the task has none.
         epoch: Number of the epoch, for tasks that draw anew in each.
         pipe: The pipeline of the model in training, which makes windows and evaluates.
@@ -111,6 +113,10 @@ class TrainingTask(ABC):
     pipeline_task: ClassVar[str]
     #: A key of `longspan.tasks.TASKS`, which names the model's class.
     model_task: ClassVar[str]
+    #: Frameworks that can train for it.
+    frameworks: ClassVar[tuple[str, ...]] = ("torch", "flax", "keras")
+    #: Targets are numbers of the tokens that the model reads.
+    has_token_targets: ClassVar[bool] = False
     #: Default columns of text and label.
     text_field: ClassVar[str] = "text"
     label_field: ClassVar[str] = "label"
@@ -123,6 +129,7 @@ class TrainingTask(ABC):
 
     def __init__(self, options: TrainOptions) -> None:
         self.options = options
+        self.backend = load_backend(options.framework)
         self.text_column = options.text_field or self.text_field
         self.label_column = options.label_field or self.label_field
         self.labels: list[str] = []
@@ -158,8 +165,8 @@ class TrainingTask(ABC):
         return
 
     @abstractmethod
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
-        """The weighted sum of the terms of the loss, 0-d."""
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
+        """The weighted sum of the terms of the loss, 0-d, as a formula over terms that `backend` computes."""
 
     @abstractmethod
     def evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
@@ -173,13 +180,18 @@ class TrainingTask(ABC):
         return self.options.metric or self.metric
 
     @property
+    def runner(self) -> Any:
+        """What runs the batches of the pipeline; None without a pipeline."""
+        return None if self.pipe is None else self.pipe.model
+
+    @property
     def wants_least(self) -> bool:
         """True if the best model is the one with the least metric."""
         return self.best_metric in _LEAST_IS_BEST
 
-    def take(self, found: Iterable[Record | Problem], into: Any = None) -> Taken:
-        """Examples of records, added to `into`; with `strict` the first problem raises `InputError`."""
-        taken = Taken() if into is None else Taken(into)
+    def take(self, found: Iterable[Record | Problem]) -> Taken:
+        """Examples of records; with `strict` the first problem raises `InputError`."""
+        taken = Taken()
         for record in found:
             try:
                 if isinstance(record, Problem):
@@ -198,16 +210,15 @@ class TrainingTask(ABC):
 
     def load(self, name: str) -> Any:
         """The model of a directory or hub repository, with the head that the task wants; its weights are drawn anew."""
-        torch.manual_seed(self.options.seed)
-        model_class = class_for(Source(name), self.model_task, "torch")
-        return model_class.from_pretrained(name, **self.model_settings())
+        return self.backend.load(name, self.model_task, self.model_settings(), self.options)
 
     def open(self, model: Any, tokenizer: Any) -> None:
         """Take the model in training; its pipeline makes windows and evaluates."""
         self.model, self.tokenizer = model, tokenizer
-        self.pipe = pipeline(self.pipeline_task, model, tokenizer, **self.options.windows())
+        device = None if self.backend.framework == "torch" else self.options.device  # accelerate moves that later
+        self.pipe = pipeline(self.pipeline_task, model, tokenizer, device=device, **self.options.windows())
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: Any) -> None:
         """Tell the pipeline where accelerate has put the model."""
         self.pipe.model.device = device
 
@@ -216,23 +227,55 @@ class TrainingTask(ABC):
         model.save_pretrained(output)
         self.tokenizer.save_pretrained(output)
 
-    def batch(self, samples: Sequence[Sample], device: torch.device) -> TensorBatch:
-        """Samples of one forward pass; token targets are padded with -100."""
-        rows = [row for sample in samples for row in sample.rows]
-        arrays = self.stack(rows)
-        if arrays["attention_mask"].all():
-            del arrays["attention_mask"]
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        targets = {name: _stack([sample.targets[name] for sample in samples]).to(device) for name in samples[0].targets}
-        weights = torch.tensor([sample.weight for sample in samples], dtype=torch.float32, device=device)
-        return TensorBatch(self.arrange(inputs, len(samples)), targets, weights)
+    def batch(self, samples: Sequence[Sample], device: Any = None) -> TensorBatch:
+        """Samples of one forward pass, as tensors of the framework."""
+        return self.backend.place(self.arrays(samples), device)
 
-    def stack(self, rows: list[Row]) -> dict[str, Array]:
-        """Arrays of rows, padded."""
-        arrays: dict[str, Array] = self.pipe.stack_rows(rows)
+    def arrays(self, samples: Sequence[Sample], shape: tuple[int, int] | None = None) -> TensorBatch:
+        """Samples of one forward pass, in NumPy; token targets are padded with -100.
+
+        Args:
+            samples: What is read together.
+            shape: Samples and tokens to pad to, default none: copies of the last sample, which count nothing, fill up.
+        """
+        num_samples, length = (len(samples), None) if shape is None else shape
+        filled = [*samples, *[samples[-1]] * (num_samples - len(samples))]
+        inputs = self.stack([row for sample in filled for row in sample.rows], length)
+        weights = np.array([sample.weight for sample in filled], np.float32)
+        weights[len(samples) :] = 0
+        targets = {}
+        for name in samples[0].targets:
+            targets[name] = _stack([sample.targets[name] for sample in filled], length if self.has_token_targets else 0)
+            if np.issubdtype(targets[name].dtype, np.integer):
+                targets[name][len(samples) :] = IGNORE_INDEX
+        return TensorBatch(self.arrange(inputs, num_samples), targets, weights)
+
+    def shape_of(self, samples: Sequence[Sample], *, multiple: int = 1) -> tuple[int, int]:
+        """Samples and tokens to pad a pass to, so that few shapes occur: 1, 8 or as many as a pass can hold.
+
+        Args:
+            samples: What is read together.
+            multiple: Of what the number of samples is to be a multiple.
+        """
+        positions = max(map(self.width_of, samples))
+        options = self.options
+        full = max(len(samples), min(options.micro_tokens, 3 * options.batch_tokens // 2) // positions)
+        count = next((few for few in _FEW_SAMPLES if len(samples) <= few < full), full)
+        return -(-count // multiple) * multiple, positions // len(samples[0].rows)
+
+    def width_of(self, sample: Sample) -> int:
+        """Positions that a pass holds for each of its samples if this one is the longest, padding included."""
+        longest = max(map(len, sample.rows))
+        if self.backend.fixed_shapes:
+            longest = round_length(longest, longest_input(self.model.config))
+        return len(sample.rows) * longest
+
+    def stack(self, rows: list[Row], length: int | None = None) -> dict[str, Array]:
+        """Arrays of rows, padded to so many tokens, or to the longest."""
+        arrays: dict[str, Array] = self.pipe.stack_rows(rows, length)
         return arrays
 
-    def arrange(self, inputs: dict[str, Tensor], num_samples: int) -> dict[str, Any]:
+    def arrange(self, inputs: dict[str, Array], num_samples: int) -> dict[str, Array]:
         """Arguments of the model, from those of single rows."""
         return inputs
 
@@ -284,23 +327,13 @@ def number(value: Any, name: str) -> float:
     return found
 
 
-def weighted_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """The terms -w log p of labels that are not -100, 0 for the others; logits (..., N), labels (...)."""
-    flat = F.cross_entropy(
-        logits.float().reshape(-1, logits.shape[-1]),
-        labels.reshape(-1),
-        weight=class_weights,
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-    )
-    return flat.view(labels.shape)
-
-
-def _stack(values: Sequence[Array]) -> Tensor:
+def _stack(values: Sequence[Array], length: int | None = None) -> Array:
+    """Arrays of any size in one, those of one axis of at least `length`, padded with -100."""
     arrays = [np.asarray(value) for value in values]
-    shape = (len(arrays), *(max(array.shape[axis] for array in arrays) for axis in range(arrays[0].ndim)))
+    sizes = [max(array.shape[axis] for array in arrays) for axis in range(arrays[0].ndim)]
+    shape = (len(arrays), *(max(size, length or 0) for size in sizes))
     stacked = np.full(shape, IGNORE_INDEX, arrays[0].dtype)
     for index, array in enumerate(arrays):
         place: Any = (index, *(slice(size) for size in array.shape))
         stacked[place] = array
-    return torch.from_numpy(stacked)
+    return stacked

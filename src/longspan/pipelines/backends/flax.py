@@ -37,6 +37,10 @@ class _FlaxBackend(base.Backend):
         #: programs compiled so far
         self.num_programs = 0
 
+    def take(self, params: Any) -> None:
+        """Compute with other parameters from now on."""
+        self._params = jax.device_put(params, self.device)
+
     @property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""

@@ -1,0 +1,213 @@
+"""Training in Flax and Keras: the steps of PyTorch, from end to end, after interruptions, on several devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.training import frameworks
+from tests.training.conftest import SETTINGS, documents, read_csv
+from tests.training.test_tasks import FAST, questions, tagged
+
+from longspan import (
+    AutoTokenizer,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    LongT5Config,
+    LongT5ForConditionalGeneration,
+    pipeline,
+)
+from longspan.errors import InputError
+from longspan.training.backends import load_backend
+from longspan.training.run_loop import RunLoop
+from longspan.training.runs import finetune, plan_run
+
+ROOT = Path(__file__).parents[2]
+ENCODER_TASKS = ("classify", "tag", "answer", "choose", "fill")
+TASKS = (*ENCODER_TASKS, "generate", "summarize")
+HELD_BACK = frameworks.even(12, seed=2)
+
+
+def data_of(task):
+    """Some records of a task."""
+    texts = frameworks.even(4, seed=3)
+    return {
+        "classify": lambda: [one | {"label": "ab"[number > 2]} for number, one in enumerate(texts)],
+        "tag": lambda: tagged(4, 4, longest=60),
+        "answer": lambda: questions(4, 4),
+        "choose": lambda: [{"prompt": one["text"], "choices": ["read", "write", "open"], "label": 1} for one in texts],
+        "summarize": lambda: [one | {"summary": "the file error " * (1 + number)} for number, one in enumerate(texts)],
+    }.get(task, lambda: texts)()
+
+
+@pytest.fixture(scope="module")
+def plain(encoder, tmp_path_factory):
+    """A small encoder without dropout."""
+    return frameworks.without_dropout(encoder, tmp_path_factory.mktemp("plain") / "encoder")
+
+
+@pytest.fixture(scope="module")
+def models(plain, tmp_path_factory):
+    """A model for each task, without dropout."""
+    folder = tmp_path_factory.mktemp("writers")
+    size = len(AutoTokenizer.from_pretrained(plain))
+    decoder = DiffLlamaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+                              num_key_value_heads=2, intermediate_size=48, pad_token_id=0)  # fmt: skip
+    writer = LongT5Config(vocab_size=size, d_model=24, d_kv=6, d_ff=32, num_layers=1, num_heads=4, local_radius=5,
+                          pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, dropout_rate=0.0)  # fmt: skip
+    return dict.fromkeys(ENCODER_TASKS, plain) | {
+        "generate": frameworks.with_model(plain, folder / "decoder", DiffLlamaForCausalLM(decoder)),
+        "summarize": frameworks.with_model(plain, folder / "writer", LongT5ForConditionalGeneration(writer)),
+    }
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_is_that_of_pytorch(models, tmp_path, task):
+    settings = {"class_weights": "balanced"} if task in ("classify", "tag") else {}
+    settings |= {} if task == "answer" else frameworks.TWO_WINDOWS
+    data = data_of(task)
+    model = frameworks.with_head(task, models[task], data, tmp_path / "model", **settings)
+    expected = frameworks.step_of_torch(frameworks.make("torch", task, model, data, **settings))
+    for framework, step in frameworks.STEPS.items():
+        frameworks.assert_same_step(step(frameworks.make(framework, task, model, data, **settings)), expected)
+
+
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_terms_of_losses_are_those_of_pytorch(framework):
+    import torch
+
+    ours, torchs = load_backend(framework), load_backend("torch")
+    draw = np.random.default_rng(0)
+    logits, marks = (9 * draw.normal(size=(5, 3))).astype(np.float32), (draw.random((5, 3)) > 0.5).astype(np.float32)
+    labels, weights, mask = np.array([0, 2, -100, 1, 2]), np.array([0.5, 2.0, 1.5]), marks > 0
+    calls = {
+        "cross_entropy": [(logits, labels), (logits, labels, weights)],
+        "binary_cross_entropy": [(logits, marks, weights)],
+        "squared_error": [(logits[:, :1], marks[:, 0])],
+        "hide": [(logits, mask), (logits, None)],
+        "total": [(logits,), (logits[:, 0], marks[:, 0])],
+    }
+    for name, arguments in calls.items():
+        for given in arguments:
+            tensors = [torch.from_numpy(one) if one is not None and one is not weights else one for one in given]
+            expected, found = getattr(torchs, name)(*tensors), np.asarray(getattr(ours, name)(*given))
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def logs(plain, tmp_path_factory):
+    """Rows of the log of three steps in each framework, from the same weights."""
+    folder = tmp_path_factory.mktemp("logs")
+    data = frameworks.even(9, seed=5)
+    settings = SETTINGS | {"epochs": 2, "max_steps": 3, "batch_tokens": 200, "micro_tokens": 100, "log_steps": 1}
+    settings |= {"validation_split": 0.0, **frameworks.TWO_WINDOWS}
+    model = frameworks.with_head("classify", plain, data, folder / "model", **settings)
+    for framework in ("torch", "flax", "keras"):
+        finetune("classify", model, data, folder / framework, framework=framework, **settings)
+    return {framework: read_csv(folder / framework / "log.csv") for framework in ("torch", "flax", "keras")}
+
+
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_the_optimizer_is_that_of_pytorch(logs, framework):
+    for name in ("step", "epoch", "tokens", "loss", "learning_rate"):
+        found, expected = ([float(row[name]) for row in logs[which]] for which in (framework, "torch"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
+    losses = [float(row["loss"]) for row in logs["torch"]]
+    assert abs(losses[2] - losses[0]) > 1e-2  # the optimizer has done something
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_it_learns_and_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, framework):
+    sizes = {"batch_tokens": 200, "micro_tokens": 100, **frameworks.TWO_WINDOWS}
+    settings = FAST | {"framework": framework, "epochs": 3, "save_steps": 2, **sizes}
+    run = ("classify", encoder, frameworks.even(30, seed=1))
+    report = finetune(*run, tmp_path / "whole", validation=HELD_BACK, **settings)
+    assert report.metrics["accuracy"] > 0.9
+    classify = pipeline("text-classification", tmp_path / "whole", **frameworks.TWO_WINDOWS)  # in PyTorch
+    found = [result["label"] for result in classify([record["text"] for record in HELD_BACK])]
+    right = np.mean([label == record["label"] for label, record in zip(found, HELD_BACK, strict=True)])
+    assert right == pytest.approx(report.metrics["accuracy"])
+
+    after_step = RunLoop.after_step
+
+    def killed(loop, loss):
+        if loop.position.step == 4:  # two steps behind the last checkpoint but one
+            raise _KilledError
+        after_step(loop, loss)
+
+    monkeypatch.setattr(RunLoop, "after_step", killed)
+    with pytest.raises(_KilledError):
+        finetune(*run, tmp_path / "killed", validation=HELD_BACK, **settings)
+    monkeypatch.undo()
+    assert (tmp_path / "killed" / ".longspan-train").exists()
+    again = finetune(*run, tmp_path / "killed", validation=HELD_BACK, **settings)
+    assert again.metrics == report.metrics
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    rows = [
+        [(row["step"], row["loss"]) for row in read_csv(tmp_path / name / "log.csv")] for name in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_the_plan_states_memory_and_time(plain, tmp_path, framework):
+    run = ("classify", plain, frameworks.even(4, seed=8), tmp_path / "out")
+    plan, torch_plan = (plan_run(*run, framework=one, **SETTINGS) for one in (framework, "torch"))
+    assert (plan.parameters, plan.weights_bytes, plan.steps) == (
+        torch_plan.parameters, torch_plan.weights_bytes, torch_plan.steps
+    )  # fmt: skip
+    assert plan.seconds > 0
+    assert framework == "keras" or plan.activations_bytes > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_and_backends(plain, tmp_path):
+    data = data_of("classify")
+    model = frameworks.with_head("classify", plain, data, tmp_path / "model", **frameworks.TWO_WINDOWS)
+    loss, weights, largest = frameworks.step_of_torch(
+        frameworks.make("torch", "classify", model, data, **frameworks.TWO_WINDOWS)
+    )
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    np.savez(tmp_path / "expected.npz", **weights)
+    worker = Path(__file__).with_name("framework_worker.py")
+    line = [sys.executable, str(worker), str(tmp_path), str(loss), str(largest)]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split() == ["mesh", "keras"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"framework": "flax", "lora": 4}, "lora needs framework='torch'. Received: framework='flax'"),
+        ({"framework": "keras", "lora": 4}, "lora needs framework='torch'. Received: framework='keras'"),
+        ({"framework": "jax", "precision": "float16"}, "float16 needs framework='torch', or precision='bfloat16'"),
+        ({"framework": "tf", "gradient_checkpointing": True}, "gradient_checkpointing needs framework='torch' or"),
+        ({"framework": "keras", "devices": 2}, "devices needs framework='flax'"),
+        ({"devices": 2}, "devices needs framework='flax', or the processes of accelerate launch"),
+        ({"framework": "flax", "devices": 99}, "devices must be at most the 1 that JAX finds. Received: devices=99"),
+        ({"framework": "mxnet"}, "framework must be one of torch, flax, keras. Received: framework='mxnet'"),
+    ],
+)
+def test_what_a_framework_lacks_is_said(encoder, tmp_path, settings, reason):
+    with pytest.raises(InputError) as error:
+        finetune("classify", encoder, documents(4, seed=1, longest=20), tmp_path / "out", **settings)
+    assert reason in str(error.value)
+
+
+def test_sentence_encoders_are_trained_in_pytorch(encoder, tmp_path):
+    with pytest.raises(InputError, match="embed needs framework='torch'. Received: framework='flax'"):
+        finetune("embed", encoder, [{"anchor": "a", "positive": "b"}], tmp_path / "out", framework="flax")
