@@ -89,11 +89,39 @@ def test_one_sample_weight_serves_both_labels():
         model.evaluate(inputs, labels, sample_weight={name: np.ones(4) for name in labels}, verbose=0)
 
 
+def test_one_list_of_metrics_serves_both_labels_and_is_saved(tmp_path):
+    inputs = inputs_of("TFBertForQuestionAnswering")
+    names = ("start_positions", "end_positions")
+    labels = {name: inputs.pop(name) for name in names}
+    model = small("TFBertForQuestionAnswering")
+    model.compile("sgd", metrics=[keras.metrics.SparseCategoricalAccuracy()], run_eagerly=True)
+    found = model.evaluate(inputs, labels, batch_size=4, verbose=0, return_dict=True)
+    output = model(inputs)
+    for name, scores in zip(names, (output.start_logits, output.end_logits), strict=True):
+        right = np.mean(np.argmax(np.asarray(scores), axis=-1) == labels[name])
+        assert found[f"{name}_sparse_categorical_accuracy"] == pytest.approx(right)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.evaluate(inputs, labels, batch_size=4, verbose=0, return_dict=True) == pytest.approx(found, rel=1e-4)
+
+
+def test_facts_that_scripts_ask_for():
+    model = small("TFBertForMaskedLM")
+    assert (type(model).can_generate(), model.generation_config, model.framework) == (False, None, "tf")
+    assert longspan.TFBertLMHeadModel.can_generate()
+    assert model.name_or_path == model.config.name_or_path
+    assert type(model)._from_config(model.config).config is model.config
+    with pytest.raises(InputError, match="has no such keywords. Received: nonsense"):
+        model.save_pretrained("never", nonsense=1)
+    with pytest.raises(InputError, match="checkpoints hold no code"):
+        model.register_for_auto_class("TFAutoModel")
+
+
 def test_a_saved_model_beside_the_checkpoint(tmp_path):
     import tensorflow as tf
 
     model = small("TFBertForSequenceClassification")
-    model.save_pretrained(tmp_path, saved_model=True, version=3)
+    model.save_pretrained(tmp_path, True, 3)
     inputs = {key: tf.constant(value, tf.int32) for key, value in inputs_of("TFBertForSequenceClassification").items()}
     del inputs["labels"]
     loaded = tf.saved_model.load(tmp_path / "saved_model" / "3")  # held while it serves

@@ -1,12 +1,16 @@
-"""The Trainer of `transformers` saves a configuration only with models of its own base class: give a model that base.
+"""Parts of `transformers` ask for its own classes: give a model that base, and its outputs theirs.
 
-Everything else of that library asks for attributes and methods, which the models have without this.
+The Trainer saves a configuration only with models of its base class, and the feature-extraction pipeline counts the
+fields of outputs of its class. Everything else there asks for attributes and methods, which the models have anyway.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, TypeVar
+
+from longspan.nn.torch.outputs import DictOutput
 
 ModelType = TypeVar("ModelType")
 
@@ -15,7 +19,8 @@ def adapt(model: ModelType) -> ModelType:
     """Make a PyTorch model an instance of `transformers.PreTrainedModel` as well; nothing else about it changes.
 
     The Trainer then writes `config.json` beside the weights of every checkpoint and loads the best one at the end, and
-    the checkpoints load here and there. What longspan defines goes before what `transformers` defines.
+    the checkpoints load here and there. What longspan defines goes before what `transformers` defines. A call returns
+    the same fields in a `transformers.utils.ModelOutput`, which its pipelines can count.
 
     Args:
         model: The model, which is changed in place.
@@ -47,7 +52,32 @@ def _with_base(ours: Any, theirs: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         return _restore, (ours,), self.__dict__
 
-    return type(ours.__name__, (ours, theirs), {"__module__": ours.__module__, "__reduce_ex__": reduce})
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return as_theirs(ours.__call__(self, *args, **kwargs))
+
+    body = {"__module__": ours.__module__, "__reduce_ex__": reduce, "__call__": call}
+    return type(ours.__name__, (ours, theirs), body)
+
+
+def as_theirs(output: Any) -> Any:
+    """An output of longspan as one of `transformers`, with the same fields and tensors; anything else as it is."""
+    if not isinstance(output, DictOutput):
+        return output
+    fields = [output.get(name) for name in output._fields]
+    return _output_class(type(output))(*fields)  # by place: newer releases rename fields that come by name
+
+
+@functools.cache
+def _output_class(ours: type[DictOutput]) -> Any:
+    """A class of the name and with the fields of `ours` that `transformers` takes for one of its own."""
+    from transformers.utils.generic import ModelOutput
+
+    def reduce(self: Any) -> Any:
+        return as_theirs, (ours(**self),)
+
+    fields = [(name, Any, dataclasses.field(default=None)) for name in ours._fields]
+    body = {"__reduce__": reduce, "__module__": __name__}
+    return dataclasses.make_dataclass(ours.__name__, fields, bases=(ModelOutput,), namespace=body)
 
 
 def _restore(ours: Any) -> Any:

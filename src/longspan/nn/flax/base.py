@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
+from longspan.checkpoints.upload import HubSupport, check_save_arguments
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
@@ -34,7 +35,7 @@ from longspan.ops.flax.context import shared_axis
 _MODULE_FIELDS = {"config", "dtype", "gradient_checkpointing", "parent", "name"}
 
 
-class FlaxPreTrainedModel:
+class FlaxPreTrainedModel(HubSupport):
     """What every Flax model of longspan can do.
 
     It wraps a `linen.Module` (`model.module`) and keeps its parameters (`model.params`), unless it is made with
@@ -129,9 +130,15 @@ class FlaxPreTrainedModel:
         """Files that a class keeps beside weights and configuration, by name."""
         return {}
 
-    def can_generate(self) -> bool:
-        """True if the model has `generate`."""
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True if models of this class have `generate`."""
         return False
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Self:
+        """A model with random weights, as the constructor makes it."""
+        return cls(config, **kwargs)
 
     # -- parameters -----------------------------------------------------------------------------------------------
 
@@ -469,6 +476,8 @@ class FlaxPreTrainedModel:
         is_main_process: bool = True,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
 
@@ -481,12 +490,13 @@ class FlaxPreTrainedModel:
             is_main_process: False does nothing, for all but one process of a distributed run.
             max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
             safe_serialization: Must be True: only safetensors are written.
+            push_to_hub: Upload the model as well, to `repo_id` (default: the name of the directory).
+            **kwargs: Of `push_to_hub`.
 
         Raises:
-            InputError: `safe_serialization` is False, or there are no parameters.
+            InputError: `safe_serialization` is False, there are no parameters, or there is no such keyword.
         """
-        if not safe_serialization:
-            raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
+        check_save_arguments(safe_serialization, push_to_hub, kwargs)
         if not is_main_process:
             return
         tree = self.params if params is None else thaw(params)
@@ -499,6 +509,8 @@ class FlaxPreTrainedModel:
             files={CONFIG_NAME: config.to_json_string().encode(), **self._extra_files()},
             max_shard_size=max_shard_size,
         )
+        if push_to_hub:
+            self._push_saved(save_directory, params=params, max_shard_size=max_shard_size, **kwargs)
 
     def _tensors_to_save(self, params: Mapping[str, Any]) -> dict[str, LazyTensor]:
         """What `save_pretrained` writes, by canonical key."""

@@ -18,6 +18,7 @@ from longspan.checkpoints.keras import fill, tensors_to_save
 from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.untrusted import naming
+from longspan.checkpoints.upload import check_save_arguments
 from longspan.checkpoints.writer import LazyTensor
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
@@ -308,11 +309,13 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
+        saved_model: bool = False,
+        version: int = 1,
+        push_to_hub: bool = False,
         *,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
-        saved_model: bool = False,
-        version: int = 1,
+        **kwargs: Any,
     ) -> None:
         """Write `config.json` and `model.safetensors` (in shards if large) into a directory.
 
@@ -321,16 +324,22 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
 
         Args:
             save_directory: Directory; made if need be.
-            max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
-            safe_serialization: Must be True: only safetensors are written.
             saved_model: Write a SavedModel to `saved_model/<version>` as well (see `export`).
             version: Its number.
+            push_to_hub: Upload the model as well, to `repo_id` (default: the name of the directory).
+            max_shard_size: Largest size of one file, in bytes or as `"5GB"`.
+            safe_serialization: Must be True: only safetensors are written.
+            **kwargs: `is_main_process=False` does nothing, for all but one process of a distributed run; `signatures`
+                has no effect; the others go to `push_to_hub`.
 
         Raises:
-            InputError: `safe_serialization` is False.
+            InputError: `safe_serialization` is False, or there is no such keyword.
         """
-        if not safe_serialization:
-            raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
+        kwargs.pop("signatures", None)
+        is_main_process = kwargs.pop("is_main_process", True)
+        check_save_arguments(safe_serialization, push_to_hub, kwargs)
+        if not is_main_process:
+            return
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__.removeprefix("TF")]
         config.dtype = self.variable_dtype
@@ -342,6 +351,8 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
         )
         if saved_model:
             self.export(Path(save_directory, "saved_model", str(version)))
+        if push_to_hub:
+            self._push_saved(save_directory, max_shard_size=max_shard_size, **kwargs)
 
     # -- vocabulary and heads ---------------------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import keras
 import numpy as np
 from keras import ops
 
+from longspan.checkpoints.upload import HubSupport
+from longspan.configuration import PretrainedConfig
 from longspan.nn.keras.heads import VocabularyHead
 from longspan.nn.keras.inputs import input_names
 from longspan.nn.keras.runtime import is_tensorflow
@@ -19,7 +21,7 @@ _LABELS = ("label", "labels", "label_ids")
 _HEADS = ("lm_head", "mlm_head")
 
 
-class ToolSupport:
+class ToolSupport(HubSupport):
     """Attributes and methods of the reference's base class that scripts look up; none is needed otherwise."""
 
     targets: ClassVar[Mapping[str, str]]
@@ -28,6 +30,21 @@ class ToolSupport:
         get_input_embeddings: Any
         get_input_signature: Any
         _flatten_layers: Any
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True if models of this class have `generate`."""
+        return False
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Self:
+        """A model with random weights, as the constructor makes it."""
+        return cls(config, **kwargs)  # type: ignore[call-arg]  # of the model that it is mixed into
+
+    @property
+    def framework(self) -> str:
+        """`"tf"`, whatever backend Keras runs on: pipelines ask by that name for the Keras classes."""
+        return "tf"
 
     def resize_output_embeddings(self, size: int, *, mean_resizing: bool) -> None:
         """Give the projection onto the vocabulary, if there is one, `size` outputs."""

@@ -85,6 +85,33 @@ class TaskTraining:
 
     # -- hooks of keras.Model --------------------------------------------------------------------------------------
 
+    def compile(self, *arguments: Any, **settings: Any) -> None:
+        """Say how to train; see `keras.Model.compile`.
+
+        As with the reference, one flat list of `metrics` or `weighted_metrics` serves every label of a task with
+        several, unless it has as many entries as there are labels: these go to one label each.
+        """
+        for name in {"metrics", "weighted_metrics"} & set(settings):
+            settings[name] = self._of_every_label(settings[name])
+        parent: Any = super()
+        parent.compile(*arguments, **settings)
+
+    def compile_from_config(self, config: Any) -> None:
+        """As of `keras.Model`: compile a model that was saved."""
+        model: Any = self
+        model.compile(**keras.saving.deserialize_keras_object(config))
+        if model.optimizer is not None and model.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def _of_every_label(self, metrics: Any) -> Any:
+        """A list of metrics for each label, of one that is for all; anything else as it is."""
+        count = len(self.targets)
+        if count < 2 or not isinstance(metrics, list | tuple) or len(metrics) == count:
+            return metrics
+        if any(isinstance(metric, list | tuple | Mapping) for metric in metrics):
+            return metrics
+        return [list(metrics), *([_fresh(metric) for metric in metrics] for _ in range(1, count))]
+
     def train_step(self, *arguments: Any) -> Any:
         """As of `keras.Model`; the forward pass knows the labels that come as `y`."""
         parent: Any = super()
@@ -213,6 +240,11 @@ class TaskTraining:
         """Outputs of a batch; see `keras.Model.predict_on_batch`."""
         parent: Any = super()
         return parent.predict_on_batch(plain(x))
+
+
+def _fresh(metric: Any) -> Any:
+    """A metric of the same settings that counts by itself."""
+    return type(metric).from_config(metric.get_config()) if isinstance(metric, keras.metrics.Metric) else metric
 
 
 def _label_of(name: str, targets: Mapping[str, str]) -> str:

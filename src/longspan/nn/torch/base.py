@@ -19,6 +19,7 @@ from longspan.checkpoints.names import ParameterNames
 from longspan.checkpoints.report import LoadReport, check_sizes
 from longspan.checkpoints.torch import StateDictReader, fill, is_skipping_init, skip_parameter_init, tie
 from longspan.checkpoints.untrusted import naming
+from longspan.checkpoints.upload import check_save_arguments
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
 from longspan.nn.torch.checkpointing import CheckpointedLayers, set_checkpointing
@@ -299,13 +300,9 @@ class PreTrainedModel(ReadsContext, ToolSupport):
         Raises:
             InputError: `safe_serialization` is False, or there is no such keyword.
         """
-        if not safe_serialization:
-            raise InputError("checkpoints are written as safetensors only. Received: safe_serialization=False")
         for name in ("save_function", "save_peft_format"):
             kwargs.pop(name, None)
-        kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        if kwargs and not push_to_hub:
-            raise InputError(f"save_pretrained has no such keywords. Received: {', '.join(kwargs)}")
+        check_save_arguments(safe_serialization, push_to_hub, kwargs)
         if not is_main_process:
             return
         config = copy.deepcopy(self.config)
@@ -318,8 +315,7 @@ class PreTrainedModel(ReadsContext, ToolSupport):
             max_shard_size=max_shard_size,
         )
         if push_to_hub:
-            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-            self.push_to_hub(repo_id, state_dict=state_dict, max_shard_size=max_shard_size, **kwargs)
+            self._push_saved(save_directory, state_dict=state_dict, max_shard_size=max_shard_size, **kwargs)
 
     def _tensors_to_save(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The model's tensors by key, each tied parameter once, under the key that owns it."""

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from longspan.checkpoints.names import ParameterNames
+from longspan.checkpoints.upload import HubSupport
 from longspan.configuration import PretrainedConfig
-from longspan.errors import InputError
 from longspan.nn.torch.checkpointing import CheckpointedLayers, ModuleInfo, layers_of
 from longspan.nn.torch.losses import causal_lm_loss, cross_entropy
 
 
-class ToolSupport(ModuleInfo):
+class ToolSupport(ModuleInfo, HubSupport):
     """Attributes and methods of the reference's base class that accelerate, PEFT, FSDP and trainers look up.
 
     Most state facts, such as which modules must stay on one device. None is needed to use a model by itself.
@@ -57,11 +54,6 @@ class ToolSupport(ModuleInfo):
         config.update(settings)
         model = cls(config)
         return model if dtype is None else model.to(dtype)
-
-    @property
-    def name_or_path(self) -> str:
-        """Where the model was loaded from."""
-        return self.config.name_or_path
 
     @property
     def vocab_size(self) -> int:
@@ -152,44 +144,3 @@ class ToolSupport(ModuleInfo):
         total = kwargs.get("num_items_in_batch")
         counted = labels[..., 1:] if causal else labels
         return loss if total is None else loss * (counted != -100).sum() / total
-
-    def push_to_hub(
-        self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None, **kwargs: Any
-    ) -> Any:
-        """Save the model into a new commit of a hub repository, which is made if need be.
-
-        Args:
-            repo_id: The repository, `"owner/name"`.
-            private: Make a new repository private.
-            token: Access token of the hub.
-            **kwargs: `commit_message`, `revision`, `create_pr` are of `huggingface_hub.upload_folder`, the others of
-                `save_pretrained`.
-
-        Returns:
-            What `huggingface_hub.upload_folder` returns, the commit.
-        """
-        import huggingface_hub
-
-        upload = {name: kwargs.pop(name) for name in _UPLOAD_ARGUMENTS if name in kwargs}
-        repo = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
-        with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory, **kwargs)
-            upload.setdefault("commit_message", f"Upload {type(self).__name__}")
-            return huggingface_hub.upload_folder(
-                repo_id=repo.repo_id, folder_path=Path(directory), token=token, **upload
-            )
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write the model into a directory."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it is written: save_pretrained")
-
-    def register_for_auto_class(self, auto_class: str = "AutoModel") -> None:
-        """The reference saves code beside a model with it; a longspan checkpoint holds no code.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(f"checkpoints hold no code: import longspan to load them. Received: auto_class={auto_class!r}")
-
-
-_UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "revision", "create_pr")
