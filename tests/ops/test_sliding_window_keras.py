@@ -9,6 +9,7 @@ from tests.oracle.sliding_window import SlidingWindow
 from tests.tolerances import TOLERANCE, assert_close, gradient_error
 
 from longspan.errors import InputError
+from longspan.ops.dispatch import recording
 
 BATCH, HEADS, SIZE, VALUE_SIZE = 2, 3, 8, 5
 #: length, left, right, extra keys, step: below, at and above the window and the block; odd; one-sided; very wide
@@ -52,14 +53,18 @@ class Case:
         return sliding_window_attention(**plain, extra=extra, **self.window, **options)
 
 
-def check(case, dtype="float32", **graph):
+def check(case, dtype="float32", implementation="auto", **graph):
     """Compare the output and every gradient with the definition; eagerly, or in a graph with these options."""
     import tensorflow as tf
+
+    expected_name = "chunked" if implementation == "auto" else implementation
 
     def run(given):
         with tf.GradientTape() as tape:
             tape.watch(given)
-            output, weights = case.attend(given)
+            with recording() as ran:
+                output, weights = case.attend(given, implementation=implementation)
+            assert ran == [expected_name]
             assert weights is None
             loss = tf.reduce_sum(tf.cast(output, tf.float32) * case.gradient.astype(np.float32))
         return output, tape.gradient(loss, given)
@@ -84,9 +89,10 @@ def check(case, dtype="float32", **graph):
             assert gradient_error(gradient, expected[name]) <= TOLERANCE[dtype], name
 
 
+@pytest.mark.parametrize("implementation", ["auto", "blocked"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_outputs_and_gradients(shape):
-    check(Case(*shape, mask=(None, "random")[shape[0] % 2]))
+def test_outputs_and_gradients(shape, implementation):
+    check(Case(*shape, mask=(None, "random")[shape[0] % 2]), implementation=implementation)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[4]])
@@ -161,10 +167,11 @@ def test_no_tensor_of_a_traced_program_grows_faster_than_the_length():
 
         graph = tf.function(run, autograph=False).get_concrete_function(tf.TensorSpec((1, 2, length, 4))).graph
         nodes = [node for node in graph.get_operations() if node.type != "BroadcastGradientArgs"]  # lists of axes
-        return max(tensor.shape.num_elements() for node in nodes for tensor in node.outputs)
+        # what a loop keeps of its rounds is a list of tensors, without a shape
+        return max(tensor.shape.num_elements() or 0 for node in nodes for tensor in node.outputs)
 
     sizes = {length: largest(length) for length in (1024, 4096)}
-    assert sizes[4096] == 4 * sizes[1024]  # none is longer in two axes
+    assert sizes[4096] <= 4 * sizes[1024]  # none is longer in two axes
 
 
 class TestErrors:
@@ -183,7 +190,7 @@ class TestErrors:
             ({}, {"bias": np.ones((3, 11))}, "extra.bias needs extra.position"),
             ({}, {"bias": np.ones((3, 6)), "position": np.ones((2, 6))}, r"extra.bias must have the shape \(3, 11\)"),
             ({}, {"position": np.ones((2, 5))}, r"extra.position must have the shape \(2, 6\). Received: \(2, 5\)"),
-            ({"implementation": "flash"}, {}, "attn_implementation must be one of auto, blocked"),
+            ({"implementation": "flash"}, {}, "attn_implementation must be one of auto, chunked, blocked"),
         ],
     )
     def test_messages(self, changes, extra, message):
