@@ -17,7 +17,7 @@ import re
 import sysconfig
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,12 @@ def as_source(function: Function) -> str:
 
 def train_tokenizer(functions: Sequence[Function], size: int) -> Tokenizer:
     """Byte pairs within words; a word is the same in the source and in the summary."""
+    texts = (text for function in functions for text in (as_source(function), plain(function.summary)))
+    return train_tokenizer_of(texts, size)
+
+
+def train_tokenizer_of(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte pairs within words of texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -136,7 +142,6 @@ def train_tokenizer(functions: Sequence[Function], size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (text for function in functions for text in (as_source(function), plain(function.summary)))
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -170,7 +175,7 @@ class Examples:
         return sources, summaries
 
 
-def make_model(vocabulary: int, width: int) -> longspan.LongT5ForConditionalGeneration:
+def make_model(vocabulary: int, width: int, layers: int = 3) -> longspan.LongT5ForConditionalGeneration:
     """A small LongT5 with transient-global attention and shared embeddings."""
     model = longspan.LongT5ForConditionalGeneration(
         longspan.LongT5Config(
@@ -179,7 +184,7 @@ def make_model(vocabulary: int, width: int) -> longspan.LongT5ForConditionalGene
             d_kv=width // 4,
             d_ff=width * 2,
             num_heads=4,
-            num_layers=3,
+            num_layers=layers,
             num_decoder_layers=2,
             local_radius=31,
             encoder_attention_type="transient-global",

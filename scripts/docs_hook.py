@@ -31,6 +31,8 @@ DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(?:#L(\d+))?\)")
 BLOCK = re.compile(r"^```.*?^```$", flags=re.M | re.S)
 LANGUAGES = {"en": "", "zh": ".zh"}
+#: characters and marks of Chinese
+_CHINESE = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
 #: files outside docs/ that pages link to
 _linked: set[str] = set()
 #: public name -> page of the reference
@@ -52,7 +54,7 @@ def make_copy() -> Path:
         if page.parent.name != "api":  # these name their anchors themselves
             original = page.with_name(page.name.replace(".zh.md", ".md"))
             texts = [one.read_text(encoding="utf-8") for one in (page, original)]
-            page.write_text(with_anchors(*texts), encoding="utf-8")
+            page.write_text(without_breaks(with_anchors(*texts)), encoding="utf-8")
     return copy
 
 
@@ -96,6 +98,12 @@ def with_anchors(text: str, original: str) -> str:
     anchors = iter([unique(slugify(re.sub(r"[`*]", "", heading), "-"), used) for heading in headings])
     pattern = re.compile(f"{BLOCK.pattern}|^(#+ [^\n]*)$", flags=re.M | re.S)
     return pattern.sub(lambda one: f"{one.group(1)} {{: #{next(anchors)} }}" if one.group(1) else one.group(), text)
+
+
+def without_breaks(text: str) -> str:
+    """Chinese whose lines are joined: a browser shows a break between two characters as a space."""
+    pattern = re.compile(f"{BLOCK.pattern}|(?<=[{_CHINESE}])\n *(?=[{_CHINESE}])", flags=re.M | re.S)
+    return pattern.sub(lambda one: one.group() if one.group().startswith("```") else "", text)
 
 
 def on_page_content(text: str, page: Any, config: Any, files: Any) -> str:

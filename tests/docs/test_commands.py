@@ -19,8 +19,9 @@ OPTIONS = {name: {one for parameter in command.params for one in (*parameter.opt
 #: of whole commands in code, and options alone; remarks behind a line are no part of it
 TYPED = re.compile(r"(?:^|-m )longspan ([a-z|]+(?: \| [a-z]+)*)((?:\s[^\n#]*)?)")
 OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*|-[a-zA-Z](?=[ \n]|$))")
-#: options of other programs that pages name alone
-OTHERS = {"--only", "--isa", "--minutes"}
+#: those of the programs beside the package, which pages name alone, too
+OTHERS = {option for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+          for option in re.findall(r"add_argument\(\s*\"(--[\w-]+)", path.read_text(encoding="utf-8"))}  # fmt: skip
 FILES = [*PAGES, *map(translation, PAGES), ROOT / "CONTRIBUTING.md", ROOT / "src/longspan/remedies.toml"]
 
 

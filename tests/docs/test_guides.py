@@ -72,10 +72,12 @@ def test_code_runs(page, folder, hub, monkeypatch, capsys):  # noqa: F811 - the 
         assert "two years" in capsys.readouterr().out.splitlines()[0]
 
 
-def test_every_guide_has_code():
+def test_every_guide_has_code_and_says_what_to_do_next():
     assert len(GUIDES) == 11
     for page in GUIDES:
         assert blocks(page), page.name
+        last = page.read_text(encoding="utf-8").rpartition("\n## ")[2]
+        assert page.stem == "10-troubleshooting" or (last.startswith("Next\n") and "](" in last), page.name
 
 
 def test_code_that_runs_elsewhere_is_that_of_engines():

@@ -138,3 +138,9 @@ def test_it_works_in_a_browser():
 def test_chinese_is_cut_into_words(entries):
     text = next(entry["text"] for entry in entries if entry["location"].startswith("zh/api/longformer-torch.html#"))
     assert "\u200b" in text
+
+
+def test_no_break_between_chinese_characters_shows_as_a_space():
+    for page in sorted((SITE / "zh").rglob("*.html")):
+        text = re.sub(r"<(pre|script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
+        assert not re.findall(r"[\u4e00-\u9fff，。；：、]\n *[\u4e00-\u9fff][^\n]*", text), page

@@ -315,6 +315,11 @@ def test_summaries(writer, tmp_path):
     assert summarize(data[0]["text"])[0]["summary_text"].strip() == "the file error"
     reasons = [problem.reason for problem in ready("summarize", writer, [*data[:3], {"text": "open"}]).problems]
     assert reasons == ["column 'summary' is missing; there are text"]
+    # LongT5 has no limit of positions: what the tokenizer says is the default, and no bound
+    long = [{"text": "open the file " * 700, "summary": "open"}]
+    assert [ready("summarize", writer, long, max_length=length).samples[0].length for length in (None, 2000)] == [
+        512, 2000
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("task", ["tag", "answer", "fill"])

@@ -38,8 +38,9 @@ class LanguageTask(TrainingTask):
         self.model, self.tokenizer = model, tokenizer
         self._fast = tokenizer.backend_tokenizer
         self._template = RowTemplate(self._fast)
-        limit = min(longest_input(model.config) or _NO_LIMIT, int(tokenizer.model_max_length))
-        length = self.options.max_length or (limit if limit < _NO_LIMIT else _LONGEST_IF_UNLIMITED)
+        limit = longest_input(model.config) or _NO_LIMIT  # of the tokenizer the number is advice
+        usual = min(limit, int(tokenizer.model_max_length))
+        length = self.options.max_length or (usual if usual < _NO_LIMIT else _LONGEST_IF_UNLIMITED)
         if not 2 <= length <= limit:
             raise InputError(f"max_length must lie in [2, {limit}]. Received: max_length={length}")
         self.length = length

@@ -70,6 +70,7 @@ class TrainOptions:
     max_target_length: Annotated[int, "Most tokens of a summary."] = 256
     mask_rate: Annotated[float, "Part of the tokens that fill masks."] = 0.15
     framework: Annotated[str, "What trains: torch, flax or keras."] = "torch"
+    memory: Annotated[int, "MiB of documents, and of windows, to hold in memory; more go to the output's disk."] = 1024
     device: Annotated[str | None, "cpu; default what the framework finds."] = None
     devices: Annotated[int, "Devices of this machine that share each forward pass, in flax."] = 1
     strict: Annotated[bool, "Stop at the first record that cannot be used."] = False
@@ -79,7 +80,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         from longspan.pipelines.options import check_at_least, check_choice  # `longspan --help` needs none of it
 
-        sizes = ("batch_tokens", "micro_tokens", "devices")
+        sizes = ("batch_tokens", "micro_tokens", "devices", "memory")
         for name in ("epochs", "max_steps", "eval_steps", "save_steps", "log_steps", *sizes):
             check_at_least(name, getattr(self, name), 1)
         for name in ("lora", "patience"):
@@ -133,5 +134,6 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What weights depend on, by name."""
-        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "devices", "shard", "tensorboard")
+        free = ("strict", "resume", "overwrite", "log_steps", "save_steps", "device", "devices", "shard", "tensorboard",
+                "memory")  # fmt: skip
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}

@@ -41,7 +41,9 @@ class Record:
         return Problem(self.path, str(error), self.line)
 
 
-def records_of(data: Any, *, layout: str = "", text_field: str = "text", label_field: str = "label") -> list[Any]:
+def records_of(
+    data: Any, *, layout: str = "", text_field: str = "text", label_field: str = "label"
+) -> Iterator[Record | Problem]:
     """All records of files, folders or an iterable.
 
     Args:
@@ -51,22 +53,22 @@ def records_of(data: Any, *, layout: str = "", text_field: str = "text", label_f
         label_field: Column that the label of a document goes to.
 
     Returns:
-        A `Record`, or a `Problem` for what cannot be read, in order.
+        A `Record`, or a `Problem` for what cannot be read, in order, each when it is asked for.
 
     Raises:
         InputError: a path does not exist, or `data` is none of these.
     """
     paths = [data] if isinstance(data, str | os.PathLike) else data
     if isinstance(paths, Sequence) and paths and all(isinstance(path, str | os.PathLike) for path in paths):
-        return list(_of_paths([Path(path) for path in paths], layout, text_field, label_field))
+        return _of_paths([Path(path) for path in paths], layout, text_field, label_field)
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise InputError(f"data must be paths or an iterable of mappings. Received: {type(data).__name__}")
-    return [
+    return (
         Record(values, _IN_MEMORY, row)
         if isinstance(values, Mapping)
         else Problem(_IN_MEMORY, f"each record must be a mapping. Received: {type(values).__name__}", row)
         for row, values in enumerate(data, start=1)
-    ]
+    )
 
 
 def _of_paths(paths: list[Path], layout: str, text_field: str, label_field: str) -> Iterator[Record | Problem]:

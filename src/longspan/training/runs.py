@@ -25,6 +25,7 @@ from longspan.training.run_folder import FOLDER
 
 if TYPE_CHECKING:
     from longspan.training.memory import Plan
+    from longspan.training.spill import Store
 
 #: task -> module here and class
 TASKS = {
@@ -40,6 +41,8 @@ TASKS = {
 #: framework -> module here and class
 _LOOPS = {"torch": ("loop", "Loop"), "flax": ("flax_loop", "FlaxLoop"), "keras": ("keras_loop", "KerasLoop")}
 REPORT = "training.json"
+#: documents that are cut into windows together
+_BLOCK = 1024
 
 
 @dataclass
@@ -161,7 +164,7 @@ class Prepared:
     model_name: str
     output: Path
     options: TrainOptions
-    samples: list[Any]
+    samples: Sequence[Any]
     validation: list[Any]
     num_documents: int
     problems: list[Problem]
@@ -233,17 +236,20 @@ def prepare(
     options: TrainOptions,
 ) -> Prepared:
     """Read the data, load the model, make windows; see `finetune`."""
+    from longspan.training.spill import Store
+
     task = make_task(task_name, options)
     name = os.fspath(model)
     source = task.source(name)
     tokenizer = load_tokenizer(source, None)
     place = {argument: getattr(source, argument) for argument in SOURCE_ARGUMENTS}
-    training, held_back, problems = _read(task, data, validation)
+    store = Store(Path(output), options.memory)
+    training, held_back, problems = _read(task, data, validation, store)
     task.learn_labels(training, PretrainedConfig.get_config_dict(source.name, **place).get("label2id") or {})
     check_choice("metric", task.best_metric, task.metric_names)
     held_back = _checked(task, held_back, problems)
     task.open(task.load(name), tokenizer)
-    samples, num_documents = _samples(task, training, problems)
+    samples, num_documents = _samples(task, training, problems, store)
     if not samples:
         raise InputError(_nothing(problems))
     task.check_samples(samples)
@@ -251,12 +257,13 @@ def prepare(
     return Prepared(task, name, Path(output), options, samples, validated, num_documents, problems)
 
 
-def _read(task: Any, data: Any, validation: Any) -> tuple[list[Any], list[Any], list[Problem]]:
+def _read(task: Any, data: Any, validation: Any, store: Store) -> tuple[Sequence[Any], list[Any], list[Problem]]:
     """Examples to learn from, examples to evaluate on, and what was left out."""
     from longspan.training.records import records_of
+    from longspan.training.spill import Chosen
 
     columns = {"layout": task.layout, "text_field": task.text_column, "label_field": task.label_column}
-    taken = task.take(records_of(data, **columns))
+    taken = task.take(records_of(data, **columns), store.examples())
     if not taken.examples:
         raise InputError(_nothing(taken.problems))
     if validation is not None:
@@ -264,9 +271,8 @@ def _read(task: Any, data: Any, validation: Any) -> tuple[list[Any], list[Any], 
         return taken.examples, held_back.examples, taken.problems + held_back.problems
     order = np.random.default_rng(task.options.seed).permutation(len(taken.examples))
     count = int(len(order) * task.options.validation_split)
-    held = set(order[:count].tolist())
-    training = [example for index, example in enumerate(taken.examples) if index not in held]
-    return training, [taken.examples[index] for index in sorted(held)], taken.problems
+    training = Chosen(taken.examples, np.sort(order[count:]))
+    return training, [taken.examples[index] for index in np.sort(order[:count])], taken.problems
 
 
 def _nothing(problems: Sequence[Problem]) -> str:
@@ -293,14 +299,17 @@ def _checked(task: Any, examples: list[Any], problems: list[Problem]) -> list[An
     return kept
 
 
-def _samples(task: Any, examples: list[Any], problems: list[Problem]) -> tuple[list[Any], int]:
-    samples, count = [], 0
-    for example, found in zip(examples, task.samples(examples), strict=True):
-        if isinstance(found, InputError):
-            _leave_out(task, example, found, problems)
-        else:
-            samples += found
-            count += bool(found)
+def _samples(task: Any, examples: Sequence[Any], problems: list[Problem], store: Store) -> tuple[Sequence[Any], int]:
+    samples, count = store.samples(), 0
+    for begin in range(0, len(examples), _BLOCK):
+        block = examples[begin : begin + _BLOCK]
+        for example, found in zip(block, task.samples(block), strict=True):
+            if isinstance(found, InputError):
+                _leave_out(task, example, found, problems)
+            else:
+                for sample in found:
+                    samples.append(sample)
+                count += bool(found)
     return samples, count
 
 

@@ -85,11 +85,11 @@ class Taken:
     """What a set of data gave.
 
     Attributes:
-        examples: What can be used.
+        examples: What can be used: a list, or what grows as one.
         problems: What was left out, and why.
     """
 
-    examples: list[Example] = field(default_factory=list)
+    examples: Any = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -189,9 +189,9 @@ class TrainingTask(ABC):
         """True if the best model is the one with the least metric."""
         return self.best_metric in _LEAST_IS_BEST
 
-    def take(self, found: Iterable[Record | Problem]) -> Taken:
-        """Examples of records; with `strict` the first problem raises `InputError`."""
-        taken = Taken()
+    def take(self, found: Iterable[Record | Problem], into: Any = None) -> Taken:
+        """Examples of records, added to `into`; with `strict` the first problem raises `InputError`."""
+        taken = Taken() if into is None else Taken(into)
         for record in found:
             try:
                 if isinstance(record, Problem):
