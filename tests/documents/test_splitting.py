@@ -101,11 +101,11 @@ def test_offsets_may_be_left_out(tokenizer: Tokenizer):
 
 
 @pytest.mark.parametrize("unit", ["x", "open the file, ", "é"])
-def test_ten_megabytes_in_one_line_take_bounded_time(tokenizer: Tokenizer, unit: str):
-    text = unit * (10_000_000 // len(unit))
+def test_three_megabytes_in_one_line_take_bounded_time(tokenizer: Tokenizer, unit: str):
+    text = unit * (3_000_000 // len(unit))
     start = time.process_time()
     (tokens,) = tokenize(tokenizer, [text])
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 18
     if len(tokens.ids):
         assert tokens.ends[-1] == len(text.rstrip())
         assert np.all(tokens.starts[1:] >= tokens.ends[:-1])

@@ -4,11 +4,12 @@ Libraries are imported once and each run is forked, so that dozens of runs take 
 
 Usage: `embed_worker.py KILLS FOLDER NAME ARGUMENTS...` writes FOLDER/undisturbed/NAME in one run. Then it kills KILLS
 runs that write FOLDER/killed/NAME, each going on from the one before, and lets one finish. Runs that finish too early
-are kept as FOLDER/early-N/NAME, and the next begins anew.
+are kept as FOLDER/early-N/NAME, and the next begins anew. Alone, an argument is a list of such arguments in JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -63,11 +64,8 @@ def is_finished(output: Path) -> bool:
     return output.is_file() and not output.with_name(f".{output.name}.work").exists()
 
 
-def main() -> None:
+def kill_runs(kills: int, folder: Path, name: str, arguments: list[str]) -> None:
     """Kill runs, then let one finish."""
-    kills, folder, name, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
-    torch.set_num_threads(1)
-    parquet.import_pyarrow()
     finish(start(arguments, folder / "warm-up" / name))
     begin = time.monotonic()
     finish(start(arguments, folder / "undisturbed" / name))
@@ -83,6 +81,15 @@ def main() -> None:
             output.parent.rename(folder / f"early-{early}")
             early += 1
     finish(start(arguments, output))
+
+
+def main() -> None:
+    """Do what the command line says, once or for each of a list."""
+    torch.set_num_threads(1)
+    parquet.import_pyarrow()
+    given = sys.argv[1:]
+    for kills, folder, name, *arguments in json.loads(given[0]) if len(given) == 1 else [given]:
+        kill_runs(int(kills), Path(folder), name, arguments)
 
 
 if __name__ == "__main__":

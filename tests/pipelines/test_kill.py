@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def big_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kill") / "corpus"
     folder.mkdir()
     draw = random.Random(3)
-    for number, size in enumerate([5, 4000, 0, 300, 60, 900, 20, 2000]):
+    for number, size in enumerate([5, 2400, 0, 300, 60, 500, 20, 800]):
         words = draw.choices([*WORDS, "\n"], k=size)
         (folder / f"{number}.txt").write_text(" ".join(words))
     lines = [f'{{"text": "{" ".join(draw.choices(WORDS, k=draw.randint(1, 90)))}"}}' for _ in range(60)]
@@ -43,22 +44,35 @@ def assert_equal_indexes(actual: Path, expected: Path) -> None:
         assert np.array_equal(column, right_rows.integers()[name])
 
 
-@pytest.mark.parametrize(
-    ("name", "kills", "on_long"),
-    [("out.parquet", 10, "window"), ("out.npz", 8, "window"), ("out", 8, "window"), ("out.parquet", 4, "error")],
-)
-def test_killed_runs_resume_to_the_same_result(
-    tmp_path: Path, big_corpus: Path, tiny_dir: Path, name: str, kills: int, on_long: str
-):
-    command = [sys.executable, WORKER, kills, tmp_path, name, "embed", big_corpus, "--model", tiny_dir]
-    command += ["--batch-tokens", 64, "--quiet", "--on-long", on_long]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+CASES = {
+    "parquet": ("out.parquet", 10, "window"),
+    "npz": ("out.npz", 8, "window"),
+    "folder": ("out", 8, "window"),
+    "without long documents": ("out.parquet", 4, "error"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, big_corpus: Path, tiny_dir: Path) -> Path:
+    """A folder for each case with what its runs wrote; one process imports what all need."""
+    root, work = tmp_path_factory.mktemp("runs"), []
+    for case, (name, kills, on_long) in CASES.items():
+        (root / case).mkdir()
+        line = [kills, root / case, name, "embed", big_corpus, "--model", tiny_dir]
+        work.append([str(part) for part in [*line, "--batch-tokens", 64, "--quiet", "--on-long", on_long]])
+    done = subprocess.run([sys.executable, WORKER, json.dumps(work)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    finished = [folder for folder in tmp_path.iterdir() if folder.name != "undisturbed"]
-    assert tmp_path / "killed" in finished
-    for folder in finished:
-        assert_equal_indexes(folder / name, tmp_path / "undisturbed" / name)
-        assert [path.name for path in folder.iterdir()] == [name]
-    rows = {Path(one.path).name: one.rows for one in open_index(tmp_path / "undisturbed" / name).info.files}
+    return root
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_runs_resume_to_the_same_result(runs: Path, case: str):
+    folder, (name, _, on_long) = runs / case, CASES[case]
+    finished = [each for each in folder.iterdir() if each.name != "undisturbed"]
+    assert folder / "killed" in finished
+    for each in finished:
+        assert_equal_indexes(each / name, folder / "undisturbed" / name)
+        assert [path.name for path in each.iterdir()] == [name]
+    rows = {Path(one.path).name: one.rows for one in open_index(folder / "undisturbed" / name).info.files}
     assert min(rows["0.txt"], rows["records.jsonl"]) > 0
     assert (rows["1.txt"] > 0) == (on_long == "window")

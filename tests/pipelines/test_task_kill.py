@@ -16,40 +16,51 @@ from tests.tiny_encoder import WORDS
 WORKER = Path(__file__).with_name("embed_worker.py")
 
 
-def check(tmp_path: Path, kills: int, name: str, arguments: list[object]) -> None:
-    """Every run that was killed and went on has the bytes of the undisturbed one."""
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    line = [sys.executable, WORKER, kills, runs, name, *arguments]
-    done = subprocess.run([str(part) for part in line], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    finished = [folder for folder in runs.iterdir() if folder.name != "undisturbed"]
-    assert runs / "killed" in finished
-    for folder in finished:
-        assert (folder / name).read_bytes() == (runs / "undisturbed" / name).read_bytes()
-        assert [path.name for path in folder.iterdir()] == [name]
+CASES = {"classify": ("out.jsonl", 10), "tag": ("out.parquet", 10), "summarize": ("out.csv", 8)}
 
 
-@pytest.mark.parametrize(("command", "name", "kills"), [("classify", "out.jsonl", 10), ("tag", "out.parquet", 10)])
-def test_killed_runs_resume_to_the_same_result(
-    tmp_path: Path, minilm_dir: Path, command: str, name: str, kills: int
-) -> None:
-    task = {"classify": "text-classification", "tag": "token-classification"}[command]
-    model = make_task_model(tmp_path / "model", task, "wordpiece", minilm_dir)
-    corpus = tmp_path / "corpus"
+def write_records(path: Path, count: int, shortest: int, longest: int, seed: int) -> Path:
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(count)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
+    """A folder for each command with what its runs wrote; one process imports what all need."""
+    root = tmp_path_factory.mktemp("runs")
+    corpus = root / "corpus"
     corpus.mkdir()
     draw = random.Random(3)
     for number, size in enumerate([5, 4000, 0, 300, 60]):
         (corpus / f"{number}.txt").write_text(" ".join(draw.choices([*WORDS, "\n"], k=size)))
-    texts = [" ".join(draw.choices(WORDS, k=draw.randint(0, 90))) for _ in range(400)]
-    (corpus / "records.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    check(tmp_path, kills, name, [command, corpus, "--model", model, "--batch-tokens", 256, "-q"])
+    write_records(corpus / "records.jsonl", 400, 0, 90, seed=3)
+    arguments = {
+        "classify": [corpus, "--model", make_task_model(root / "1", "text-classification", "wordpiece", minilm_dir)],
+        "tag": [corpus, "--model", make_task_model(root / "2", "token-classification", "wordpiece", minilm_dir)],
+        "summarize": [
+            *(write_records(root / "records.jsonl", 400, 1, 60, seed=5), "--model"),
+            *(make_model(root / "3", "longt5", minilm_dir), "--max-new-tokens", 3),
+        ],
+    }
+    for command in ("classify", "tag"):
+        arguments[command] += ["--batch-tokens", 256]
+    work = []
+    for command, (name, kills) in CASES.items():
+        (root / command).mkdir()
+        work.append([str(part) for part in [kills, root / command, name, command, *arguments[command], "-q"]])
+    done = subprocess.run([sys.executable, WORKER, json.dumps(work)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return root
 
 
-def test_killed_summaries_resume_to_the_same_result(tmp_path: Path, minilm_dir: Path) -> None:
-    model = make_model(tmp_path / "model", "longt5", minilm_dir)
-    draw = random.Random(5)
-    records = tmp_path / "records.jsonl"
-    texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 60))) for _ in range(400)]
-    records.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    check(tmp_path, 8, "out.csv", ["summarize", records, "--model", model, "--max-new-tokens", 3, "-q"])
+@pytest.mark.parametrize("command", CASES)
+def test_killed_runs_resume_to_the_same_result(runs: Path, command: str) -> None:
+    """Every run that was killed and went on has the bytes of the undisturbed one."""
+    folder, name = runs / command, CASES[command][0]
+    finished = [each for each in folder.iterdir() if each.name != "undisturbed"]
+    assert folder / "killed" in finished
+    for each in finished:
+        assert (each / name).read_bytes() == (folder / "undisturbed" / name).read_bytes()
+        assert [path.name for path in each.iterdir()] == [name]
