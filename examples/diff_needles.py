@@ -148,7 +148,7 @@ def measure(
 def read_options(words: Sequence[str] | None = None) -> Any:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="steps of the optimiser")
+    parser.add_argument("--steps", type=int, default=400, help="steps of the optimiser")
     parser.add_argument("--batch", type=int, default=16, help="windows of a step")
     parser.add_argument("--length", type=int, default=96, help="bytes of a window")
     parser.add_argument("--width", type=int, default=96, help="width of the models")

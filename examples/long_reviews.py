@@ -5,8 +5,8 @@ Three parts, each with the same reviews read in part and whole:
 - `words`: logistic regression on weighted counts of words (tf-idf), five rounds of two published folds;
 - `frozen`: logistic regression on vectors of the packaged MiniLM, of the first windows, of all windows, and of the
   Longformer that `to_long` makes of it, likewise;
-- `tuned`: the first layers of MiniLM, fine-tuned by `longspan.training.finetune` with documents cut off, in windows,
-  and lengthened by `to_long`; reviews that are held out. `--seeds` repeats it.
+- `tuned`: a BERT of one layer, which begins with MiniLM's vectors of words, fine-tuned by `longspan.training.finetune`
+  with documents cut off, in windows, and lengthened by `to_long`; reviews that are held out. `--seeds` repeats it.
 
 The data are the polarity reviews of Pang and Lee (2004), as NLTK packs them (movie_reviews.zip); the file is read where
 it lies. Vectors are kept in `--cache`, so that an interrupted run goes on.
@@ -33,7 +33,7 @@ from examples.evidence import Record, share
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
-from longspan import AutoTokenizer, BertModel, SentenceEncoder, pipeline
+from longspan import AutoTokenizer, BertConfig, BertModel, SentenceEncoder, pipeline
 from longspan.embeddings.modules import default_model_folder
 from longspan.to_long import lengthen_checkpoint
 from longspan.training import finetune
@@ -46,7 +46,8 @@ HELD_OUT = 2  # folds that the fine-tuned models are tested on
 PREFIXES = (1, 2, 3, 4)  # windows from the beginning whose mean is looked at, besides all
 WINDOW = 256  # what the settings of the packaged MiniLM say
 LENGTHENED = 4096
-ARMS = ("truncated", "windows", "to_long")
+ARMS = ("truncated", "truncated_longer", "windows", "to_long")
+LONGER = 3  # times the epochs, for about as many steps as the windows make
 
 
 @dataclass(frozen=True)
@@ -209,14 +210,21 @@ def frozen_part(reviews: Sequence[Review], options: Any, values: dict[str, Any])
     values["arms"] = compared(correct, names[0])
 
 
-def first_layers(folder: Path, num_layers: int) -> Path:
-    """A copy of MiniLM that ends after so many layers, with its tokenizer."""
-    model = BertModel.from_pretrained(default_model_folder())
-    config = type(model.config).from_dict(model.config.to_dict() | {"num_hidden_layers": num_layers})
-    short = BertModel(config)
-    state = model.state_dict()
-    short.load_state_dict({key: state[key] for key in short.state_dict()})
-    short.save_pretrained(folder)
+def small_model(folder: Path, width: int) -> Path:
+    """A BERT of one layer over MiniLM's tokens, whose vectors are the principal components of MiniLM's."""
+    torch.manual_seed(0)
+    vectors = BertModel.from_pretrained(default_model_folder()).embeddings.word_embeddings.weight.detach()
+    centred = vectors - vectors.mean(dim=0)
+    components = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -width:]
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(vectors), hidden_size=width, num_hidden_layers=1, num_attention_heads=4,
+            intermediate_size=2 * width,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.copy_(centred @ components)
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(default_model_folder()).save_pretrained(folder)
     return folder
 
@@ -225,18 +233,19 @@ def tuned_once(arm: str, seed: int, known: Sequence[Review], asked: Sequence[Rev
     """Which held-out reviews a fine-tuned model classifies rightly, (N,)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = first_layers(folder / "short", options.layers)
+        model = small_model(folder / "short", options.width)
         if arm == "to_long":
             lengthen_checkpoint(
                 model, folder / "long", max_length=LENGTHENED, attention_window=options.attention_window
             )
             model = folder / "long"
-        reading = {"on_long": "truncate" if arm == "truncated" else "window"}
+        epochs = options.epochs * (LONGER if arm == "truncated_longer" else 1)
+        reading = {"on_long": "truncate" if arm.startswith("truncated") else "window"}
         if arm != "to_long":
             reading["max_length"] = WINDOW
         finetune(
             "classify", model, [{"text": one.text, "label": one.label} for one in known], folder / "tuned",
-            validation_split=0.0, epochs=options.epochs, batch_tokens=options.batch_tokens, micro_tokens=4096,
+            validation_split=0.0, epochs=epochs, batch_tokens=options.batch_tokens, micro_tokens=4096,
             learning_rate=options.rate, seed=seed, device="cpu", **reading,
         )  # fmt: skip
         classify = pipeline("text-classification", folder / "tuned", **reading)
@@ -251,7 +260,7 @@ def tuned_part(reviews: Sequence[Review], options: Any, record: Record) -> None:
     asked = [one for one in reviews if one.fold >= FOLDS - HELD_OUT]
     known = [one for one in known if one.number % 100 < options.known // (2 * (FOLDS - HELD_OUT))]
     asked = [one for one in asked if one.number % 100 < options.asked // (2 * HELD_OUT)]
-    names = ("known", "asked", "layers", "epochs", "rate", "batch_tokens", "attention_window")
+    names = ("known", "asked", "width", "epochs", "rate", "batch_tokens", "attention_window")
     settings = {name: getattr(options, name) for name in names}
     for seed in range(options.seeds):
         for arm in options.arms:
@@ -281,11 +290,11 @@ def read_options(words: Sequence[str] | None = None) -> Any:
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="of `tuned`, the base of gains first")
     parser.add_argument("--reviews", type=int, default=2000, help="reviews of `words` and `frozen`")
     parser.add_argument("--no-whole", dest="whole", action="store_false", help="leave out to_long of `frozen`")
-    parser.add_argument("--known", type=int, default=320, help="reviews that are fine-tuned on")
-    parser.add_argument("--asked", type=int, default=200, help="reviews that the fine-tuned models are tested on")
-    parser.add_argument("--layers", type=int, default=1, help="layers of MiniLM that are fine-tuned, of 6")
-    parser.add_argument("--epochs", type=int, default=1, help="times that each review is read")
-    parser.add_argument("--rate", type=float, default=5e-4, help="highest learning rate")
+    parser.add_argument("--known", type=int, default=1000, help="reviews that are fine-tuned on")
+    parser.add_argument("--asked", type=int, default=400, help="reviews that the fine-tuned models are tested on")
+    parser.add_argument("--width", type=int, default=96, help="width of the model that is fine-tuned")
+    parser.add_argument("--epochs", type=int, default=3, help="times that each review is read")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--attention-window", type=int, default=256, help="of the lengthened model")
     parser.add_argument("--seeds", type=int, default=1, help="times that each model is fine-tuned")
@@ -294,7 +303,7 @@ def read_options(words: Sequence[str] | None = None) -> Any:
     parser.add_argument("--output", type=Path, help="file for the results, JSON")
     options = parser.parse_args(words)
     if options.quick:
-        options.reviews, options.known, options.asked, options.layers, options.epochs = 40, 16, 4, 1, 1
+        options.reviews, options.known, options.asked, options.width, options.epochs = 40, 16, 4, 32, 1
     return options
 
 

@@ -137,7 +137,7 @@ def read_options(words: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--length", type=int, default=4096, help="tokens of a sequence")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each model")
+    parser.add_argument("--rounds", type=int, default=2, help="steps of each model")
     parser.add_argument("--memory-of", choices=MODELS, help="print the memory of one model and end")
     parser.add_argument("--quick", action="store_true", help="short sequences: shows that it runs, says nothing")
     parser.add_argument("--output", type=Path, help="file for the results, JSON")

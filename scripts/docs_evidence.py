@@ -22,9 +22,11 @@ MARKED = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end -->)", flags=re.S
 #: words of the tables: English -> Chinese
 CHINESE = {
     "words counted (tf-idf)": "词计数（tf-idf）", "MiniLM, frozen": "MiniLM，冻结",
-    "MiniLM, fine-tuned": "MiniLM，微调", "what is read": "读入部分", "model": "模型", "accuracy, %": "准确率，%",
+    "small BERT, fine-tuned": "小 BERT，微调", "what is read": "读入部分", "model": "模型", "accuracy, %": "准确率，%",
     "gain, points": "增益，百分点",
-    "first 254 tokens": "前 254 个词元", "first 510 tokens": "前 510 个词元", "all": "全部",
+    "first 254 tokens": "前 254 个词元",
+    "first 254 tokens, three times the epochs": "前 254 个词元，三倍的遍数",
+    "first 510 tokens": "前 510 个词元", "all": "全部",
     "all windows": "全部窗口", "all (`to_long`)": "全部（`to_long`）", "1 window": "1 个窗口", "2 windows": "2 个窗口",
     "3 windows": "3 个窗口", "4 windows": "4 个窗口",
     "parameters": "参数", "seconds a step": "每步秒数", "speed": "速度", "speed in the paper": "论文中的速度",
@@ -38,7 +40,7 @@ CHINESE = {
 }  # fmt: skip
 REVIEW_ARMS = {
     "254": "first 254 tokens", "510": "first 510 tokens", "all": "all", "to_long": "all (`to_long`)",
-    "truncated": "first 254 tokens",
+    "truncated": "first 254 tokens", "truncated_longer": "first 254 tokens, three times the epochs",
     "windows": "all windows", "all windows": "all windows",
 }  # fmt: skip
 MEGA_NAMES = {
@@ -93,7 +95,7 @@ def of_reviews(language: str) -> str:
     for part, model in (
         ("words", "words counted (tf-idf)"),
         ("frozen", "MiniLM, frozen"),
-        ("tuned", "MiniLM, fine-tuned"),
+        ("tuned", "small BERT, fine-tuned"),
     ):
         tokens = results.get(part, {}).get("tokens", {})
         for arm, found in results.get(part, {}).get("arms", {}).items():
