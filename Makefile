@@ -14,13 +14,17 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # documents that the demo reads; default: the Python library of this machine
 DOCS ?=
 
-.PHONY: demo test test-fast test-lowered hardening ecosystem bench bench-fresh-memory gpu lint format docs package clean
+.PHONY: demo test test-all test-fast test-lowered hardening ecosystem bench bench-fresh-memory gpu lint format docs package clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# the widest grids too
+test-all:
+	$(MAKE) test ARGS="-m 'not site' $(ARGS)"
 
 # a part of the tests as on a CPU without wide vectors: no result may depend on the instructions
 LOWERED := tests/test_instructions.py tests/fast/test_matmul.py tests/ops/test_sliding_window.py tests/ops/test_differential.py \

@@ -137,7 +137,14 @@ def test_half_precision_with_parameters_in_float32(plain, family):
     assert float(first @ second / jnp.linalg.norm(first) / jnp.linalg.norm(second)) > 0.99
 
 
-@pytest.mark.parametrize("families", [("longformer", "longt5"), ("diffllama",), ("mega", "mega-batchnorm")])
+@pytest.mark.parametrize(
+    "families",
+    [
+        ("longformer", "longt5"),
+        pytest.param(("diffllama",), marks=pytest.mark.wide),
+        pytest.param(("mega", "mega-batchnorm"), marks=pytest.mark.wide),
+    ],
+)
 def test_four_devices(families):
     script = Path(__file__).with_name("flax_mesh_devices.py")
     command = [sys.executable, str(script), *families]

@@ -29,6 +29,12 @@ CASES = {
     "decoder-chunks": {**DECODER, **CHUNKS},
     "seq2seq": {**DECODER, "add_cross_attention": True, "attention_activation": "relu2"},
 }
+PARAMETERS = [
+    pytest.param(
+        settings, id=name, marks=pytest.mark.wide if name in ("encoder-simple-truncated", "decoder-chunks") else ()
+    )
+    for name, settings in CASES.items()
+]
 
 
 def inputs(settings, length):
@@ -46,7 +52,7 @@ def make(settings):
     return randomise(MegaModel(MegaConfig(**TINY, **settings)), scale=0.3)
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("settings", PARAMETERS)
 def test_compiles_without_graph_breaks(settings):
     model = make(settings)
     arguments = inputs(settings, 70)
@@ -87,7 +93,7 @@ def test_one_graph_serves_lengths_with_and_without_padding():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("settings", PARAMETERS)
 def test_exports_for_every_length(settings):
     model = make(settings)
     batch, length = torch.export.Dim("batch", max=8), torch.export.Dim("length", min=2, max=300)

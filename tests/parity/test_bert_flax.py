@@ -146,8 +146,9 @@ def tensors(arrays):
 
 
 CASES = [(name, "eager") for name in CLASSES]
-CASES += [(name, "sdpa") for name in ("FlaxBertModel", "FlaxBertForCausalLM")]
-CASES += [(name, "packed") for name in ("FlaxBertModel", "FlaxBertForCausalLM", "FlaxBertForMultipleChoice")]
+CASES += [("FlaxBertModel", "sdpa")]
+CASES += [("FlaxBertModel", "packed"), ("FlaxBertForMultipleChoice", "packed")]
+CASES += [pytest.param("FlaxBertForCausalLM", kind, marks=pytest.mark.wide) for kind in ("sdpa", "packed")]
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)
