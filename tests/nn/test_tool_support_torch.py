@@ -141,6 +141,10 @@ def test_from_config_leaves_the_configuration_as_it_is(family):
         kind._from_config(config, no_such=1)
     model.set_attn_implementation("auto")
     assert model.config.attn_implementation == "auto"
+    model.set_attn_implementation({"": "eager"})
+    assert model.config.attn_implementation == "eager"
+    with pytest.raises(InputError, match="the model is one part"):
+        model.set_attn_implementation({"encoder": "eager"})
     with pytest.raises(InputError, match="no_such"):
         model.set_attn_implementation("no_such")
     with pytest.raises(InputError, match="pad_to_multiple_of must be a positive whole number. Received: .*1.5"):

@@ -117,14 +117,25 @@ class PreTrainedModel(ReadsContext, ToolSupport):
     def check_implementation(self, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of this family."""
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
+    def set_attn_implementation(self, attn_implementation: str | Mapping[str, str]) -> None:
         """Take another implementation of attention from the next call on.
 
+        Args:
+            attn_implementation: Its name; as the reference's models of several parts take it, also `{"": name}`.
+
         Raises:
-            InputError: the family has no such implementation.
+            InputError: the family has no such implementation, or a dict names a part.
         """
+        if isinstance(attn_implementation, Mapping):
+            if set(attn_implementation) != {""}:
+                raise InputError(f"the model is one part, named ''. Received: {dict(attn_implementation)}")
+            attn_implementation = attn_implementation[""]
         self.check_implementation(attn_implementation)
         self.config.attn_implementation = attn_implementation
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
 
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         if self.attention_in is None:
