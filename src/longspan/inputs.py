@@ -220,3 +220,14 @@ def padding_of(name: str, config: Any) -> int:
     if padding is None:
         raise InputError(f"only inputs with an axis of tokens are padded. Received: {name!r}")
     return (getattr(config, padding, None) or 0) if isinstance(padding, str) else padding
+
+
+def longest_input(config: Any) -> int | None:
+    """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
+    if isinstance(getattr(type(config), "max_length", None), property):  # its position table begins with unused rows
+        return int(config.max_length)
+    if config.model_type == "mega":  # chunks and rotary biases reach any length
+        is_bounded = config.relative_positional_bias == "simple" and not config.use_chunking
+        return int(config.bias_positions) if is_bounded else None
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    return limit

@@ -52,6 +52,9 @@ class TFDiffLlamaPreTrainedModel(TFPreTrainedModel):
         """Raise `InputError` unless `name` is an attention implementation of DiffLlama."""
         IMPLEMENTATIONS.check_name(name)
 
+    def _may_pad(self, inputs: Mapping[str, Any], *, training: bool) -> bool:
+        return self.config.rotary_table().limit is None  # otherwise frequencies depend on the length
+
     def init_cache(self, batch_size: int, max_length: int) -> KeyValues:
         """An empty cache of a fixed size for incremental decoding.
 

@@ -231,6 +231,9 @@ class TFDiffLlamaForSequenceClassification(SequenceClassificationModel, TFDiffLl
         """Make the layers of the head."""
         self.score = self.make_linear(self.config.num_labels, "score", use_bias=False)
 
+    def _may_pad(self, inputs: Mapping[str, Any], *, training: bool) -> bool:
+        return self.config.pad_token_id is not None and super()._may_pad(inputs, training=training)
+
     def encode(self, inputs: Inputs, training: bool | None) -> Any:
         """The outputs of the backbone, of whose last states the last real token's is kept, (B, H)."""
         outputs = super().encode(inputs, training)

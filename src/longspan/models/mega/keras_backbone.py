@@ -5,6 +5,7 @@ Axes: B batch, S tokens, D width, T encoder tokens, L layers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
@@ -91,6 +92,9 @@ class TFMegaPreTrainedModel(TFPreTrainedModel):
     def check_implementation(cls, name: str) -> None:
         """Raise `InputError` unless `name` is an attention implementation of MEGA in Keras."""
         GATED_ATTENTION.check_name(name)
+
+    def _may_pad(self, inputs: Mapping[str, Any], *, training: bool) -> bool:
+        return not (training and "batchnorm" in self.config.normalization_type)  # statistics would count padding
 
     def init_cache(self, batch_size: int, max_length: int) -> tuple[LayerCache, ...]:
         """Make an empty cache of fixed size for incremental decoding.

@@ -132,7 +132,11 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
         if twice:
             raise InputError(f"each input must come once. Received in the first argument and again: {', '.join(twice)}")
         arguments.update(options)
-        return super().__call__(**arguments) if first is None else super().__call__(plain(first), **arguments)
+        call = super().__call__
+        in_bucket = self._call_in_bucket(call, first, arguments)
+        if in_bucket is not None:
+            return in_bucket
+        return call(**arguments) if first is None else call(plain(first), **arguments)
 
     def finish(self, output: TFModelOutput, return_dict: bool | None) -> Any:
         """The output itself, or its present fields as a tuple: as asked, or else as configured.

@@ -90,6 +90,15 @@ def split_options(first: Any, names: Sequence[str]) -> tuple[Any, dict[str, Any]
     return ({name: value for name, value in first.items() if name not in options} if options else first), options
 
 
+def by_name(inputs: Any, names: Sequence[str]) -> dict[str, Any] | None:
+    """What the first argument holds, by name; None if it is nothing that a model takes."""
+    if isinstance(inputs, Mapping):
+        return None if set(inputs) - set(names) - BOOKKEEPING else _by_name(inputs, names)
+    if isinstance(inputs, list | tuple):
+        return None if len(inputs) > len(names) else _by_place(inputs, names)
+    return {names[0]: inputs}
+
+
 def plain(data: Any) -> Any:
     """Turn tokenizer output into a dict of arrays that Keras' own methods take; anything else comes back as it is.
 

@@ -13,6 +13,7 @@ from keras import ops
 
 from longspan.errors import InputError
 from longspan.model_output import ModelOutput
+from longspan.nn.keras.buckets import LengthBuckets
 from longspan.nn.keras.inputs import plain
 from longspan.nn.keras.losses import IGNORE_INDEX
 from longspan.nn.keras.outputs import TFModelOutput
@@ -24,7 +25,7 @@ _coming: ContextVar[Any] = ContextVar("longspan_keras_coming_labels", default=No
 _repeats_weights: ContextVar[bool] = ContextVar("longspan_keras_repeats_weights", default=False)
 
 
-class TaskTraining:
+class TaskTraining(LengthBuckets):
     """Mix-in of Keras models: training with a standard Keras loss, or with the model's own.
 
     - `compile(loss=...)`, labels as `y`: the loss meets the scores that belong to the labels. `y` is one tensor, a

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from longspan.checkpoints.hub import Source
 from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
+from longspan.inputs import longest_input as longest_input
 from longspan.models.registry import Framework, get_model_class
 from longspan.tasks import TASKS
 
@@ -209,14 +210,3 @@ def class_for(source: Source, task: str, framework: Framework) -> Any:
     """
     place = {name: getattr(source, name) for name in SOURCE_ARGUMENTS}
     return get_model_class(PretrainedConfig.get_config_dict(source.name, **place).get("model_type"), task, framework)
-
-
-def longest_input(config: Any) -> int | None:
-    """Most tokens that a model reads at once, special tokens included; None if it has no limit."""
-    if isinstance(getattr(type(config), "max_length", None), property):  # its position table begins with unused rows
-        return int(config.max_length)
-    if config.model_type == "mega":  # chunks and rotary biases reach any length
-        is_bounded = config.relative_positional_bias == "simple" and not config.use_chunking
-        return int(config.bias_positions) if is_bounded else None
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    return limit
