@@ -1,6 +1,7 @@
 """Kills training at seeded moments, lets each run go on, and says what came of it. Run by test_train_kills.py.
 
-`python -m tests.hardening.train_kill_worker FOLDER MODEL DATA MOMENTS`: MOMENTS is JSON, a list of `[kind, part]`.
+`python -m tests.hardening.train_kill_worker FOLDER MODEL DATA MOMENTS [FRAMEWORK]`: MOMENTS is JSON, a list of
+`[kind, part]`.
 `call` kills at that part of the operations on files that an undisturbed run does in its output, `time` at that part of
 its seconds. Every run is a forked process, so that libraries are imported once. Prints a line of JSON for each.
 """
@@ -21,7 +22,7 @@ import torch
 
 from longspan.cli.main import app
 from longspan.cli.running import run
-from longspan.training import loop as _loop  # noqa: F401 - imported before the fork
+from longspan.training.runs import loop_class
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir")
 #: of the log the one column that tells time
@@ -82,9 +83,12 @@ def content(output: Path) -> dict[str, object]:
 def main() -> None:
     """Run the plan."""
     folder, model, data = (Path(name).resolve() for name in sys.argv[1:4])
+    framework = sys.argv[5] if len(sys.argv) > 5 else "torch"
     torch.set_num_threads(1)
+    loop_class(framework)  # imported before the fork
     command = ["train", "classify", str(data), "--model", str(model), "--output", "out", "--device", "cpu", "--quiet"]
     command += ["--epochs", "2", "--batch-tokens", "300", "--save-steps", "2", "--log-steps", "1", "--eval-steps", "3"]
+    command += ["--framework", framework]
 
     def note() -> None:
         count_calls(lambda count: Path("calls").write_text(str(count)))

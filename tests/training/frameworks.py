@@ -86,7 +86,7 @@ def step_of_keras(one) -> tuple[float, dict[str, np.ndarray]]:
     (step,) = one.epoch(0)
     plain = keras.optimizers.SGD(1.0, gradient_accumulation_steps=one.num_passes)
     one.learner.compile(plain, jit_compile=one.learner.jit_compile)
-    one.learner.fit(Passes(one, [step]), verbose=0)
+    one.learner.fit(Passes(one, [step]), shuffle=False, verbose=0)
     weights = {name: np.asarray(each.read()) for name, each in one.task.model.tensors_to_save().items()}
     return float(one.learner.step_loss.result()), weights
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.training import frameworks
-from tests.training.conftest import SETTINGS, documents, read_csv
+from tests.training.conftest import SETTINGS, documents, read_csv, write_lines
 from tests.training.test_tasks import FAST, questions, tagged
 
 from longspan import (
@@ -30,6 +30,8 @@ from longspan.training.runs import finetune, plan_run
 ROOT = Path(__file__).parents[2]
 ENCODER_TASKS = ("classify", "tag", "answer", "choose", "fill")
 TASKS = (*ENCODER_TASKS, "generate", "summarize")
+#: all tasks and real kills, which take minutes: `LONGSPAN_HARDENING=long`
+IS_LONG = os.environ.get("LONGSPAN_HARDENING") == "long"
 HELD_BACK = frameworks.even(12, seed=2)
 
 
@@ -66,7 +68,7 @@ def models(plain, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TASKS if IS_LONG else ("tag",))
 def test_a_step_is_that_of_pytorch(models, tmp_path, task):
     settings = {"class_weights": "balanced"} if task in ("classify", "tag") else {}
     settings |= {} if task == "answer" else frameworks.TWO_WINDOWS
@@ -104,7 +106,7 @@ def logs(plain, tmp_path_factory):
     """Rows of the log of three steps in each framework, from the same weights."""
     folder = tmp_path_factory.mktemp("logs")
     data = frameworks.even(9, seed=5)
-    settings = SETTINGS | {"epochs": 2, "max_steps": 3, "batch_tokens": 200, "micro_tokens": 100, "log_steps": 1}
+    settings = FAST | {"epochs": 2, "max_steps": 3, "batch_tokens": 200, "micro_tokens": 100, "log_steps": 1}
     settings |= {"validation_split": 0.0, **frameworks.TWO_WINDOWS}
     model = frameworks.with_head("classify", plain, data, folder / "model", **settings)
     for framework in ("torch", "flax", "keras"):
@@ -118,7 +120,7 @@ def test_the_optimizer_is_that_of_pytorch(logs, framework):
         found, expected = ([float(row[name]) for row in logs[which]] for which in (framework, "torch"))
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=name)
     losses = [float(row["loss"]) for row in logs["torch"]]
-    assert abs(losses[2] - losses[0]) > 1e-2  # the optimizer has done something
+    assert abs(losses[2] - losses[0]) > 1e-3  # the optimizer has done something
 
 
 class _KilledError(Exception):
@@ -158,6 +160,20 @@ def test_it_learns_and_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, 
     ]
     assert rows[0] == rows[1]
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+@pytest.mark.skipif(not IS_LONG, reason="takes minutes")
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_killed_runs_resume_to_the_same_bits(encoder, tmp_path, framework):
+    data = write_lines(tmp_path / "data.jsonl", frameworks.even(16, seed=9))
+    (tmp_path / "runs").mkdir()
+    moments = [("call", part / 10) for part in (2, 5, 9)]
+    line = [sys.executable, "-m", "tests.hardening.train_kill_worker", tmp_path / "runs", encoder, data]
+    line = [*map(str, line), json.dumps(moments), framework]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"code"')]
+    assert found == [{"code": 137, "again": 0, "unequal": [], "left": []}] * len(moments)
 
 
 @pytest.mark.parametrize("framework", ["flax", "keras"])

@@ -199,7 +199,7 @@ class KerasLoop(RunLoop):
     def train(self, steps: list[Step]) -> None:
         """Steps of an epoch, up to its end or that of the run."""
         with on_device(self.options.device):
-            self.learner.fit(Passes(self, steps), verbose=0, callbacks=[AfterPass(self)])
+            self.learner.fit(Passes(self, steps), shuffle=False, verbose=0, callbacks=[AfterPass(self)])
 
     def batch(self, step: Step, number: int, *, more: int = 0) -> Pass:
         """A pass of a step.

@@ -216,9 +216,14 @@ def make_task(name: str, options: TrainOptions) -> Any:
     return task_class(options)
 
 
+def loop_class(framework: str) -> Any:
+    """The class of the loop of a framework."""
+    return _find(_LOOPS[framework])
+
+
 def make_loop(prepared: Prepared, *, show_progress: bool) -> Any:
     """The loop of the framework."""
-    return _find(_LOOPS[prepared.options.framework])(prepared, show_progress=show_progress)
+    return loop_class(prepared.options.framework)(prepared, show_progress=show_progress)
 
 
 def _find(place: tuple[str, str]) -> Any:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 import numpy.typing as npt
 from keras import ops
 
@@ -18,6 +19,8 @@ from longspan.nn.keras.runtime import is_tensorflow
 from longspan.training.backends.base import TrainingBackend
 from longspan.training.options import TrainOptions
 from longspan.training.task import Sample, TensorBatch, TrainingTask
+
+_LEAST = float(np.finfo(np.float32).min)
 
 
 class Backend(TrainingBackend):
@@ -76,7 +79,7 @@ class Backend(TrainingBackend):
     def hide(self, logits: Any, mask: Any) -> Any:
         """As the base says."""
         logits = ops.cast(logits, "float32")
-        return logits if mask is None else ops.where(ops.cast(mask, "bool"), logits, -3.4e38)
+        return logits if mask is None else ops.where(ops.cast(mask, "bool"), logits, _LEAST)
 
     def total(self, terms: Any, weights: Any | None = None) -> Any:
         """As the base says."""
