@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -357,6 +359,46 @@ def test_a_file_begun_anew_forgets_its_old_rows(tmp_path: Path):
     assert files["1.txt"].slices == [Slice("000003", 0, 1)]
     assert files["2.txt"].slices == []
     assert files["2.txt"].record.digest == "new"
+
+
+def begin(path: Path, *, resume: bool = True) -> IndexWriter:
+    return IndexWriter(path, settings={}, dimension=DIMENSION, shard_tokens=5, resume=resume)
+
+
+@pytest.mark.parametrize("left", [["lock"], ["shards"], ["lock", "shards", "shards/000000.safetensors"]])
+def test_what_a_run_leaves_that_had_no_journal_yet_is_in_nobodys_way(tmp_path: Path, left: list[str]):
+    """Killed at its first step; with `--no-resume`, shards of an earlier run lie there."""
+    for name in left:
+        path = tmp_path / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        path.mkdir() if name == "shards" else path.touch()
+    with begin(tmp_path / "out") as writer:
+        writer.finish([])
+    assert open_index(tmp_path / "out").info.num_passages == 0
+    assert list((tmp_path / "out" / "shards").iterdir()) == []
+    (tmp_path / "foreign" / "shards").mkdir(parents=True)
+    (tmp_path / "foreign" / "shards" / "000000.safetensors").touch()
+    with pytest.raises(IndexFileError, match="which holds other files"):
+        begin(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_journal_that_cannot_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool):
+    output = tmp_path / "out"
+    if not resume:
+        make_journal(output)
+
+    def fail(journal: Journal) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_begin", fail)
+        with pytest.raises(OSError, match="No space left on device"), begin(output, resume=resume):
+            pass
+    assert output.exists() != resume  # a new folder is gone, shards of an earlier run are not
+    with begin(output) as writer:
+        writer.finish([])
+    assert list((output / "shards").iterdir()) == []
 
 
 def test_foreign_journals_are_refused(tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from longspan.errors import InputError
 from longspan.search.directory import MANIFEST, DirectoryIndex
+from longspan.search.journal import SHARD
 from longspan.search.npz import NpzIndex
 from longspan.search.parquet import ParquetIndex, import_pyarrow
 from longspan.search.passages import IndexFileError, PassageStore
@@ -41,6 +42,18 @@ def is_index(path: Path) -> bool:
     return path.suffix in {".parquet", ".npz"}
 
 
+def _is_begun(folder: Path) -> bool:
+    """True if a folder is empty, or holds what a run leaves that is killed before its journal is there.
+
+    With `--no-resume`, shards of the run before may lie there as well.
+    """
+    names = {child.name for child in folder.iterdir()}
+    shards = list((folder / "shards").iterdir()) if (folder / "shards").is_dir() else []
+    if not names <= {"lock", "shards"} or (shards and "lock" not in names):
+        return False
+    return "shards" not in names or all(SHARD.fullmatch(path.name.partition(".")[0]) for path in shards)
+
+
 def check_output(path: Path) -> None:
     """Make sure, before any work is done, that an index can be written to `path`.
 
@@ -58,7 +71,7 @@ def check_output(path: Path) -> None:
         raise InputError(
             f"An output must be a .parquet file, an .npz file, or a folder (no suffix, or .index). Received: {path}"
         )
-    if path.is_dir() and not is_index(path) and any(child.name != "lock" for child in path.iterdir()):
+    if path.is_dir() and not is_index(path) and not _is_begun(path):
         raise IndexFileError(
             f"An output folder must be new, empty or an index. Received: {path}, which holds other files"
         )

@@ -114,7 +114,7 @@ class Journal:
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
         self.folder = folder
         self.shard_folder = folder / "shards"
-        self.shard_folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "journal.jsonl"
         self.header, self.steps, whole_bytes = _read(self._path, self.shard_folder)
         if not self.header:
@@ -122,6 +122,7 @@ class Journal:
             self._begin()
         elif whole_bytes < self._path.stat().st_size:
             os.truncate(self._path, whole_bytes)
+        self.shard_folder.mkdir(exist_ok=True)  # after the journal, which says whose folder it is
         self._next_shard = 1 + max((int(path.stem) for path in self._shard_paths()), default=-1)
 
     @staticmethod

@@ -208,7 +208,7 @@ class IndexWriter:
             return
         if not (self._folder / _JOURNAL).exists() and self._folder != self.output:
             shutil.rmtree(self._folder)
-        elif self._folder == self.output and not self._has_index() and not (self._folder / _JOURNAL).exists():
+        elif self._folder == self.output and [path.name for path in self._folder.iterdir()] == [_LOCK]:
             (self._folder / _LOCK).unlink()
             self._folder.rmdir()
         self._lock.close()
