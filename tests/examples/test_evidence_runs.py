@@ -92,9 +92,8 @@ class TestMegaSpeed:
         assert step["mega"]["paper"] == {"speed": 2.9, "memory": 0.31}
         assert all(len(step[name]["processor_seconds"]) == 1 for name in mega_speed.MODELS)
 
-    def test_memory_of_one_model(self, capsys):
-        assert mega_speed.main(["--memory-of", "mega_chunked", "--length", "128"]) == 0
-        assert int(capsys.readouterr().out) >= 0
+    def test_memory_of_one_model(self):
+        assert mega_speed.peak_growth("mega_chunked", 512, 1) >= 0
 
 
 SOURCE = """'''About the module.'''
