@@ -13,7 +13,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "hardening.json"
 WORDS: dict[str, dict[str, str]] = {
     "reliability.md": {},
     "reliability.zh.md": {"battery": "组", "cases": "用例", "held": "成立", "seconds": "秒", "slowest": "最慢",
-                          "grown": "增长", "equal": "相等", "refused": "拒绝", "reported": "报告"},
+                          "grown": "增长", "equal": "相等", "refused": "拒绝", "reported": "报告",
+                          "interrupted": "中断", "mended_after_this_run": "此后修正"},
 }  # fmt: skip
 _TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -22,7 +23,7 @@ def table(results: dict[str, dict[str, object]], words: dict[str, str]) -> str:
     """The rows of a page: battery, cases, how many held, and the other figures of the battery."""
 
     def said(key: str) -> str:
-        return " ".join(words.get(word, word) for word in key.split("_"))
+        return words.get(key) or " ".join(words.get(word, word) for word in key.split("_"))
 
     heads = [said(key) for key in ("battery", "cases", "held", "seconds")]
     lines = [f"| {' | '.join(head.capitalize() for head in heads)} | |", "|---|---|---|---|---|"]
