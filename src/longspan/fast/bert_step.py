@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longspan.fast.few_rows import FewRowsLinear
+from longspan.fast.few_rows import FewRows
 from longspan.fast.token_step import additive_mask, attend_to_cache, is_plain_step, joined, packs
 from longspan.generation.torch_lean import StepRequest
 from longspan.models.bert.torch_backbone import BertEmbeddings, BertEncoder, BertLayer, BertSelfAttention
@@ -123,7 +123,7 @@ class _LayerStep:
         self.activation = layer.intermediate.activation
         self.norm, self.last_norm = after.LayerNorm, layer.output.LayerNorm
 
-        def linear(*projections: Any) -> FewRowsLinear:
+        def linear(*projections: Any) -> FewRows:
             return joined(projections, packed=packed, rows=rows)
 
         self.project, self.merge = linear(attention.query, attention.key, attention.value), linear(after.dense)

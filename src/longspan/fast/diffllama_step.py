@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.fast.few_rows import FewRowsLinear, FewRowsNorm, one_query_attention
+from longspan.fast.few_rows import FewRows, FewRowsNorm, one_query_attention
 from longspan.fast.token_step import is_plain_step, joined, packs
 from longspan.generation.torch_lean import StepRequest
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel
@@ -53,10 +53,10 @@ class DiffLlamaStep:
         packed = packs(request, _weights(model))
         backbone = model.model
         self.embed, self.rotary = backbone.embed_tokens, backbone.rotary_emb
-        self.dtype, self.mask = model.lm_head.weight.dtype, request.mask
+        self.dtype, self.mask = backbone.embed_tokens.weight.dtype, request.mask
         self.layers = [_LayerStep(layer, cache, packed=packed, rows=request.rows) for layer in backbone.layers]
         self.norm = FewRowsNorm(backbone.norm.weight, backbone.norm.eps)
-        self.head = FewRowsLinear([model.lm_head.weight], [model.lm_head.bias], packed=packed, rows=request.rows)
+        self.head = joined([model.lm_head], packed=packed, rows=request.rows)
         self.tables: tuple[Tensor, Tensor] | None = None
         if self.rotary.table.limit is None:  # angles do not depend on the length
             positions = torch.arange(request.capacity, device=model.lm_head.weight.device)
@@ -104,10 +104,10 @@ class _LayerStep:
         self.activation = mlp.activation
         self.norm = FewRowsNorm(layer.input_layernorm.weight, layer.input_layernorm.eps)
         self.mlp_norm = FewRowsNorm(layer.post_attention_layernorm.weight, layer.post_attention_layernorm.eps)
-        factor = attention.o_proj.weight.new_full((2 * self.size,), 1.0 - attention.lambda_init)
+        factor = layer.input_layernorm.weight.new_full((2 * self.size,), 1.0 - attention.lambda_init)
         self.head_norm = FewRowsNorm(factor, attention.eps)
 
-        def linear(*projections: Any) -> FewRowsLinear:
+        def linear(*projections: Any) -> FewRows:
             return joined(projections, packed=packed, rows=rows)
 
         self.project = linear(attention.q_proj, attention.k_proj, attention.v_proj)

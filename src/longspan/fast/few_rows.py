@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longspan.fast.matmul import has_onednn, linear
 
@@ -59,6 +59,25 @@ class FewRowsLinear:
             return result
         parts = [linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class Int8FewRowsLinear:
+    """[x W₁ᵀ + b₁, x W₂ᵀ + b₂, …] of layers of which some have weights in 8 bits.
+
+    Args:
+        layers: `Int8WeightLinear` and, where one is too small to be worth it, `nn.Linear`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, K) -> (R, ΣN)."""
+        parts = [layer(x) for layer in self.layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+FewRows = FewRowsLinear | Int8FewRowsLinear
 
 
 class FewRowsNorm:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.fast.few_rows import FewRowsLinear, FewRowsNorm, one_query_scores, one_query_values
+from longspan.fast.few_rows import FewRows, FewRowsNorm, one_query_scores, one_query_values
 from longspan.fast.token_step import additive_mask, attend_to_cache, is_plain_step, joined, packs
 from longspan.generation.torch_lean import StepRequest
 from longspan.models.longt5.torch_decoder import (
@@ -70,7 +70,7 @@ class LongT5Step:
         self.layers = [_LayerStep(block, cache, packed=packed, rows=rows) for block in decoder.block]
         self.norm = FewRowsNorm(decoder.final_layer_norm.weight, decoder.final_layer_norm.eps)
         self.factor = config.d_model**-0.5 if config.tie_word_embeddings else 1.0
-        self.head = FewRowsLinear([weight], [model.lm_head.bias], packed=packed, rows=rows)
+        self.head = joined([model.lm_head], packed=packed, rows=rows)
         self.capacity = request.capacity
         distances = torch.arange(1 - request.capacity, 1, device=weight.device)  # key minus query; the newest is last
         embedding = decoder.block[0].layer[0].SelfAttention.relative_attention_bias
@@ -120,7 +120,7 @@ class _LayerStep:
         )
         self.activation, self.is_gated = dense.activation, isinstance(dense, LongT5DenseGatedActDense)
 
-        def linear(*projections: Any) -> FewRowsLinear:
+        def linear(*projections: Any) -> FewRows:
             return joined(projections, packed=packed, rows=rows)
 
         self.project, self.merge = linear(attention.q, attention.k, attention.v), linear(attention.o)

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longspan.fast.few_rows import FewRowsLinear, can_pack, one_query_scores, one_query_values
+from longspan.fast.few_rows import (
+    FewRows,
+    FewRowsLinear,
+    Int8FewRowsLinear,
+    can_pack,
+    one_query_scores,
+    one_query_values,
+)
 from longspan.generation.torch_lean import StepRequest, TokenStep
 from longspan.nn.torch.growing_cache import GrowingCache
+from longspan.nn.torch.int8_weights import Int8WeightLinear
 from longspan.nn.torch.plain import is_plain
 from longspan.nn.torch.prepacking import MOST_BYTES
 
@@ -46,6 +54,8 @@ def make_token_step(model: Any, request: StepRequest) -> TokenStep | None:
 def packs(request: StepRequest, weights: Iterable[Tensor]) -> bool:
     """True if laying out these weights anew is possible and repays."""
     weights = list(weights)
+    if not weights or not all(weight.is_floating_point() for weight in weights):
+        return False
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     gains_less = request.rows == 1 and weights[0].dtype == torch.float32 and size > _FEW_BYTES
     least = _WORTH_PACKING_ONE_ROW if gains_less else _WORTH_PACKING
@@ -60,6 +70,7 @@ def is_plain_step(model: nn.Module, parts: Collection[nn.Module], kinds: Collect
         parts: Those of its modules that a token meets.
         kinds: The only classes that these and the modules inside them may have.
     """
+    kinds = (*kinds, Int8WeightLinear)
     if not is_plain(model, deep=False) or not all(is_plain(part, kinds=kinds) for part in parts):
         return False
     parameters = [parameter for part in parts for parameter in part.parameters()]
@@ -69,9 +80,11 @@ def is_plain_step(model: nn.Module, parts: Collection[nn.Module], kinds: Collect
     return all(parameter.dtype == kind and parameter.device == device for parameter in parameters)
 
 
-def joined(projections: Iterable[Any], *, packed: bool, rows: int) -> FewRowsLinear:
+def joined(projections: Iterable[Any], *, packed: bool, rows: int) -> FewRows:
     """The projections that read one input, as one product."""
     layers = list(projections)
+    if any(isinstance(layer, Int8WeightLinear) for layer in layers):
+        return Int8FewRowsLinear(layers)
     return FewRowsLinear([layer.weight for layer in layers], [layer.bias for layer in layers], packed=packed, rows=rows)
 
 

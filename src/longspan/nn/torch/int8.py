@@ -8,6 +8,8 @@ there are few great values, need the levels more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -60,11 +62,11 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def quantize_linears(model: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of every linear layer of a model that is worth it.
+def linears_to_replace(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Owner, name there and layer of every plain linear layer of a model that is worth it.
 
     Raises:
-        InputError: this PyTorch, or the CPU, has no kernel for it, or the model is elsewhere.
+        InputError: the model is not on a CPU.
     """
     place = next(model.parameters()).device
     if place.type != "cpu":
@@ -72,12 +74,22 @@ def quantize_linears(model: nn.Module) -> None:
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and min(module.in_features, module.out_features) >= _MIN_WIDTH:
             parent, _, name = path.rpartition(".")
-            try:
-                layer = Int8Linear(module)
-                layer(torch.zeros(1, module.in_features))
-            except (AttributeError, NotImplementedError, RuntimeError) as error:
-                raise InputError(
-                    f"int8 needs oneDNN's linear layer in 8 bits. Received: PyTorch {torch.__version__} on a CPU with "
-                    f"{torch.backends.cpu.get_cpu_capability()}, which has none ({str(error)[:100]})"
-                ) from error
-            setattr(model.get_submodule(parent), name, layer)
+            yield model.get_submodule(parent), name, module
+
+
+def quantize_linears(model: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of every linear layer of a model that is worth it.
+
+    Raises:
+        InputError: this PyTorch, or the CPU, has no kernel for it, or the model is elsewhere.
+    """
+    for parent, name, module in linears_to_replace(model):
+        try:
+            layer = Int8Linear(module)
+            layer(torch.zeros(1, module.in_features))
+        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            raise InputError(
+                f"int8 needs oneDNN's linear layer in 8 bits. Received: PyTorch {torch.__version__} on a CPU with "
+                f"{torch.backends.cpu.get_cpu_capability()}, which has none ({str(error)[:100]})"
+            ) from error
+        setattr(parent, name, layer)

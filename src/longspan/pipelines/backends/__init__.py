@@ -50,8 +50,7 @@ def load_encoder(
         InputError: there is no such framework, device or dtype.
         MissingFrameworkError: the framework is not installed.
     """
-    if dtype == INT8 and framework != "torch":
-        raise InputError(f"dtype='int8' needs framework='torch'. Received: framework={framework!r}")
+    _check_int8(framework, dtype)
     module = _import_backend(framework, dtype, dtypes=(*_DTYPES, INT8))
     encoder: Encoder = module.EncoderBackend(
         source, device=device, dtype=dtype, attn_implementation=attn_implementation, max_length=max_length
@@ -105,7 +104,8 @@ def load_writer(
         model: Where the model is, or a model of that framework.
         task: `"text-generation"` or `"text2text-generation"`.
         device: Device in the framework's words; None chooses.
-        dtype: `"float32"` (the default), `"bfloat16"`, `"float16"`, or `"auto"` for that of the stored weights.
+        dtype: `"float32"` (the default), `"bfloat16"`, `"float16"`, `"auto"` for that of the stored weights, or, in
+            PyTorch on a CPU, `"int8"` for weights of linear layers in 8 bits.
         settings: Further arguments of `from_pretrained`.
 
     Raises:
@@ -114,7 +114,8 @@ def load_writer(
         MissingFrameworkError: the framework is not installed.
     """
     dtype = _stored_dtype(model) if dtype == "auto" else dtype
-    writer: Writer = _import_backend(framework, dtype).WriterBackend(
+    _check_int8(framework, dtype)
+    writer: Writer = _import_backend(framework, dtype, dtypes=(*_DTYPES, INT8)).WriterBackend(
         model, task=task, device=device, dtype=dtype, settings=settings or {}
     )
     if not hasattr(writer.model, "generate"):
@@ -123,6 +124,11 @@ def load_writer(
         kind = "with" if task == "text2text-generation" else "without"
         raise InputError(f"{task} needs a model {kind} an encoder. Received: {type(writer.model).__name__}")
     return writer
+
+
+def _check_int8(framework: str, dtype: str | None) -> None:
+    if dtype == INT8 and framework != "torch":
+        raise InputError(f"dtype='int8' needs framework='torch'. Received: framework={framework!r}")
 
 
 def _stored_dtype(model: Source | Any) -> str | None:

@@ -15,6 +15,7 @@ from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
 from longspan.models.registry import Framework
 from longspan.nn.torch.int8 import quantize_linears
+from longspan.nn.torch.int8_weights import quantize_weights
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import INT8, Floats, Ids, Mask
 
@@ -147,6 +148,24 @@ class TaskBackend(_TorchBackend, base.TaskModel):
 
 class WriterBackend(_TorchBackend, base.Writer):
     """A model that generates in PyTorch; arguments as of `longspan.pipelines.backends.base.LoadedModel`."""
+
+    def _place(
+        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+    ) -> None:
+        """As of other backends; `"int8"` is that of the weights of linear layers, on the CPU."""
+        is_int8 = dtype == INT8
+        if is_int8 and not isinstance(model, Source):
+            raise InputError("dtype='int8' needs the name of a model. Received: a model, which would be changed")
+        device = "cpu" if is_int8 and device is None else device
+        super()._place(model, model_class, device, "float32" if is_int8 else dtype, settings)
+        self._dtype = INT8 if is_int8 else str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        if is_int8:
+            quantize_weights(self.model)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What numbers depend on besides the checkpoint."""
+        return {**super().environment, "dtype": self._dtype}
 
     def write(self, rows: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[list[int]]:
         """New token ids of each row; see `longspan.pipelines.backends.base.Writer.write`."""
