@@ -2,8 +2,8 @@
 
     python flax_mesh_devices.py FAMILY ...
 
-Rows of the batch and columns of the kernels are divided. Loss and the gradient of every parameter, a plain call,
-running statistics and `generate` must equal those of one device.
+Rows of the batch are divided, and on meshes of two axes columns of the kernels. Loss and gradient of every parameter,
+what a step of optax makes of them, a plain call, running statistics and `generate` must equal those of one device.
 """
 
 import os
@@ -19,6 +19,7 @@ warnings.simplefilter("error")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import longspan
@@ -34,6 +35,10 @@ MEGA = {
 }  # fmt: skip
 #: family -> (class, settings)
 CASES = {
+    "bert": (
+        longspan.FlaxBertForTokenClassification,
+        longspan.BertConfig(**SETTINGS, hidden_size=16, num_attention_heads=4, intermediate_size=20, num_labels=40),
+    ),
     "longformer": (
         longspan.FlaxLongformerForTokenClassification,
         longspan.LongformerConfig(
@@ -61,6 +66,7 @@ CASES = {
         longspan.MegaConfig(**MEGA, normalization_type="batchnorm", num_labels=40),
     ),
 }  # fmt: skip
+RATE = 1e-3
 WRITING = {"num_beams": 2, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
 
 rng = np.random.default_rng(0)
@@ -75,6 +81,29 @@ def same(first, second, tolerance=1e-5):
     largest = max(float(jnp.abs(leaf).max()) for leaf in leaves)
     for one, other in zip(leaves, jax.tree_util.tree_leaves(second), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=tolerance * largest, rtol=0)
+
+
+#: as in training: gradients of a bounded norm, Adam's moments, decay
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE))
+
+
+def same_step(first, second):
+    """Loss, gradients and moments are equal, and so are parameters.
+
+    Adam divides a gradient by its size: of one that is all rounding nothing but the sign is left, and that of rounding.
+    """
+    (outcome, moments, params), (expected, wanted, right) = first, second
+    same(outcome, expected)
+    same(moments, wanted)
+    gradients = jax.tree_util.tree_leaves(expected[1])
+    noise = 1e-5 * max(float(jnp.abs(leaf).max()) for leaf in gradients)
+    counted = 0
+    for mine, theirs, gradient in zip(*map(jax.tree_util.tree_leaves, (params, right)), gradients, strict=True):
+        is_clear = np.abs(np.asarray(gradient)) > noise
+        np.testing.assert_allclose(np.asarray(mine)[is_clear], np.asarray(theirs)[is_clear], atol=1e-5, rtol=0)
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(theirs), atol=2 * RATE, rtol=0)
+        counted += int(is_clear.sum())
+    assert counted > sum(int((leaf != 0).sum()) for leaf in gradients) / 2
 
 
 def compare(name):
@@ -96,14 +125,23 @@ def compare(name):
             return cross_entropy(output.logits, jnp.where(mask == 0, -100, ids)), moved
         if name == "longt5":
             return cross_entropy(logits(params, ids, mask), targets), {}
-        rule = cross_entropy if name == "longformer" else causal_lm_loss
+        rule = cross_entropy if name in ("bert", "longformer") else causal_lm_loss
         return rule(logits(params, ids, mask), jnp.where(mask == 0, -100, ids)), {}
 
     def write(params, ids, mask):
         return model.generate(ids, attention_mask=mask, params=params, **WRITING).sequences
 
-    step = jax.value_and_grad(loss, has_aux=True)
-    whole = jax.jit(step)(params, ids, mask)
+    def step(params, moments, ids, mask):
+        outcome = jax.value_and_grad(loss, has_aux=True)(params, ids, mask)
+        updates, moments = OPTIMIZER.update(outcome[1], moments, params)
+        return outcome, moments, optax.apply_updates(params, updates)
+
+    moments = OPTIMIZER.init(params)
+    whole = jax.jit(step)(params, moments, ids, mask)
+    line = jax.make_mesh((4,), ("data",))
+    rows, everywhere = (NamedSharding(line, PartitionSpec(*axes)) for axes in (("data",), ()))
+    copies = jax.device_put((params, moments), everywhere)
+    same_step(jax.jit(step)(*copies, *(jax.device_put(array, rows) for array in (ids, mask))), whole)
     plain = logits(params, ids, mask)
     keep = np.ones((4, 5, 1)) if name == "longt5" else mask[..., None]
     written = write(params, ids, mask) if hasattr(model, "generate") else None
@@ -116,7 +154,7 @@ def compare(name):
         assert sum(divided) >= 4
         spread = tree.unflatten([columns if columned else everywhere for columned in divided])
         parameters, batch = jax.device_put(params, spread), [jax.device_put(array, rows) for array in (ids, mask)]
-        same(jax.jit(step)(parameters, *batch), whole)
+        same_step(jax.jit(step)(parameters, OPTIMIZER.init(parameters), *batch), whole)
         called = logits(parameters, *batch)
         assert len(called.sharding.device_set) == 4
         same(called * keep, plain * keep)

@@ -140,7 +140,7 @@ def test_half_precision_with_parameters_in_float32(plain, family):
 @pytest.mark.parametrize(
     "families",
     [
-        ("longformer", "longt5"),
+        ("bert", "longformer", "longt5"),
         pytest.param(("diffllama",), marks=pytest.mark.wide),
         pytest.param(("mega", "mega-batchnorm"), marks=pytest.mark.wide),
     ],

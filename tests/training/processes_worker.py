@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimizer asks for it
+import torch._inductor
+from rouge_score import rouge_scorer as _rouge  # noqa: F401 - as what follows it, imported before the fork
 from safetensors.torch import load_file
 from tests.training.conftest import read_csv
 from torch import distributed as dist
 
 from longspan.cli.main import app
 from longspan.cli.running import run
+from longspan.training import classify as _classify  # noqa: F401
+from longspan.training import language as _language  # noqa: F401
+from longspan.training import spill as _spill  # noqa: F401
 from longspan.training.checkpoints import RunFolder
 from longspan.training.loop import Loop
 

@@ -64,7 +64,9 @@ def outcomes(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     data = [{**one, "summary": f"the {one['label']} file"} for one in documents(20, seed=3)]
     path = write_lines(folder / "data.jsonl", data)
-    further = {"longt5": ["--max-length", "60", "--max-target-length", "8", "--batch-tokens", "250"]}
+    further = {
+        "longt5": ["--max-length", "60", "--max-target-length", "8", "--batch-tokens", "200", "--micro-tokens", "70"]
+    }
     commands = {
         name: ["summarize" if name == "longt5" else "classify", str(path), "--model", str(model), *SETTINGS,
                *further.get(name, [])]

@@ -15,13 +15,13 @@ from longspan.training.options import TrainOptions
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> AdamW:
-    """AdamW on what is trained; biases and norms, which have one axis, do not decay."""
+    """AdamW, a step in one pass over memory, on what is trained; biases and norms, of one axis, do not decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [each for each in trained if each.dim() > 1], "weight_decay": options.weight_decay},
         {"params": [each for each in trained if each.dim() <= 1], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=options.rate)
+    return AdamW([group for group in groups if group["params"]], lr=options.rate, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, num_steps: int, warmup: float) -> LambdaLR:
