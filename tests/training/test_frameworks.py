@@ -68,7 +68,8 @@ def models(plain, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("task", TASKS if IS_LONG else ("tag",))
+@pytest.mark.skipif(not IS_LONG, reason="takes minutes")
+@pytest.mark.parametrize("task", TASKS)
 def test_a_step_is_that_of_pytorch(models, tmp_path, task):
     settings = {"class_weights": "balanced"} if task in ("classify", "tag") else {}
     settings |= {} if task == "answer" else frameworks.TWO_WINDOWS
@@ -101,16 +102,38 @@ def test_terms_of_losses_are_those_of_pytorch(framework):
             np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+class _KilledError(Exception):
+    pass
+
+
+def killed_at(monkeypatch, step):
+    """Let runs of Flax and Keras end behind so many steps and one that nothing remembers."""
+    after_step = RunLoop.after_step
+
+    def killed(loop, loss):
+        if loop.position.step == step:
+            raise _KilledError
+        after_step(loop, loss)
+
+    monkeypatch.setattr(RunLoop, "after_step", killed)
+
+
 @pytest.fixture(scope="module")
 def logs(plain, tmp_path_factory):
-    """Rows of the log of three steps in each framework, from the same weights."""
+    """Rows of the log of three steps in each framework, from the same weights; Flax and Keras were interrupted."""
     folder = tmp_path_factory.mktemp("logs")
     data = frameworks.even(9, seed=5)
     settings = FAST | {"epochs": 2, "max_steps": 3, "batch_tokens": 200, "micro_tokens": 100, "log_steps": 1}
-    settings |= {"validation_split": 0.0, **frameworks.TWO_WINDOWS}
+    settings |= {"validation_split": 0.0, "save_steps": 1, **frameworks.TWO_WINDOWS}
     model = frameworks.with_head("classify", plain, data, folder / "model", **settings)
     for framework in ("torch", "flax", "keras"):
-        finetune("classify", model, data, folder / framework, framework=framework, **settings)
+        run = ("classify", model, data, folder / framework)
+        if framework != "torch":
+            with pytest.MonkeyPatch.context() as patch:
+                killed_at(patch, 2)
+                with pytest.raises(_KilledError):
+                    finetune(*run, framework=framework, **settings)
+        finetune(*run, framework=framework, **settings)
     return {framework: read_csv(folder / framework / "log.csv") for framework in ("torch", "flax", "keras")}
 
 
@@ -123,10 +146,7 @@ def test_the_optimizer_is_that_of_pytorch(logs, framework):
     assert abs(losses[2] - losses[0]) > 1e-3  # the optimizer has done something
 
 
-class _KilledError(Exception):
-    pass
-
-
+@pytest.mark.skipif(not IS_LONG, reason="takes minutes")
 @pytest.mark.parametrize("framework", ["flax", "keras"])
 def test_it_learns_and_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, framework):
     sizes = {"batch_tokens": 200, "micro_tokens": 100, **frameworks.TWO_WINDOWS}
@@ -139,14 +159,7 @@ def test_it_learns_and_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, 
     right = np.mean([label == record["label"] for label, record in zip(found, HELD_BACK, strict=True)])
     assert right == pytest.approx(report.metrics["accuracy"])
 
-    after_step = RunLoop.after_step
-
-    def killed(loop, loss):
-        if loop.position.step == 4:  # two steps behind the last checkpoint but one
-            raise _KilledError
-        after_step(loop, loss)
-
-    monkeypatch.setattr(RunLoop, "after_step", killed)
+    killed_at(monkeypatch, 4)  # the step behind the checkpoint is lost
     with pytest.raises(_KilledError):
         finetune(*run, tmp_path / "killed", validation=HELD_BACK, **settings)
     monkeypatch.undo()
