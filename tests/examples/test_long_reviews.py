@@ -84,6 +84,7 @@ def test_vectors_of_windows_are_weighted_means():
 def test_a_run_at_toy_size(archive, tmp_path, capsys):
     output, cache = tmp_path / "results.json", tmp_path / "cache"
     words = ["--data", str(archive), "--quick", "--output", str(output), "--cache", str(cache)]
+    words += ["--arms", "truncated", "to_long"]
     assert example.main(words) == 0
     results = json.loads(output.read_text())
     assert list(results["words"]["arms"]) == ["254", "510", "all"]
@@ -95,10 +96,10 @@ def test_a_run_at_toy_size(archive, tmp_path, capsys):
         "all windows",
         "to_long",
     ]
-    assert list(results["tuned"]["arms"]) == list(example.ARMS)
-    assert results["tuned windows 0"]["train_documents"] == 16
-    assert len(results["tuned windows 0"]["right"]) == results["tuned windows 0"]["test_documents"] == 4
-    assert "tuned windows 0" in capsys.readouterr().out
+    assert list(results["tuned"]["arms"]) == ["truncated", "to_long"]
+    assert results["tuned to_long 0"]["train_documents"] == 16
+    assert len(results["tuned to_long 0"]["right"]) == results["tuned to_long 0"]["test_documents"] == 4
+    assert "tuned to_long 0" in capsys.readouterr().out
     assert {path.name for path in cache.iterdir()} == {"windows.npz", "whole.npz"}
 
 
