@@ -25,7 +25,7 @@ import torch._inductor
 from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.training import classify as _classify  # noqa: F401 - as what follows it, imported before the fork
-from longspan.training import spill as _spill  # noqa: F401
+from longspan.training import spill as _spill  # noqa: F401 - imported before the fork
 from longspan.training.runs import loop_class
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir")

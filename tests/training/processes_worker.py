@@ -26,9 +26,9 @@ from torch import distributed as dist
 
 from longspan.cli.main import app
 from longspan.cli.running import run
-from longspan.training import classify as _classify  # noqa: F401
-from longspan.training import language as _language  # noqa: F401
-from longspan.training import spill as _spill  # noqa: F401
+from longspan.training import classify as _classify  # noqa: F401 - imported before the fork
+from longspan.training import language as _language  # noqa: F401 - imported before the fork
+from longspan.training import spill as _spill  # noqa: F401 - imported before the fork
 from longspan.training.checkpoints import RunFolder
 from longspan.training.loop import Loop
 
@@ -56,7 +56,7 @@ def note_gradients(path: Path) -> None:
                 torch.save({"gradients": whole, "kinds": kinds, "passes": shared}, path)
         return loss
 
-    Loop.accumulate = accumulate  # type: ignore[method-assign]
+    Loop.accumulate = accumulate  # type: ignore[method-assign]  # watched in this process alone
 
 
 def stop_after_saving() -> None:
@@ -67,7 +67,7 @@ def stop_after_saving() -> None:
         usual(self, loop)
         os._exit(STOPPED)
 
-    RunFolder.save = save  # type: ignore[method-assign]
+    RunFolder.save = save  # type: ignore[method-assign]  # ends this process
 
 
 def train(way: str, output: Path, command: list[str], *, stop: bool = False) -> None:
