@@ -175,6 +175,65 @@ def test_it_learns_and_resumes_to_the_same_bits(encoder, tmp_path, monkeypatch, 
     assert not list((tmp_path / "killed").glob(".*"))
 
 
+#: task -> the pipeline that its output serves, and what that is asked
+SERVED = {
+    "classify": ("text-classification", lambda one: (one["text"],)),
+    "tag": ("token-classification", lambda one: (" ".join(one["words"]),)),
+    "fill": ("fill-mask", lambda one: (f"{one['text'][:80]} [MASK]",)),
+    "generate": ("text-generation", lambda one: (one["text"][:40],)),
+    "summarize": ("summarization", lambda one: (one["text"],)),
+}
+
+
+@pytest.mark.skipif(not IS_LONG, reason="takes minutes")
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_a_whole_run_of_each_task(models, tmp_path, task, framework):
+    data, sizes = data_of(task), {} if task == "answer" else frameworks.TWO_WINDOWS
+    settings = FAST | {"framework": framework, "epochs": 3, "log_steps": 1, **sizes}
+    report = finetune(task, models[task], data, tmp_path / "out", validation=data, tensorboard=True, **settings)
+    assert report.metrics
+    losses = [float(row["loss"]) for row in read_csv(tmp_path / "out" / "log.csv") if row["loss"]]
+    assert losses[-1] < losses[0]
+    assert list((tmp_path / "out" / "tensorboard").glob("events.*"))
+    if task in SERVED:
+        kind, asked = SERVED[task]
+        short = {"max_new_tokens": 4} if task in ("generate", "summarize") else frameworks.TWO_WINDOWS
+        results = [
+            pipeline(kind, tmp_path / "out", framework=one)(*asked(data[0]), **short) for one in ("torch", framework)
+        ]
+        assert_alike(*results)
+
+
+def assert_alike(found, expected) -> None:
+    """Results of two frameworks: numbers to 1e-4, all else equal."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_alike(one, other)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-4)
+    else:
+        assert found == expected
+
+
+def test_keras_takes_a_single_pass_for_what_it_is(plain):
+    from longspan.training.keras_loop import Passes
+
+    data = data_of("classify")
+    loop = frameworks.make("keras", "classify", plain, data, micro_tokens=10000)
+    passes = Passes(loop, loop.epoch(0))
+    peeked = passes[0]  # as TensorFlow does for the shapes of all
+    passes.on_epoch_begin()
+    assert len(passes) == 1
+    assert {name: each.shape for name, each in peeked[0].items()} == {
+        name: each.shape for name, each in passes[0][0].items()
+    }
+
+
 @pytest.mark.skipif(not IS_LONG, reason="takes minutes")
 @pytest.mark.parametrize("framework", ["flax", "keras"])
 def test_killed_runs_resume_to_the_same_bits(encoder, tmp_path, framework):

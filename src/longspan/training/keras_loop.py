@@ -151,9 +151,10 @@ class Passes(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Pass:
         place, number = divmod(index, self._loop.num_passes)
-        if self._has_begun or not is_tensorflow():
+        if self._has_begun or not is_tensorflow() or len(self) == 1:
             return self._loop.batch(self._steps[place], number)
-        # TensorFlow takes for fixed what the first two have in common: here they differ in all that may differ
+        # TensorFlow takes for fixed what the first two have in common: here they differ in all that may differ; a
+        # single pass is what it is
         return self._loop.batch(self._steps[place], number, more=8 * (1 + index % 2))
 
 
