@@ -47,7 +47,7 @@ def test_a_framework_that_cannot_start_is_an_error_and_no_crash(monkeypatch):
 def test_extras_are_those_of_the_project():
     extras = set(PROJECT["optional-dependencies"]) - {"test", "ecosystem", "lint", "docs", "bench"}
     assert set(machine.EXTRAS) == extras
-    assert machine.packages_of("flax").keys() == {"jax", "flax", "optax"}
+    assert machine.packages_of("flax").keys() == {"jax", "flax", "optax", "orbax-checkpoint"}
 
 
 def test_version(capsys):
