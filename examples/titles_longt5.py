@@ -197,7 +197,7 @@ def most_frequent(modules: Sequence[Module]) -> str:
 def read_options(words: Sequence[str] | None = None) -> Any:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=900, help="steps of the optimiser, of all stages together")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of the optimiser, of all stages together")
     parser.add_argument("--width", type=int, default=64, help="width of the model")
     parser.add_argument("--vocabulary", type=int, default=2048, help="tokens of the tokenizer")
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
