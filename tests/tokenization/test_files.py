@@ -80,6 +80,8 @@ def test_ours_loads_in_the_reference(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_the_references_loads_in_ours(pair: Pair, tmp_path: Path) -> None:
+    pair.theirs.backend_tokenizer.no_padding()  # it writes, and reads for its settings, how it was last called
+    pair.theirs.backend_tokenizer.no_truncation()
     pair.theirs.save_pretrained(str(tmp_path))
     ours = AutoTokenizer.from_pretrained(tmp_path)
     assert type(ours) is type(pair.ours)
