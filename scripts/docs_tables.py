@@ -43,7 +43,8 @@ CASES = {
     "newest/modernbert/4096/float32": ("ModernBERT beside Longformer, 4,096", "ModernBERT 对比 Longformer，4,096"),
 }  # fmt: skip
 README = ("bert/ragged/float32", "bert/full/float32", "longformer/4096/float32", "longt5/local/4096/float32",
-          "diffllama/forward/float32", "mega/4096/float32", "newest/modernbert/4096/float32")  # fmt: skip
+          "diffllama/forward/float32", "mega/4096/float32", "newest/windows/4096/float32",
+          "newest/modernbert/4096/float32")  # fmt: skip
 HALF = ("bert/ragged/float32", "bert/ragged/bfloat16", "longformer/4096/float32", "longformer/4096/bfloat16")
 TABLES = {"short": README, "half": HALF, "long": tuple(CASES)}
 PAGES = ("README.md", "README.zh.md", "docs/guides/06-choosing.md", "docs/guides/06-choosing.zh.md",

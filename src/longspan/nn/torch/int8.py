@@ -8,7 +8,7 @@ there are few great values, need the levels more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -77,19 +77,29 @@ def linears_to_replace(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Li
             yield model.get_submodule(parent), name, module
 
 
-def quantize_linears(model: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of every linear layer of a model that is worth it.
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module], lack: str) -> None:
+    """Put another layer in the place of every linear layer of a model that is worth it.
+
+    Args:
+        model: The model; it is changed.
+        make: Makes a layer from a linear one; it is tried on one row.
+        lack: What is said where the layer does not run.
 
     Raises:
         InputError: this PyTorch, or the CPU, has no kernel for it, or the model is elsewhere.
     """
     for parent, name, module in linears_to_replace(model):
         try:
-            layer = Int8Linear(module)
+            layer = make(module)
             layer(torch.zeros(1, module.in_features))
         except (AttributeError, NotImplementedError, RuntimeError) as error:
             raise InputError(
-                f"int8 needs oneDNN's linear layer in 8 bits. Received: PyTorch {torch.__version__} on a CPU with "
+                f"{lack}. Received: PyTorch {torch.__version__} on a CPU with "
                 f"{torch.backends.cpu.get_cpu_capability()}, which has none ({str(error)[:100]})"
             ) from error
         setattr(parent, name, layer)
+
+
+def quantize_linears(model: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of every linear layer that is worth it; raises as `replace_linears`."""
+    replace_linears(model, Int8Linear, "int8 needs oneDNN's linear layer in 8 bits")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longspan.errors import InputError
-from longspan.nn.torch.int8 import linears_to_replace
+from longspan.nn.torch.int8 import replace_linears
 
 #: greatest level of a weight
 _WEIGHT_MAX = 127
@@ -64,17 +64,12 @@ def quantize_weights(model: nn.Module) -> None:
     """Put an `Int8WeightLinear` in the place of every linear layer of a model that is worth it.
 
     Raises:
-        InputError: this PyTorch has no kernel for it, or the model is not on a CPU in float32.
+        InputError: the model is not in float32; else as `replace_linears`.
     """
-    for parent, name, layer in linears_to_replace(model):
+
+    def make(layer: nn.Linear) -> Int8WeightLinear:
         if layer.weight.dtype != torch.float32:
             raise InputError(f"int8 weights are made of float32 ones. Received: {layer.weight.dtype}")
-        replaced = Int8WeightLinear(layer)
-        try:
-            replaced(torch.zeros(1, layer.in_features))
-        except (AttributeError, NotImplementedError, RuntimeError) as error:
-            raise InputError(
-                f"int8 weights need PyTorch's product with them. Received: PyTorch {torch.__version__}, which has none "
-                f"for this CPU ({str(error)[:100]})"
-            ) from error
-        setattr(parent, name, replaced)
+        return Int8WeightLinear(layer)
+
+    replace_linears(model, make, "int8 weights need PyTorch's product with them")
