@@ -14,7 +14,7 @@ WORDS: dict[str, dict[str, str]] = {
     "reliability.md": {},
     "reliability.zh.md": {"battery": "组", "cases": "用例", "held": "成立", "seconds": "秒", "slowest": "最慢",
                           "grown": "增长", "equal": "相等", "refused": "拒绝", "reported": "报告",
-                          "interrupted": "中断", "mended_after_this_run": "此后修正"},
+                          "interrupted": "中断"},
 }  # fmt: skip
 _TABLE = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.DOTALL)
 
