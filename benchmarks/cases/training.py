@@ -2,7 +2,8 @@
 
 Both train a model of the same sizes, weights and dropout on the same windows, with AdamW, clipped gradients and a
 linear schedule, as many positions in a forward pass and as many tokens in a step; nothing is evaluated, logged or
-saved. The Trainer groups by length, its best. Tokens are those of the documents, without padding.
+saved. `trainer` groups by length, its best; `trainer-default` draws rows at random, as it does unless told otherwise.
+Tokens are those of the documents, without padding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from benchmarks.harness import Work, case
 
 RATE = 5e-5
 LABELS = ("high", "low")
+#: words of the documents that BERT reads
+BERT_LENGTHS = (700, 120, 400, 60, 500, 250, 40, 150, 200)
 
 
 def documents(lengths: Sequence[int]) -> list[dict[str, str]]:
@@ -60,9 +63,10 @@ class Peer:
         samples: The windows.
         rows: Rows of a forward pass.
         passes: Forward passes of a step.
+        grouped: Rows of like lengths together.
     """
 
-    def __init__(self, folder: Path, samples: Sequence[Any], *, rows: int, passes: int) -> None:
+    def __init__(self, folder: Path, samples: Sequence[Any], *, rows: int, passes: int, grouped: bool) -> None:
         import transformers
 
         self.model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
@@ -74,7 +78,7 @@ class Peer:
             "data_collator": transformers.DataCollatorWithPadding(transformers.AutoTokenizer.from_pretrained(folder)),
         }
         self._settings = transformers.TrainingArguments(
-            output_dir=str(folder / "peer"), use_cpu=True, report_to="none", disable_tqdm=True, group_by_length=True,
+            output_dir=str(folder / "peer"), use_cpu=True, report_to="none", disable_tqdm=True, group_by_length=grouped,
             num_train_epochs=1, per_device_train_batch_size=rows, gradient_accumulation_steps=passes,
             learning_rate=RATE, weight_decay=0.01, warmup_ratio=0.06, save_strategy="no", logging_strategy="no",
         )  # fmt: skip
@@ -86,7 +90,9 @@ class Peer:
         return self.model
 
 
-def compare(family: str, lengths: Sequence[int], *, rows: int, passes: int, **settings: Any) -> Work:
+def compare(
+    family: str, lengths: Sequence[int], *, rows: int, passes: int, grouped: bool = True, **settings: Any
+) -> Work:
     """An epoch of both sides; their models are compared before."""
     from longspan.training.loop import Loop
     from longspan.training.options import TrainOptions
@@ -98,7 +104,7 @@ def compare(family: str, lengths: Sequence[int], *, rows: int, passes: int, **se
     options = TrainOptions(epochs=1, micro_tokens=positions, batch_tokens=passes * positions, learning_rate=RATE,
                            validation_split=0.0, device="cpu", max_length=longest)  # fmt: skip
     ready = prepare("classify", folder, documents(lengths), folder / "ours", validation=None, options=options)
-    peer = Peer(folder, ready.samples, rows=rows, passes=passes)
+    peer = Peer(folder, ready.samples, rows=rows, passes=passes, grouped=grouped)
     differs = difference(peer.model, ready.task, ready.samples)
     tokens = sum(sample.length for sample in ready.samples)
 
@@ -143,8 +149,16 @@ def difference(peer: Any, task: Any, samples: Sequence[Any]) -> float:
     at_least=1.5,
 )
 def bert() -> Work:
-    lengths = (700, 120, 400, 60, 500, 250, 40, 150, 200)
-    return compare("Bert", lengths, rows=4, passes=2, max_position_embeddings=512)
+    return compare("Bert", BERT_LENGTHS, rows=4, passes=2, max_position_embeddings=512)
+
+
+@case(
+    "training/bert/trainer-default/float32",
+    "BERT-base, 2 layers, an epoch of 9 documents in windows of 512, classify, against the Trainer's defaults",
+    at_least=1.5,
+)
+def bert_default() -> Work:
+    return compare("Bert", BERT_LENGTHS, rows=4, passes=2, grouped=False, max_position_embeddings=512)
 
 
 @case(

@@ -20,6 +20,7 @@ from longspan.models.bert.torch_model import BertHeads, BertLMPredictionHead
 from longspan.models.bert.torch_model import BertLMHeadModel as BertLMHeadModel
 from longspan.models.roberta.torch_model import RobertaForCausalLM as RobertaForCausalLM
 from longspan.models.roberta.torch_model import XLMRobertaForCausalLM as XLMRobertaForCausalLM
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.growing_cache import GrowingCache
 from longspan.nn.torch.heads import LanguageModelHead, PredictionHeadTransform
 from longspan.nn.torch.post_norm import AddAndNorm, Intermediate, PostNormAttention
@@ -39,7 +40,7 @@ _PARTS = (
     nn.Linear,
     nn.Embedding,
     nn.LayerNorm,
-    nn.Dropout,
+    Dropout,
     nn.ModuleList,
 )
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longspan.fast.dropout import dropout_factors
 from longspan.fast.few_rows import one_query_attention
 from longspan.fast.matmul import batched_matmul, lacks_instructions
 
@@ -328,11 +329,7 @@ def _dropout_factors(maps: Tensor, dropout: float, generator: torch.Generator | 
     """What each entry of the maps is multiplied with: 0, or 1/(1 − dropout)."""
     if generator is None:
         return None
-    return (
-        torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
-        .bernoulli_(1.0 - dropout, generator=generator)
-        .div_(1.0 - dropout)
-    )
+    return dropout_factors(torch.empty(maps.shape, dtype=maps.dtype, device=maps.device), dropout, generator)
 
 
 def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from longspan.fast.dropout import dropout_factors
 from longspan.fast.matmul import lacks_instructions, matmul
 from longspan.ops.torch.gated_attention import Settings, attention_weights, toeplitz_matrix
 
@@ -66,8 +67,7 @@ def _dropout_factor(weights: Tensor, settings: Settings, tile: _Tile) -> Tensor 
     if settings.dropout == 0.0:
         return None
     generator = torch.Generator(weights.device).manual_seed(settings.seed + tile.number)
-    keep = 1.0 - settings.dropout
-    return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(keep)
+    return dropout_factors(torch.empty_like(weights), settings.dropout, generator)
 
 
 def tiled_attention(

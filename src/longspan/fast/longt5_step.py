@@ -32,6 +32,7 @@ from longspan.models.longt5.torch_layers import (
 )
 from longspan.models.longt5.torch_model import LongT5ForConditionalGeneration as LongT5ForConditionalGeneration
 from longspan.nn.torch.cache import EncoderDecoderCache
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.growing_cache import GrowingCache
 
 _PARTS = (
@@ -48,7 +49,7 @@ _PARTS = (
     RelativeBuckets,
     nn.Linear,
     nn.Embedding,
-    nn.Dropout,
+    Dropout,
     nn.ModuleList,
 )
 

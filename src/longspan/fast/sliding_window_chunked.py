@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longspan.fast.dropout import dropout_factors
 from longspan.fast.matmul import lacks_instructions
 from longspan.ops import patterns
 from longspan.ops.torch.sliding_window_blocked import bias_tile
@@ -189,9 +190,7 @@ class _Walk:
         """0 for a dropped weight and 1 / (1 - p) for a kept one; call it once per chunk, in order."""
         if self._generator is None:
             return None
-        keep = 1.0 - self.plan.dropout
-        factor = view(self._dropout, chunk.weights.shape)
-        return factor.bernoulli_(keep, generator=self._generator).div_(keep)
+        return dropout_factors(view(self._dropout, chunk.weights.shape), self.plan.dropout, self._generator)
 
     def zero_rows_without_keys(self, states: Tensor, chunk: _Chunk) -> Tensor:
         """Zero the queries of `states` (N, H, R, E) that see no key, in place."""

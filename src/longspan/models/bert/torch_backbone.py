@@ -21,6 +21,7 @@ from longspan.nn.torch.apply import lookup, project
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids, check_length, check_masked, input_shape, values_visible
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import expand_head_mask, extend_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
@@ -39,7 +40,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.adds_positions = config.position_embedding_type == "absolute"
 
     def forward(
@@ -77,7 +78,7 @@ class BertSelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.layer_index = layer_index
         self.position_embedding_type = position_embedding_type
         self.max_position_embeddings = config.max_position_embeddings

@@ -19,6 +19,7 @@ from longspan.models.bert.torch_backbone import BertModel, BertPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
 from longspan.nn.torch.checks import values_visible
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.heads import PredictionHeadTransform
 from longspan.nn.torch.losses import cross_entropy
 from longspan.nn.torch.outputs import (
@@ -441,7 +442,7 @@ class BertForSequenceClassification(SequenceClassificationModel, BertLabelTask):
 
     def add_head(self) -> None:
         """Make the head."""
-        self.dropout = nn.Dropout(self.head_dropout)
+        self.dropout = Dropout(self.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def head(self, outputs: Any) -> Tensor:

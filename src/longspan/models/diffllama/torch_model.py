@@ -17,6 +17,7 @@ from longspan.models.diffllama.names import QUESTION_ANSWERING_NAMES
 from longspan.models.diffllama.torch_backbone import DiffLlamaModel, DiffLlamaPreTrainedModel
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.cache import Cache, LegacyCache
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.outputs import (
     CausalLMOutputWithPast,
     QuestionAnsweringModelOutput,
@@ -277,7 +278,7 @@ class DiffLlamaForTokenClassification(DiffLlamaLabelTask):
     def add_head(self) -> None:
         """Make the head."""
         settings = (getattr(self.config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
-        self.dropout = nn.Dropout(next((value for value in settings if value is not None), 0.1))
+        self.dropout = Dropout(next((value for value in settings if value is not None), 0.1))
         self.score = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def head(self, outputs: Any) -> Tensor:

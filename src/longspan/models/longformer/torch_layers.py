@@ -16,6 +16,7 @@ from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.torch.apply import lookup, may_replace, project
 from longspan.nn.torch.base import CheckpointedLayers
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.outputs import Tensors
 from longspan.nn.torch.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.ops.torch.context import ContextShard, count_all, running_count, softmax, token_places, total
@@ -224,7 +225,7 @@ class LongformerEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=padding)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=padding)
 
     def forward(
@@ -267,7 +268,7 @@ class LongformerSelfAttention(nn.Module):
         self.query_global = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_global = nn.Linear(config.hidden_size, config.hidden_size)
         self.value_global = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.radius = config.window_of(layer_index) // 2
 
     def forward(

@@ -27,6 +27,7 @@ from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.masks import causal_mask, expand_head_mask, extend_mask, finite_at_padding, key_mask
 from longspan.nn.torch.outputs import BaseModelOutputWithPastAndCrossAttentions, finish, resolve
 from longspan.ops.torch.attention import eager_attention, sdpa_attention
@@ -221,7 +222,7 @@ class LongT5Decoder(ReadsContext, CheckpointedLayers):
         self.embed_tokens = embed_tokens
         self.block = nn.ModuleList([LongT5DecoderBlock(config, layer_index=index) for index in range(self.num_layers)])
         self.final_layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.buckets = RelativeBuckets(config, bidirectional=False)
 
     def forward(

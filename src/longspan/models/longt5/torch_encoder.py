@@ -25,6 +25,7 @@ from longspan.models.longt5.torch_layers import (
 from longspan.nn.torch.apply import project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.checks import check_ids, input_shape
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.masks import expand_head_mask, finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutput, finish, resolve
 from longspan.ops.torch.context import ContextShard, ReadsContext, count_all, running_count, total
@@ -279,7 +280,7 @@ class LongT5Encoder(ReadsContext, CheckpointedLayers):
             [LongT5EncoderBlock(config, has_relative_attention_bias=index == 0) for index in range(config.num_layers)]
         )
         self.final_layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.buckets = RelativeBuckets(config, bidirectional=True)
 
     def forward(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project, tokenwise
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.plain import is_plain
 from longspan.ops import patterns
 from longspan.ops.torch.rms_norm import rms_norm
@@ -57,7 +58,7 @@ class LongT5DenseActDense(nn.Module):
         super().__init__()
         self.wi = linear(config.d_model, config.d_ff, std=config.d_model**-0.5)
         self.wo = linear(config.d_ff, config.d_model, std=config.d_ff**-0.5)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.activation = get_activation(config.dense_act_fn or "relu")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class LongT5DenseGatedActDense(nn.Module):
         self.wi_0 = linear(config.d_model, config.d_ff, std=config.d_model**-0.5)
         self.wi_1 = linear(config.d_model, config.d_ff, std=config.d_model**-0.5)
         self.wo = linear(config.d_ff, config.d_model, std=config.d_ff**-0.5)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.activation = get_activation(config.dense_act_fn or "gelu_new")
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class LongT5LayerFF(nn.Module):
         self.DenseReluDense = kind(config)
         self.inner_size = config.d_ff
         self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
@@ -113,7 +114,7 @@ class LongT5LayerAttention(nn.Module):
         super().__init__()
         self.add_module(self.attention_name, attention)
         self.layer_norm = LongT5LayerNorm(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     @property
     def attention(self) -> Any:

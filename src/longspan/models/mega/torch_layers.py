@@ -29,6 +29,7 @@ from longspan.ops.torch.damped_ema import (
     forward_state_after,
     truncated_damped_ema,
 )
+from longspan.ops.torch.dropout import dropout
 from longspan.ops.torch.ema_kernels import EmaCoefficients, damped_ema_step, ema_coefficients, read_inputs
 from longspan.ops.torch.gated_attention import RotaryBias, ToeplitzBias, gated_attention, rotate
 
@@ -231,7 +232,7 @@ class MegaDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         if not self.featurewise or not self.training or self.probability == 0.0:
-            return F.dropout(x, p=self.probability, training=self.training)
+            return dropout(x, self.probability, training=self.training)
         return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), p=self.probability)
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project
+from longspan.nn.torch.dropout import Dropout
 from longspan.ops.torch.context import ReadsContext, first_state
 from longspan.shapes import num_choices_of
 
@@ -40,7 +41,7 @@ class FirstTokenClassificationHead(ReadsContext, nn.Module):
     def __init__(self, *, hidden_size: int, dropout: float, num_labels: int) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out_proj = nn.Linear(hidden_size, num_labels)
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longspan.nn.torch.activations import get_activation
 from longspan.nn.torch.apply import project, tokenwise
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.resizing import keep_features, remaining_features
 
 
@@ -36,7 +37,7 @@ class AddAndNorm(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor, residual: Tensor) -> Tensor:
         """(tokens, input_size), (tokens, H) -> (tokens, H)."""

@@ -20,6 +20,7 @@ from longspan.configuration import classifier_dropout
 from longspan.errors import InputError
 from longspan.inputs import IGNORE_INDEX, get_input
 from longspan.nn.torch.base import PreTrainedModel
+from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.heads import FirstTokenClassificationHead, fold_choices
 from longspan.nn.torch.losses import (
     causal_lm_loss,
@@ -187,7 +188,7 @@ class MultipleChoiceModel(SequenceTaskModel):
 
     def add_head(self) -> None:
         """Make the head."""
-        self.dropout = nn.Dropout(self.head_dropout)
+        self.dropout = Dropout(self.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, 1)
 
     def head(self, outputs: Any) -> Tensor:
@@ -238,7 +239,7 @@ class TokenClassificationModel(TaskModel):
 
     def add_head(self) -> None:
         """Make the head."""
-        self.dropout = nn.Dropout(self.head_dropout)
+        self.dropout = Dropout(self.head_dropout)
         self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
 
     def head(self, outputs: Any) -> Tensor:

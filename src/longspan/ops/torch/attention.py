@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.ops.torch.context import ContextShard, count_all, softmax, total
+from longspan.ops.torch.dropout import dropout as drop
+from longspan.ops.torch.dropout import kernel_serves
 
 #: queries that the explicit half-precision path takes at a time
 QUERY_CHUNK = 256
@@ -60,7 +62,7 @@ def eager_attention(
     if mask is not None:
         sees = mask.any(dim=-1, keepdim=True) if shard is None else count_all(mask, shard, axis=-1) > 0
         weights = weights.masked_fill(~sees, 0.0)
-    weights = F.dropout(weights.to(query.dtype), p=dropout, training=dropout > 0.0)
+    weights = drop(weights.to(query.dtype), dropout)
     if head_mask is not None:
         weights = weights * head_mask
     return total(torch.matmul(weights, value), shard), weights
@@ -90,6 +92,10 @@ def sdpa_attention(
     Returns:
         (B, H, T, D).
     """
+    if dropout > 0.0 and kernel_serves(query):  # PyTorch's kernel for it is no other than this
+        if causal:
+            mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        return eager_attention(query, key, value, mask=mask, dropout=dropout, scale=scale)[0]
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal, scale=scale)
     # what a kernel makes of a row without keys differs by version and backend: let it see all keys, then zero it
@@ -132,7 +138,7 @@ def packed_attention(
         if _explicit_is_faster(q, dropout) and not causal:
             output = _chunked_attention(q, k, v, scale)
         else:
-            output = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
+            output = sdpa_attention(q, k, v, causal=causal, dropout=dropout, scale=scale)
         outputs.append(output.squeeze(0).transpose(0, 1))
     return torch.cat(outputs) if outputs else torch.zeros_like(value)
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.dropout import dropout as drop
 from longspan.ops.torch.modes import has_fast_path
 
 _CHUNKED = "differential_chunked.chunked_attention"
@@ -204,7 +205,7 @@ def eager_attention(
     scores = _by_map(scores, group).masked_fill(~mask, torch.finfo(scores.dtype).min)  # (B, A, S, T)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=dropout > 0.0)
+    weights = drop(weights, dropout)
     first, second = weights.chunk(2, dim=1)
     difference = _difference(first, second, lam)  # (B, A/2, S, T)
     # maps j and j + A/2 each read their own value head, with the same difference

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.fast_paths import NOT_AVAILABLE, fast_path
+from longspan.ops.torch.dropout import dropout as drop
 from longspan.ops.torch.modes import is_traced
 
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
@@ -277,7 +278,7 @@ def gated_attention(
             returned = (weights if chunks is None else weights.unflatten(0, (-1, chunks))).to(dtype)
             weights = (returned if chunks is None else returned.flatten(0, 1)).to(working)
         product = (None if is_traced(weights) else fast_path("matmul.batched_matmul")) or torch.bmm
-        output = product(F.dropout(weights, dropout, training=dropout > 0.0), value)
+        output = product(drop(weights, dropout), value)
         return output.to(dtype), returned
 
 

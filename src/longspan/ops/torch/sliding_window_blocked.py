@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longspan.ops.torch.dropout import dropout as drop
+
 if TYPE_CHECKING:
     from longspan.ops.torch.sliding_window import ExtraKeys
 
@@ -62,8 +64,7 @@ def blocked_attention(
     allowed = _expand(allowed, scores.shape)
     weights = torch.softmax(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min), dim=-1)
     weights = weights.masked_fill(~allowed, 0.0).to(query.dtype)
-    if dropout > 0.0:
-        weights = F.dropout(weights, p=dropout)
+    weights = drop(weights, dropout)
     num_extra = weights.shape[-1] - span
     output = _matmul(weights[..., num_extra:], values)
     if extra is not None:
