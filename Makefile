@@ -47,7 +47,7 @@ ecosystem: $(VENV)/test.stamp $(VENV)/spark.stamp
 
 # all cases of the batteries, and their figures in docs/reliability.md
 hardening: $(VENV)/test.stamp
-	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening $(ARGS)
+	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening tests/pipelines/test_kill.py tests/pipelines/test_task_kill.py $(ARGS)
 	$(BIN)/python scripts/reliability.py
 
 # ISA=avx2: with these instructions only, on both sides; ARGS="--minutes 20 --only 'embed/*' 'newest/*'" says what and how long

@@ -1,10 +1,9 @@
 """Runs a command of longspan that has `--output` in child processes and kills them at random moments.
 
-Libraries are imported once and each run is forked, so that dozens of runs take seconds.
-
-Usage: `embed_worker.py KILLS FOLDER NAME ARGUMENTS...` writes FOLDER/undisturbed/NAME in one run. Then it kills KILLS
-runs that write FOLDER/killed/NAME, each going on from the one before, and lets one finish. Runs that finish too early
-are kept as FOLDER/early-N/NAME, and the next begins anew. Alone, an argument is a list of such arguments in JSON.
+Usage: `python -m tests.pipelines.embed_worker CASES`, a list of `[KILLS, FOLDER, NAME, ARGUMENTS...]` in JSON. Each
+writes FOLDER/undisturbed/NAME in one run. Then it kills KILLS runs that write FOLDER/killed/NAME, each going on from
+the one before, and lets one finish. Runs that finish too early are kept as FOLDER/early-N/NAME, and the next begins
+anew. Where a run fails, FOLDER/failed says how, and the next case is taken.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from tests import forked
 
 from longspan.cli.main import app
 from longspan.cli.running import run
-from longspan.pipelines.backends import torch as _backend  # noqa: F401 - imported before the fork
 from longspan.search import parquet
 
 #: Exit codes of a finished run; in that of 3 something was left out.
@@ -31,17 +30,17 @@ DONE = (0, 3)
 def start(arguments: list[str], output: Path) -> int:
     """Fork a run; its process id."""
     output.parent.mkdir(exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        os._exit(run(app, [*arguments, "--output", str(output)]))
-    return child
+    return forked.start(lambda: run(app, [*arguments, "--output", str(output)]))
 
 
-def finish(child: int) -> None:
-    """Wait for a run that must succeed."""
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+class RunError(Exception):
+    """A run that was not killed did not succeed."""
+
+
+def check(code: int) -> None:
+    """Raise `RunError` unless it is the exit code of a run that succeeded."""
     if code not in DONE:
-        sys.exit(f"a run ended with exit code {code}")
+        raise RunError(f"a run ended with exit code {code}")
 
 
 def was_killed(child: int, delay: float) -> bool:
@@ -50,8 +49,7 @@ def was_killed(child: int, delay: float) -> bool:
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            if os.waitstatus_to_exitcode(status) not in DONE:
-                sys.exit(f"a run ended with status {status}")
+            check(os.waitstatus_to_exitcode(status))
             return False
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
@@ -65,31 +63,34 @@ def is_finished(output: Path) -> bool:
 
 
 def kill_runs(kills: int, folder: Path, name: str, arguments: list[str]) -> None:
-    """Kill runs, then let one finish."""
-    finish(start(arguments, folder / "warm-up" / name))
+    """Kill runs, each in another part of an undisturbed one's time, in any order; then let one finish."""
+    output = folder / "warm-up" / name
+    output.parent.mkdir()
+    check(forked.import_what_runs_need(lambda: run(app, [*arguments, "--output", str(output)])))
     begin = time.monotonic()
-    finish(start(arguments, folder / "undisturbed" / name))
+    check(forked.finish(start(arguments, folder / "undisturbed" / name)))
     duration = time.monotonic() - begin
     draw = random.Random(kills)
     output = folder / "killed" / name
-    killed = early = 0
-    while killed < kills:
-        had_work = was_killed(start(arguments, output), draw.uniform(0, duration))
-        if had_work and not is_finished(output):
-            killed += 1
-        else:
+    early = 0
+    for part in draw.sample(range(kills), kills):
+        delay = (part + draw.random()) / kills * duration
+        while not was_killed(start(arguments, output), delay) or is_finished(output):
             output.parent.rename(folder / f"early-{early}")
             early += 1
-    finish(start(arguments, output))
+            delay *= 0.9  # the machine may be less busy than it was
+    check(forked.finish(start(arguments, output)))
 
 
 def main() -> None:
-    """Do what the command line says, once or for each of a list."""
+    """Do what the command line says."""
     torch.set_num_threads(1)
     parquet.import_pyarrow()
-    given = sys.argv[1:]
-    for kills, folder, name, *arguments in json.loads(given[0]) if len(given) == 1 else [given]:
-        kill_runs(int(kills), Path(folder), name, arguments)
+    for kills, folder, name, *arguments in json.loads(sys.argv[1]):
+        try:
+            kill_runs(int(kills), Path(folder), name, arguments)
+        except RunError as error:
+            Path(folder, "failed").write_text(str(error))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.hardening.conftest import IS_LONG
 from tests.pipelines.explained import make_model
 from tests.pipelines.task_models import make_task_model
+from tests.pipelines.test_kill import WORKER
 from tests.tiny_encoder import WORDS
 
-WORKER = Path(__file__).with_name("embed_worker.py")
-
-
-CASES = {"classify": ("out.jsonl", 10), "tag": ("out.parquet", 10), "summarize": ("out.csv", 8)}
+#: command -> the output, kills in the short form and in the long one
+CASES = {"classify": ("out.jsonl", 4, 10), "tag": ("out.parquet", 4, 10), "summarize": ("out.csv", 3, 8)}
 
 
 def write_records(path: Path, count: int, shortest: int, longest: int, seed: int) -> Path:
@@ -40,18 +39,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
         "classify": [corpus, "--model", make_task_model(root / "1", "text-classification", "wordpiece", minilm_dir)],
         "tag": [corpus, "--model", make_task_model(root / "2", "token-classification", "wordpiece", minilm_dir)],
         "summarize": [
-            *(write_records(root / "records.jsonl", 400, 1, 60, seed=5), "--model"),
+            *(write_records(root / "records.jsonl", 400, 1, 60 if IS_LONG else 12, seed=5), "--model"),
             *(make_model(root / "3", "longt5", minilm_dir), "--max-new-tokens", 3),
         ],
     }
     for command in ("classify", "tag"):
         arguments[command] += ["--batch-tokens", 256]
     work = []
-    for command, (name, kills) in CASES.items():
+    for command, (name, few, many) in CASES.items():
         (root / command).mkdir()
+        kills = many if IS_LONG else few
         work.append([str(part) for part in [kills, root / command, name, command, *arguments[command], "-q"]])
-    done = subprocess.run([sys.executable, WORKER, json.dumps(work)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*WORKER, json.dumps(work)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    print(done.stderr)  # of whichever case fails
     return root
 
 
@@ -59,6 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
 def test_killed_runs_resume_to_the_same_result(runs: Path, command: str) -> None:
     """Every run that was killed and went on has the bytes of the undisturbed one."""
     folder, name = runs / command, CASES[command][0]
+    assert not (folder / "failed").exists(), (folder / "failed").read_text()
     finished = [each for each in folder.iterdir() if each.name != "undisturbed"]
     assert folder / "killed" in finished
     for each in finished:
