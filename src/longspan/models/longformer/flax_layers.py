@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from longspan.models.longformer.config import LongformerConfig
-from longspan.nn.flax.checks import ArrayLike
+from longspan.nn.flax.checks import ArrayLike, is_intercepted
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
@@ -199,6 +199,9 @@ class FlaxLongformerSelfAttention(NumberedPart):
     A global token sees all tokens, through projections of its own:
 
         c_g = Σⱼ softmax(q'(x_g)·k'(xⱼ)/√D) v'(xⱼ)      over all j
+
+    Few tokens are global, so k' and v' are applied to them and not to all tokens: q'·(K'x) = (K'ᵀq')·x, and
+    Σ p (V'x) = V'(Σ p x).
     """
 
     config: LongformerConfig
@@ -266,13 +269,55 @@ class FlaxLongformerSelfAttention(NumberedPart):
         """Context of the global tokens (B, G, A, D) and their weights (B, A, S, G), if the plan needs them."""
         assert plan.filled is not None
         query = self._split(self.query_global(_pick(hidden_states, plan)))
-        key, value = (self._split(layer(hidden_states)) for layer in (self.key_global, self.value_global))
         mask = plan.filled[:, None, :, None]
         mask = mask if plan.real is None else mask & plan.real[:, None, None, :]
-        context, weights = eager_attention(
-            query, key, value, mask=mask, head_mask=head_mask, shared=True, **self._dropout(plan)
-        )
+        if self._may_fold(query):
+            context, weights = self._folded(query, hidden_states, mask, head_mask, **self._dropout(plan))
+        else:
+            key, value = (self._split(layer(hidden_states)) for layer in (self.key_global, self.value_global))
+            context, weights = eager_attention(
+                query, key, value, mask=mask, head_mask=head_mask, shared=True, **self._dropout(plan)
+            )
         return context, weights.swapaxes(2, 3) if plan.needs_weights else None
+
+    def _may_fold(self, query: Array) -> bool:
+        """True if it is cheaper not to project all tokens, and nobody changes what the projections do or looks on."""
+        looked_at = self.is_initializing() or is_intercepted() or self.is_mutable_collection("intermediates")
+        return not looked_at and query.shape[1] < query.shape[3]
+
+    def _folded(
+        self, query: Array, hidden_states: Array, mask: Array, head_mask: Array | None, **dropout: Any
+    ) -> tuple[Array, Array]:
+        """The same by q·(K x) = (Kᵀq)·x, as the softmax drops q·b, and Σ p (V x + b) = V (Σ p x) + b Σ p."""
+        batch, slots, heads, size = query.shape
+        kernel, _ = self._by_head(self.key_global)
+        folded = jnp.einsum("bgad,had->bgah", query, kernel, preferred_element_type=jnp.float32).astype(self.dtype)
+        states = hidden_states[:, :, None]  # one head that all A·G queries share
+        sums, weights = eager_attention(
+            folded.reshape(batch, slots * heads, 1, -1),
+            states,
+            states,
+            mask=jnp.repeat(mask, heads, axis=2),
+            scale=1.0 / math.sqrt(size),
+            shared=True,
+            **dropout,
+        )
+        weights = weights.reshape(batch, slots, heads, -1).swapaxes(1, 2)  # (B, A, G, S)
+        kernel, bias = self._by_head(self.value_global)
+        sums = sums.reshape(batch, slots, heads, -1)
+        context = jnp.einsum("bgah,had->bgad", sums, kernel, preferred_element_type=jnp.float32)
+        share = total(weights.sum(axis=-1, dtype=jnp.float32)).swapaxes(1, 2)
+        context = context + share[..., None] * bias
+        if head_mask is not None:
+            context = context * head_mask[:, None]
+            weights = weights * head_mask.astype(weights.dtype)[:, None, None]
+        return context.astype(self.dtype), weights
+
+    def _by_head(self, layer: Dense) -> tuple[Array, Array]:
+        """Kernel (H, A, D) and bias (A, D) of a projection."""
+        parameters, heads = layer.variables["params"], self.config.num_attention_heads
+        kernel = parameters["kernel"].astype(self.dtype)
+        return kernel.reshape(kernel.shape[0], heads, -1), parameters["bias"].astype(jnp.float32).reshape(heads, -1)
 
     def _projection(self) -> Dense:
         return Dense(self.config.hidden_size, kernel_init=kernel_init(self.config), dtype=self.dtype)

@@ -182,6 +182,9 @@ class LongformerSelfAttention(Block):
     A global token sees all tokens, through projections of its own:
 
         c_g = Σⱼ softmax(q'(x_g)·k'(xⱼ)/√D) v'(xⱼ)      over all j
+
+    Few tokens are global, so k' and v' are applied to them and not to all tokens, unless somebody changed what these
+    layers do: q'·(K'x) = (K'ᵀq')·x, and Σ p (V'x) = V'(Σ p x).
     """
 
     def __init__(self, config: LongformerConfig, *, num_heads: int, window: int, **kwargs: Any) -> None:
@@ -267,16 +270,62 @@ class LongformerSelfAttention(Block):
         assert plan.filled is not None
         states = take_tokens(hidden_states, plan.positions)  # (B, G, H)
         query = _swap(self._split(self.query_global(states))) / math.sqrt(self.attention_head_size)  # (B, A, G, D)
-        key = ops.transpose(self._split(self.key_global(hidden_states)), (0, 2, 3, 1))  # (B, A, D, S)
-        scores = ops.cast(ops.matmul(query, key), "float32")
-        if plan.real is not None:
-            scores = scores + mask_to_bias(plan.real[:, None, None, :])
-        weights = softmax(scores) * ops.cast(plan.filled[:, None, :, None], "float32")
-        weights = ops.cast(weights, hidden_states.dtype)
-        weights = weights if dropout is None else dropout(weights)
-        weights = weights if head_mask is None else weights * head_mask
-        context = self._merge(ops.matmul(weights, _swap(self._split(self.value_global(hidden_states)))))
-        return context, ops.transpose(weights, (0, 1, 3, 2)) if plan.needs_weights else None
+
+        def attend(folded: bool) -> tuple[Tensor, Tensor]:
+            scores = (self._folded_scores if folded else self._plain_scores)(query, hidden_states)
+            scores = ops.cast(scores, "float32")
+            if plan.real is not None:
+                scores = scores + mask_to_bias(plan.real[:, None, None, :])
+            weights = softmax(scores) * ops.cast(plan.filled[:, None, :, None], "float32")
+            weights = ops.cast(weights, hidden_states.dtype)
+            weights = weights if dropout is None else dropout(weights)
+            weights = weights if head_mask is None else weights * head_mask
+            return (self._folded_sum if folded else self._plain_sum)(weights, hidden_states), weights
+
+        folds = self._may_fold(ops.shape(query)[2])
+        if isinstance(folds, bool):
+            context, weights = attend(folds)
+        else:
+            context, weights = ops.cond(folds, lambda: attend(True), lambda: attend(False))
+        return self._merge(context), ops.transpose(weights, (0, 1, 3, 2)) if plan.needs_weights else None
+
+    def _may_fold(self, slots: Size) -> Any:
+        """True, or a tensor of it, if it is cheaper not to project all tokens, and nobody changed the projections."""
+        plain = (
+            type(x) is keras.layers.Dense and not x.quantization_mode for x in (self.key_global, self.value_global)
+        )
+        return all(plain) and slots < self.attention_head_size
+
+    def _folded_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
+        """q·(K x + b) = (Kᵀq)·x + q·b, (B, A, G, S)."""
+        kernel, bias = self._by_head(self.key_global)
+        batch, heads, slots, _ = ops.shape(query)
+        folded = ops.matmul(query, ops.transpose(kernel, (0, 2, 1)))  # (B, A, G, H)
+        folded = ops.reshape(folded, (batch, heads * slots, self.width))
+        scores = ops.matmul(folded, ops.transpose(hidden_states, (0, 2, 1)))
+        scores = ops.reshape(scores, (batch, heads, slots, ops.shape(hidden_states)[1]))
+        return scores + ops.matmul(query, bias[..., None])
+
+    def _folded_sum(self, weights: Tensor, hidden_states: Tensor) -> Tensor:
+        """Σ p (V x + b) = V (Σ p x) + b Σ p, (B, A, G, D)."""
+        kernel, bias = self._by_head(self.value_global)
+        batch, heads, slots, length = ops.shape(weights)
+        states = ops.matmul(ops.reshape(weights, (batch, heads * slots, length)), hidden_states)
+        states = ops.reshape(states, (batch, heads, slots, self.width))
+        return ops.matmul(states, kernel) + ops.sum(weights, axis=-1, keepdims=True) * bias[:, None]
+
+    def _plain_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
+        return ops.matmul(query, ops.transpose(self._split(self.key_global(hidden_states)), (0, 2, 3, 1)))
+
+    def _plain_sum(self, weights: Tensor, hidden_states: Tensor) -> Tensor:
+        return ops.matmul(weights, _swap(self._split(self.value_global(hidden_states))))
+
+    def _by_head(self, layer: keras.layers.Dense) -> tuple[Tensor, Tensor]:
+        """Kernel (A, H, D) and bias (A, D) of a projection, adapters of Keras included."""
+        heads, size = self.num_attention_heads, self.attention_head_size
+        kernel, bias = (ops.cast(weight, self.compute_dtype) for weight in (layer.kernel, layer.bias))
+        kernel = ops.transpose(ops.reshape(kernel, (self.width, heads, size)), (1, 0, 2))
+        return kernel, ops.reshape(bias, (heads, size))
 
     def _with_global_projections(self, context: Tensor, hidden_states: Tensor, training: bool | None) -> Tensor:
         """Let the unused global projections take part with weight 0: Keras warns of weights without a gradient."""
