@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the model cannot find a question:UserWarning"),
 ]
 TASKS = {
-    "BertForSequenceClassification": "SEQ_CLS",
+    "RobertaForSequenceClassification": "SEQ_CLS",
     "BertForTokenClassification": "TOKEN_CLS",
     "BertForQuestionAnswering": "QUESTION_ANS",
     "BertModel": "FEATURE_EXTRACTION",
@@ -35,8 +35,9 @@ OURS_ALONE = {
     "MegaForSequenceClassification": "SEQ_CLS",
     "MegaForCausalLM": "CAUSAL_LM",
 }
-# PEFT counts the labels of the virtual tokens for causal models only, and Longformer keeps no keys and values
-PREFIX = [name for name in TASKS if not name.startswith("Longformer")]
+# PEFT counts the labels of the virtual tokens for causal models only, Longformer keeps no keys and values, and the
+# reference's RoBERTa that is no decoder fails with those of a prefix
+PREFIX = [name for name in TASKS if not name.startswith(("Longformer", "Roberta"))]
 PROMPT = [name for name in TASKS if not name.endswith("TokenClassification")]
 
 

@@ -71,7 +71,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [12, 3, 4, 9, 21, 6, 5, 8]])
 
 def tiny(family, **settings):
     torch.manual_seed(0)
-    return getattr(longspan, LM[family])(longspan.AutoConfig.for_model(family, **SMALL[family], **settings))
+    return getattr(longspan, LM[family])(longspan.AutoConfig.for_model(family, **{**SMALL[family], **settings}))
 
 
 def loss_of(model):
@@ -192,6 +192,24 @@ def test_gradients_reach_the_attentions_that_mega_returns(chunks):
         weights.retain_grad()
     output.loss.backward()
     assert all(weights.grad.abs().sum() > 0 for weights in output.attentions)
+
+
+def test_gradients_reach_what_longformer_returns():
+    """The gradient of a head's factor is the sum over its weights, local and global ones, of weight times gradient."""
+    model = tiny("longformer", max_position_embeddings=80).eval()
+    ids, head_mask = torch.arange(3, 38).repeat(2, 2), torch.ones(2, 2, requires_grad=True)
+    mask = torch.ones_like(ids)
+    mask[1, 66:] = 2 * torch.tensor([1, 0, 0, 0])  # a global token, then padding; 70 tokens are two blocks
+    inputs = {"input_ids": ids, "labels": ids.masked_fill(mask == 0, -100), "attention_mask": mask}
+    model(**inputs, head_mask=head_mask).loss.backward()
+    output = model(**inputs, output_attentions=True, output_hidden_states=True)
+    kept = (*output.attentions, *output.global_attentions, *output.hidden_states)
+    for tensor in kept:
+        tensor.retain_grad()
+    output.loss.backward()
+    products = [(weights * weights.grad).sum(dim=(0, 2, 3)) for weights in kept[:4]]
+    assert_close(torch.stack(products).view(2, 2, 2).sum(dim=0), head_mask.grad)
+    assert all(states.grad.any() for states in output.hidden_states)
 
 
 def test_tie_encoder_decoder(tmp_path):

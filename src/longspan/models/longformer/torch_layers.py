@@ -27,6 +27,7 @@ from longspan.ops.torch.sliding_window import (
     sliding_window_attention_weights,
     weights_by_offset,
 )
+from longspan.ops.torch.sliding_window_blocked import weigh_by_offset
 from longspan.shapes import check_shape
 
 
@@ -285,10 +286,7 @@ class LongformerSelfAttention(nn.Module):
             The context (B, S, A·D); the local weights (B, A, S, G + W + 1) and the global ones (B, A, S, G) if the
             plan needs them.
         """
-        context, weights = self._local(hidden_states, plan)
-        if head_mask is not None:
-            context = context * head_mask
-            weights = None if weights is None else weights * head_mask
+        context, weights = self._local(hidden_states, plan, head_mask)
         context = context.transpose(1, 2).flatten(2)
         if plan.local is not None:  # padding gets 0, global tokens their own context
             context = context.masked_fill(~plan.local[..., None], 0.0)
@@ -300,7 +298,7 @@ class LongformerSelfAttention(nn.Module):
         places = plan.positions[..., None].expand_as(global_context)  # an empty slot adds 0 to the first token
         return context.scatter_add(1, places, global_context.to(context.dtype)), weights, global_weights
 
-    def _local(self, hidden_states: Tensor, plan: GlobalPlan) -> tuple[Tensor, Tensor | None]:
+    def _local(self, hidden_states: Tensor, plan: GlobalPlan, head_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Context of the windows (B, A, S, D) and the weights, if the plan needs them."""
         query, key, value = (self._split(project(layer, hidden_states)) for layer in (self.query, self.key, self.value))
         extra = None
@@ -316,12 +314,14 @@ class LongformerSelfAttention(nn.Module):
             "implementation": plan.implementation,
         }
         if not plan.needs_weights:
-            return sliding_window_attention(query, key, value, shard=plan.shard, **arguments), None
-        context, weights = sliding_window_attention_weights(query, key, value, **arguments)
+            context = sliding_window_attention(query, key, value, shard=plan.shard, **arguments)
+            return context if head_mask is None else context * head_mask, None
+        _, weights = sliding_window_attention_weights(query, key, value, **arguments)
         weights = weights_by_offset(weights, left=self.radius, right=self.radius, length=query.shape[2])
         if plan.local is not None:
             weights = weights.masked_fill(~plan.local[:, None, :, None], 0.0)
-        return context, weights
+        weights = weights if head_mask is None else weights * head_mask
+        return weigh_by_offset(weights, value, left=self.radius, right=self.radius, extra=extra), weights
 
     def _global(
         self, hidden_states: Tensor, plan: GlobalPlan, head_mask: Tensor | None
@@ -340,9 +340,11 @@ class LongformerSelfAttention(nn.Module):
         weights = self.dropout(weights.to(hidden_states.dtype))
         if head_mask is not None:
             weights = weights * head_mask
+        returned = weights.transpose(2, 3)
+        weights = returned.transpose(2, 3)  # the context is made from what is returned: gradients reach it
         context = self._folded_sum(weights, hidden_states) if folded else self._plain_sum(weights, hidden_states)
         context = total(context, plan.shard)
-        return context.transpose(1, 2).flatten(2), weights.transpose(2, 3) if plan.needs_weights else None
+        return context.transpose(1, 2).flatten(2), returned if plan.needs_weights else None
 
     def _folded_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
         """q·(K x + b) = (Kᵀq)·x + q·b, (B, A, G, S)."""

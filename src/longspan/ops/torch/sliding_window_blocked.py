@@ -38,16 +38,13 @@ def blocked_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, S, E) and weights (B, H, N, R, G + C); N may exceed ⌈S/R⌉ while a graph is traced."""
     length = query.shape[2]
-    blocks = num_blocks(length, rows)
-    if torch.compiler.is_compiling():  # or the graph would be specialised to one block
-        blocks = torch.sym_max(blocks, 2)
+    blocks = _num_computed(length, rows)
     padding = blocks * rows - length
     around = (left, right + padding)
     span = rows + left + right
 
     queries = _pad_tokens(query, (0, padding)).unflatten(2, (blocks, rows))  # (B, H, N, R, D)
     keys = _pad_tokens(key, around).unfold(2, span, rows)  # (B, H, N, D, C)
-    values = _pad_tokens(value, around).unfold(2, span, rows).transpose(-1, -2)  # (B, H, N, C, E)
     scores = _matmul(queries, keys).to(_score_dtype(query)) * scale
     if bias is not None:
         scores = scores + bias_tile(bias.to(scores.dtype), rows).unsqueeze(1)
@@ -65,16 +62,54 @@ def blocked_attention(
     weights = torch.softmax(scores.masked_fill(~allowed, torch.finfo(scores.dtype).min), dim=-1)
     weights = weights.masked_fill(~allowed, 0.0).to(query.dtype)
     weights = drop(weights, dropout)
+    return _weigh(weights, value, left=left, right=right, extra=extra), weights
+
+
+def weigh_by_offset(
+    weights: Tensor, value: Tensor, *, left: int, right: int, extra: ExtraKeys | None = None, rows: int = BLOCK_ROWS
+) -> Tensor:
+    """Σⱼ wᵢⱼ vⱼ from weights with one row per token: what is returned of them is then part of the graph.
+
+    Args:
+        weights: Of `weights_by_offset`, (B, H, S, G + left + right + 1).
+        value: (B, H, S, E).
+        left: Number of keys seen before each query.
+        right: Number of keys seen after each query.
+        extra: Keys that every query sees; their values are read.
+        rows: Queries of a block.
+
+    Returns:
+        (B, H, S, E).
+    """
+    length, width = value.shape[2], left + right + 1
+    blocks = _num_computed(length, rows)
+    several = _pad_tokens(weights, (0, blocks * rows - length)).unflatten(2, (blocks, rows))
+    of_extra, band = several.split((weights.shape[-1] - width, width), dim=-1)
+    return _weigh(torch.cat((of_extra, _skew(band)), dim=-1), value, left=left, right=right, extra=extra)
+
+
+def _weigh(weights: Tensor, value: Tensor, *, left: int, right: int, extra: ExtraKeys | None) -> Tensor:
+    """Output (B, H, S, E) of weights (B, H, N, R, G + C)."""
+    blocks, rows = weights.shape[2:4]
+    length, span = value.shape[2], rows + left + right
+    around = (left, right + blocks * rows - length)
+    values = _pad_tokens(value, around).unfold(2, span, rows).transpose(-1, -2)  # (B, H, N, C, E)
     num_extra = weights.shape[-1] - span
     output = _matmul(weights[..., num_extra:], values)
     if extra is not None:
         output = output + _matmul(weights[..., :num_extra], extra.value.unsqueeze(2))
-    return _first(_join_blocks(output), length), weights
+    return _first(_join_blocks(output), length)
 
 
 def num_blocks(length: int, rows: int) -> int:
     """⌈S / R⌉."""
     return (length + rows - 1) // rows
+
+
+def _num_computed(length: int, rows: int) -> int:
+    """Number of blocks N; at least two in a graph, which would be specialised to one."""
+    blocks = num_blocks(length, rows)
+    return torch.sym_max(blocks, 2) if torch.compiler.is_compiling() else blocks
 
 
 def bias_tile(bias: Tensor, rows: int) -> Tensor:
@@ -87,10 +122,15 @@ def bias_tile(bias: Tensor, rows: int) -> Tensor:
     Returns:
         (H, R, R + W - 1): row r holds the bias from column r on, and 0 elsewhere.
     """
-    heads, width = bias.shape
-    pitch = rows + width  # one more than a row: row r begins r columns later
-    repeated = F.pad(bias, (0, rows)).unsqueeze(1).expand(heads, rows, pitch)
-    return repeated.reshape(heads, rows * pitch)[:, : rows * (pitch - 1)].unflatten(-1, (rows, pitch - 1))
+    return _skew(bias.unsqueeze(1).expand(-1, rows, -1))
+
+
+def _skew(band: Tensor) -> Tensor:
+    """(…, R, W) -> (…, R, R + W - 1): row r begins at column r, and is 0 elsewhere."""
+    rows, width = band.shape[-2:]
+    pitch = rows + width  # one more than a row
+    flat = F.pad(band, (0, rows)).flatten(-2)
+    return flat[..., : rows * (pitch - 1)].unflatten(-1, (rows, pitch - 1))
 
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
