@@ -12,6 +12,7 @@ from tests.tolerances import assert_close
 import longspan
 from longspan.checkpoints.report import LoadError
 from longspan.errors import CheckpointNotFoundError, ConfigError, InputError
+from longspan.nn.torch import checks
 
 SMALL = {
     "bert": {
@@ -149,6 +150,21 @@ def test_from_config_leaves_the_configuration_as_it_is(family):
         model.set_attn_implementation("no_such")
     with pytest.raises(InputError, match="pad_to_multiple_of must be a positive whole number. Received: .*1.5"):
         model.resize_token_embeddings(40, pad_to_multiple_of=1.5)
+
+
+@pytest.mark.parametrize("family", ["bert", "longformer", "mega"])
+def test_padding_without_a_mask_is_said_once(family, caplog):
+    """In the families whose reference says it."""
+    checks._say_unmasked.cache_clear()
+    model = tiny(family).eval()
+    padded = torch.cat((IDS, torch.full_like(IDS[:, :1], model.config.pad_token_id)), dim=1)
+    model(IDS)
+    model(padded, attention_mask=torch.ones_like(padded))
+    assert not caplog.messages
+    model(padded)
+    model(padded)
+    assert len(caplog.messages) == 1
+    assert "there is no attention_mask: padding is read as text" in caplog.text
 
 
 def test_an_epsilon_of_one_is_taken():

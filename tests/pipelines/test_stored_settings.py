@@ -13,6 +13,7 @@ from tests.pipelines.task_models import TEXTS, edit_json, make_tokenizer, random
 
 import longspan
 from longspan import pipeline
+from longspan.checkpoints.report import LoadError
 from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.errors import InputError
@@ -162,6 +163,10 @@ def test_words_of_the_reference(plain: Path) -> None:
     assert (
         moved(TEXTS[:2], batch_size=2, clean_up_tokenization_spaces=False, return_text=True, num_workers=1) == expected
     )
+    with pytest.raises(LoadError, match="strict=False loads what fits"):
+        pipeline("summarization", plain, model_kwargs={"num_layers": 2})
+    deeper = pipeline("summarization", plain, model_kwargs={"num_layers": 2, "strict": False})
+    assert len(deeper.model.encoder.block) == 2
     with pytest.raises(InputError, match="runs none of a checkpoint. Received: trust_remote_code=True"):
         pipeline("summarization", plain, trust_remote_code=True)
     with pytest.raises(InputError, match="num_workers must be a whole number, at least 0. Received: num_workers=-1"):

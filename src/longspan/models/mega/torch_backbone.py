@@ -33,7 +33,7 @@ from longspan.models.mega.torch_masks import as_mask, first_real_tokens, in_open
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
-from longspan.nn.torch.checks import check_ids, input_shape
+from longspan.nn.torch.checks import check_ids, check_masked, input_shape
 from longspan.nn.torch.heads import Pooler
 from longspan.nn.torch.masks import finite_at_padding
 from longspan.nn.torch.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Tensors, finish, resolve
@@ -221,6 +221,8 @@ class MegaModel(MegaPreTrainedModel, CheckpointedLayers):
             self._check_shared((batch, length), attention_mask, past_key_values, output_attentions)
         cache = read_cache(past_key_values, config, new_tokens=length, mask=attention_mask)
         self._check_inputs(batch, length, input_ids, token_type_ids, encoder_hidden_states, cache)
+        if cache is None:  # a row that has ended goes on with padding
+            check_masked(input_ids, attention_mask, config.pad_token_id)
         plan = self._make_plan(
             (batch, length),
             cache,
