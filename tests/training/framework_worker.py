@@ -1,4 +1,4 @@
-"""One step on a mesh of four devices, and one by Keras on JAX, in a process of their own: they are PyTorch's.
+"""One step on a mesh of four devices, by Flax and by Keras on JAX, in a process of their own: they are PyTorch's.
 
 Usage: `framework_worker.py FOLDER LOSS LARGEST_GRADIENT`
 """
@@ -27,8 +27,11 @@ def main(folder: str, loss: str, largest: str) -> None:
     assert batch["weights"].addressable_shards[0].data.shape[0] == len(batch["weights"]) // 4
     frameworks.assert_same_step(frameworks.step_of_flax(one), expected)
     print("mesh")
-    other = frameworks.make("keras", "classify", model, data, **frameworks.TWO_WINDOWS)
+    further = {"devices": 4, "gradient_checkpointing": True}
+    other = frameworks.make("keras", "classify", model, data, **further, **frameworks.TWO_WINDOWS)
     assert other.task.backend.fixed_shapes
+    assert {len(each.value.sharding.device_set) for each in other._variables()} == {4}
+    frameworks.assert_recomputed_dropout_is_the_same()
     frameworks.assert_same_step(frameworks.step_of_keras(other), expected)
     print("keras")
 

@@ -10,6 +10,7 @@ import torch
 from tests.training.conftest import SETTINGS, documents
 
 from longspan import BertConfig, BertModel
+from longspan.embeddings.pooling import Dense
 from longspan.training.options import TrainOptions
 from longspan.training.runs import make_loop, prepare
 
@@ -74,21 +75,86 @@ def step_of_flax(one) -> tuple[float, dict[str, np.ndarray]]:
     (step,) = one.epoch(0)
     loss, gradients = one.accumulate(step, train=False)
     moved = jax.tree.map(lambda weight, gradient: weight - gradient, one.params, gradients)
-    return loss, {name: np.asarray(each.read()) for name, each in one.task.model._tensors_to_save(moved).items()}
+    one.task.model.params = moved
+    return loss, tensors_of(one.task)
 
 
 def step_of_keras(one) -> tuple[float, dict[str, np.ndarray]]:
     """The loss of the only step, and the weights less their gradients, as `fit` makes them."""
+    return loss_of_keras_step(one), tensors_of(one.task)
+
+
+def loss_of_keras_step(one) -> float:
+    """The loss of the only step; `fit` takes the gradients from the weights."""
     import keras
 
     from longspan.training.keras_loop import Passes
 
     (step,) = one.epoch(0)
-    plain = keras.optimizers.SGD(1.0, gradient_accumulation_steps=one.num_passes)
-    one.learner.compile(plain, jit_compile=one.learner.jit_compile)
-    one.learner.fit(Passes(one, [step]), shuffle=False, verbose=0)
-    weights = {name: np.asarray(each.read()) for name, each in one.task.model.tensors_to_save().items()}
-    return float(one.learner.step_loss.result()), weights
+    with one._scope():
+        plain = keras.optimizers.SGD(1.0, gradient_accumulation_steps=one.num_passes)
+        one.learner.compile(plain, jit_compile=one.learner.jit_compile)
+        one.learner.fit(Passes(one, [step]), shuffle=False, verbose=0)
+    return float(one.learner.step_loss.result())
+
+
+def tensors_of(task) -> dict[str, np.ndarray]:
+    """The weights of a model of Flax or Keras under the names that PyTorch has for them."""
+    model = task._framework.detach(task.model) if task.name == "embed" else task.model
+    tensors = model.tensors_to_save() if hasattr(model, "tensors_to_save") else model._tensors_to_save(model.params)
+    found = {name: np.asarray(each.read()) for name, each in tensors.items()}
+    layers = task._framework.layers_of(task.model, task.encoder._modules.layers) if task.name == "embed" else ()
+    for place, layer in enumerate(layers):
+        prefix = f"sentence_layers.{place}{'.0' if isinstance(layer, Dense) else ''}"
+        found |= {f"{prefix}.{name}": getattr(layer, name) for name in ("weight", "bias")}
+    return found
+
+
+def assert_recomputed_dropout_is_the_same() -> None:
+    """Layers that are computed again draw the same dropout twice, and the next time as they would otherwise."""
+    import keras
+
+    from longspan.training.keras_recomputing import recompute_layers
+
+    class Layer(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.dropout = keras.layers.Dense(64), keras.layers.Dropout(0.5, seed=7)
+            self.calls = 0
+
+        def call(self, states, *, scale, training=None):
+            self.calls += 1
+            return self.dropout(keras.ops.tanh(self.dense(states)), training=training) * scale["by"][0], "more"
+
+    class Model(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = self.add_weight(shape=(), initializer="ones")
+            self.stack = [Layer(), Layer()]
+
+        def call(self, states, training=None):
+            for layer in self.stack:
+                states, _ = layer(states, scale={"by": (self.gain * 3,)}, training=training)
+            return states
+
+    states = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
+    found = []
+    for again in (False, True):
+        keras.utils.set_random_seed(0)
+        model = Model()
+        model(states)
+        if again:
+            recompute_layers(model)
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=keras.backend.backend() == "jax")
+        before = model.stack[0].calls
+        losses = [float(model.train_on_batch(states, states)) for _ in range(3)]
+        found.append((losses, [np.asarray(each) for each in model.weights], model.stack[0].calls - before))
+    (losses, weights, once), (again, same, calls) = found
+    assert abs(losses[2] - losses[0]) > 1e-3
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
+    for one, other in zip(same, weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert calls > once or keras.backend.backend() == "jax"  # JAX traces once and repeats what it traced
 
 
 STEPS = {"flax": step_of_flax, "keras": step_of_keras}

@@ -15,6 +15,7 @@ from tests.training.conftest import SETTINGS, documents, read_csv, write_lines
 from tests.training.test_tasks import FAST, questions, tagged
 
 from longspan import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     DiffLlamaConfig,
     DiffLlamaForCausalLM,
@@ -93,6 +94,8 @@ def test_terms_of_losses_are_those_of_pytorch(framework):
         "binary_cross_entropy": [(logits, marks, weights)],
         "squared_error": [(logits[:, :1], marks[:, 0])],
         "hide": [(logits, mask), (logits, None)],
+        "cosines": [(logits.reshape(1, 5, 3),), (np.stack([logits, marks]),)],
+        "cosines_of_pairs": [(np.stack([logits, marks]),)],
         "total": [(logits,), (logits[:, 0], marks[:, 0])],
     }
     for name, arguments in calls.items():
@@ -234,6 +237,43 @@ def test_keras_takes_a_single_pass_for_what_it_is(plain):
     }
 
 
+def test_layers_of_keras_are_computed_again_with_the_same_dropout():
+    frameworks.assert_recomputed_dropout_is_the_same()
+
+
+def test_adapters_of_keras_are_those_of_peft(plain, tmp_path):
+    """A step of adapters, and the plain model that is written, with layers that are computed again."""
+    import torch
+
+    data, settings = data_of("classify"), frameworks.TWO_WINDOWS
+    model = frameworks.with_head("classify", plain, data, tmp_path / "model", **settings)
+    torchs = frameworks.make("torch", "classify", model, data, lora=2, **settings)
+    ours = frameworks.make("keras", "classify", model, data, lora=2, gradient_checkpointing=True, **settings)
+    layers = [layer for layer in ours.task.model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    trained = {name: each for name, each in torchs.base.named_parameters() if each.requires_grad}
+    assert len(trained) == 2 * len(layers) == 4
+    assert len(ours.learner.trainable_variables) == len(trained)
+    draw = torch.Generator().manual_seed(1)
+    for layer in layers:
+        for letter in "ab":
+            name = f"layer.0.attention.self.{layer.name}.lora_{letter.upper()}.default.weight"
+            (found,) = [each for full, each in trained.items() if full.endswith(name)]
+            found.data = torch.randn(found.shape, generator=draw) * 0.3
+            getattr(layer, f"lora_kernel_{letter}").assign(found.detach().numpy().T)
+    loss, moved, largest = frameworks.step_of_torch(torchs)
+    assert abs(frameworks.loss_of_keras_step(ours) - loss) < 1e-5 * loss
+    for name, each in trained.items():
+        each.data = torch.from_numpy(moved[name])
+    merged = torchs.model.merge_and_unload().state_dict()
+    ours.folder.path = tmp_path
+    ours.save_best()
+    ours.write_best(tmp_path / "out")
+    written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert written.keys() == merged.keys()
+    for name, weight in merged.items():
+        np.testing.assert_allclose(written[name], weight, rtol=0, atol=1e-5 * max(1, largest), err_msg=name)
+
+
 @pytest.mark.skipif(not IS_LONG, reason="takes minutes")
 @pytest.mark.parametrize("framework", ["flax", "keras"])
 def test_killed_runs_resume_to_the_same_bits(encoder, tmp_path, framework):
@@ -280,12 +320,11 @@ def test_devices_and_backends(plain, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"framework": "flax", "lora": 4}, "lora needs framework='torch'. Received: framework='flax'"),
-        ({"framework": "keras", "lora": 4}, "lora needs framework='torch'. Received: framework='keras'"),
+        ({"framework": "flax", "lora": 4}, "lora needs framework='torch' or 'keras'. Received: framework='flax'"),
+        ({"framework": "keras", "shard": True}, "shard needs framework='torch'. Received: framework='keras'"),
         ({"framework": "jax", "precision": "float16"}, "float16 needs framework='torch', or precision='bfloat16'"),
-        ({"framework": "tf", "gradient_checkpointing": True}, "gradient_checkpointing needs framework='torch' or"),
-        ({"framework": "keras", "devices": 2}, "devices needs framework='flax'"),
-        ({"devices": 2}, "devices needs framework='flax', or the processes of accelerate launch"),
+        ({"framework": "tf", "devices": 2}, "devices needs KERAS_BACKEND=jax, framework='flax' or the processes"),
+        ({"devices": 2}, "devices needs framework='flax' or 'keras', or the processes of accelerate launch"),
         ({"framework": "flax", "devices": 99}, "devices must be at most the 1 that JAX finds. Received: devices=99"),
         ({"framework": "mxnet"}, "framework must be one of torch, flax, keras. Received: framework='mxnet'"),
     ],
@@ -294,8 +333,3 @@ def test_what_a_framework_lacks_is_said(encoder, tmp_path, settings, reason):
     with pytest.raises(InputError) as error:
         finetune("classify", encoder, documents(4, seed=1, longest=20), tmp_path / "out", **settings)
     assert reason in str(error.value)
-
-
-def test_sentence_encoders_are_trained_in_pytorch(encoder, tmp_path):
-    with pytest.raises(InputError, match="embed needs framework='torch'. Received: framework='flax'"):
-        finetune("embed", encoder, [{"anchor": "a", "positive": "b"}], tmp_path / "out", framework="flax")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 MAX = "max"
+LAYER_NORM_EPSILON = 1e-5
 #: Modes in the order in which sentence-transformers concatenates them.
 POOLING_MODES = ("cls", MAX, "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -67,11 +68,15 @@ def pooling_weights(modes: Sequence[str], mask: npt.NDArray[np.bool_]) -> Floats
     return np.stack(chosen, axis=1).astype(np.float32) if chosen else empty
 
 
+def mode_places(modes: Sequence[str]) -> list[int]:
+    """Where the vector of each mode is among pooled ones, of which `max` comes last."""
+    weighted = [mode for mode in modes if mode != MAX]
+    return [len(weighted) if mode == MAX else weighted.index(mode) for mode in modes]
+
+
 def order_modes(modes: Sequence[str], pooled: Floats) -> Floats:
     """Concatenate pooled vectors (B, M (+ 1), H), `max` last, in the order of `modes`: (B, len(modes) · H)."""
-    weighted = [mode for mode in modes if mode != MAX]
-    places = [len(weighted) if mode == MAX else weighted.index(mode) for mode in modes]
-    return pooled[:, places].reshape(len(pooled), -1)
+    return pooled[:, np.array(mode_places(modes))].reshape(len(pooled), -1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """Layer normalisation of pooled vectors, with epsilon 1e-5.
+    """Layer normalisation of pooled vectors.
 
     Attributes:
         weight: (D,).
@@ -110,7 +115,7 @@ class LayerNorm:
         """(N, D) -> (N, D)."""
         centered = vectors - vectors.mean(axis=1, keepdims=True)
         variance = np.mean(np.square(centered), axis=1, keepdims=True)
-        normed: Floats = centered / np.sqrt(variance + np.float32(1e-5)) * self.weight + self.bias
+        normed: Floats = centered / np.sqrt(variance + np.float32(LAYER_NORM_EPSILON)) * self.weight + self.bias
         return normed
 
 

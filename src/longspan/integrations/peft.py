@@ -4,6 +4,9 @@ from __future__ import annotations
 
 #: the projections of queries and values, which PEFT takes for the families that it knows
 TARGET_MODULES: dict[str, list[str]] = {
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+    "xlm-roberta": ["query", "value"],
     "longformer": ["query", "value", "query_global", "value_global"],
     "longt5": ["q", "v"],
     "diffllama": ["q_proj", "v_proj"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+import numpy.typing as npt
 
 from longspan.checkpoints.hub import Source
 from longspan.documents.document import replace_surrogates
-from longspan.embeddings.modules import Layer, read_sentence_modules
-from longspan.embeddings.pooling import Dense, LayerNorm, order_modes
+from longspan.embeddings.modules import read_sentence_modules
 from longspan.embeddings.sentence_encoder import SentenceEncoder, locate
 from longspan.errors import InputError
-from longspan.pipelines.backends.torch import pool
+from longspan.inputs import IGNORE_INDEX
 from longspan.pipelines.long.rows import Row
 from longspan.pipelines.long.splitter import Piece, TextSplitter
 from longspan.training import metrics
-from longspan.training.backends.torch import weighted_cross_entropy
+from longspan.training.options import TrainOptions
 from longspan.training.records import Record
 from longspan.training.task import Example, Sample, TensorBatch, TrainingTask, number, text_of
 
@@ -40,21 +37,24 @@ class EmbedTask(TrainingTask):
     """Vectors of texts: near for what belongs together.
 
     A record has `anchor` and `positive`, or also `negative`, or also `score`, the cosine that is wanted. Each anchor
-    picks its positive among all positives and negatives of the forward pass by cross-entropy (InfoNCE; Henderson et
-    al., 2017, arXiv:1705.00652); scores are learnt by squared error. A text is the mean of its windows, weighted by
-    their tokens, as `SentenceEncoder` embeds it; all its windows are read in the same forward pass.
+    picks its positive among all positives and negatives of the forward pass by cross-entropy (multiple negatives
+    ranking; Henderson et al., 2017, arXiv:1705.00652); scores are learnt by squared error. A text is the mean of its
+    windows, weighted by their tokens, as `SentenceEncoder` embeds it; all its windows are read in the same pass.
     """
 
     name: ClassVar[str] = "embed"
     pipeline_task: ClassVar[str] = "feature-extraction"
     model_task: ClassVar[str] = "feature-extraction"
-    frameworks: ClassVar[tuple[str, ...]] = ("torch",)
     text_field: ClassVar[str] = "anchor"
     label_field: ClassVar[str] = "positive"
     metric: ClassVar[str] = "accuracy@1"
     #: What the first record holds besides anchor and positive, which all others must: `negative`, `score` or "".
     third = ""
     encoder: SentenceEncoder
+
+    def __init__(self, options: TrainOptions) -> None:
+        super().__init__(options)
+        self._framework: Any = importlib.import_module(f"longspan.training.sentences.{options.framework}")
 
     @property
     def best_metric(self) -> str:
@@ -93,43 +93,35 @@ class EmbedTask(TrainingTask):
         return read_sentence_modules(Source(locate(name)[1])).transformer
 
     def load(self, name: str) -> Any:
-        """The transformer of a sentence model, or of a plain one; the weights of layers after pooling are with it."""
-        torch.manual_seed(self.options.seed)
-        with warnings.catch_warnings():  # it is about to become one
+        """The transformer of a sentence model, or of a plain one, with the layers after pooling."""
+        options = self.options
+        self.backend.seed(options.seed)
+        is_torch = options.framework == "torch"  # accelerate sees to device and precision later
+        settings = {"device": "cpu"} if is_torch else {"device": options.device, "dtype": options.precision}
+        with warnings.catch_warnings(), self.backend.scope(options):
+            # it is about to become one
             warnings.filterwarnings("ignore", ".* is no sentence-transformers model", UserWarning)
-            self.encoder = SentenceEncoder(name, device="cpu", max_length=self.options.max_length)
-        model = self.encoder._backend.model
-        for key, parameter in model.named_parameters():
-            if key.startswith("pooler."):  # vectors do not depend on it
-                parameter.requires_grad_(False)
-        if self.encoder._modules.layers:
-            model.sentence_layers = nn.ModuleList(map(_module_of, self.encoder._modules.layers))
-        return model
+            self.encoder = SentenceEncoder(name, framework=options.framework, max_length=options.max_length, **settings)
+            return self._framework.model_of(self.encoder, options)
 
     def open(self, model: Any, tokenizer: Any) -> None:
         """Take the model in training."""
         self.model, self.tokenizer = model, self.encoder.tokenizer
-        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-        self._settings = {"use_cache": False} if takes_cache else {}
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: Any) -> None:
         """Tell the encoder where accelerate has put the model."""
         self.encoder._backend.device = device
 
     def save(self, model: Any, output: Path) -> None:
         """Write a folder that `SentenceEncoder` and sentence-transformers load."""
         self._take_layers(model)
-        if hasattr(model, "sentence_layers"):
-            del model.sentence_layers
-        self.encoder._backend.model = model
+        self.encoder._backend.model = self._framework.detach(model)
         self.encoder.save_pretrained(output)
 
     def _take_layers(self, model: Any) -> None:
         """Give the encoder the weights that layers after pooling have now."""
         modules = self.encoder._modules
-        trained = getattr(model, "sentence_layers", ())
-        layers = tuple(_layer_of(*both) for both in zip(modules.layers, trained, strict=True))
-        self.encoder._modules = replace(modules, layers=layers)
+        self.encoder._modules = replace(modules, layers=self._framework.layers_of(model, modules.layers))
 
     # Samples
 
@@ -183,7 +175,7 @@ class EmbedTask(TrainingTask):
         """Raise `InputError` if no forward pass holds two pairs: a pair learns from the others of its pass."""
         if self.third:
             return
-        widths = sorted(len(sample.rows) * max(map(len, sample.rows)) for sample in samples)[:2]
+        widths = sorted(map(self.width_of, samples))[:2]
         most = min(self.options.micro_tokens, self.options.batch_tokens)
         if len(widths) < 2 or 2 * widths[1] > most:
             raise InputError(
@@ -193,46 +185,49 @@ class EmbedTask(TrainingTask):
 
     # Steps
 
-    def batch(self, samples: Sequence[Sample], device: Any = None) -> TensorBatch:
-        """Rows of all texts, padded, with their weights in pooling and in the mean over windows."""
+    def arrays(self, samples: Sequence[Sample], shape: tuple[int, int] | None = None) -> TensorBatch:
+        """Rows of all texts, padded, with their weights in pooling and their shares of the texts.
+
+        Args:
+            samples: What is read together.
+            shape: Samples and tokens to pad to, default none: samples without rows of their own, which count nothing
+                and are nobody's negatives, fill up, and rows that are part of no text.
+        """
+        count, length = (len(samples), 0) if shape is None else shape
         rows = [row for sample in samples for row in sample.rows]
-        together = {key: np.concatenate([sample.targets[key] for sample in samples])
-                    for key in ("tokens", "leading", "counts")}  # fmt: skip
-        shape = (len(rows), max(map(len, rows)))
-        ids, mask, weights, max_mask = self.encoder._batch_arrays(
-            [row.ids for row in rows], together["leading"].tolist(), shape
+        num_rows = len(rows) if shape is None else -(-len(rows) // count) * count
+        rows += [rows[-1]] * (num_rows - len(rows))
+        leading = np.concatenate([sample.targets["leading"] for sample in samples])
+        ids, mask, pooling, max_mask = self.encoder._batch_arrays(
+            [row.ids for row in rows],
+            np.pad(leading, (0, num_rows - len(leading)), mode="edge").tolist(),
+            (num_rows, max(length or 0, *map(len, rows))),
         )
-        owners = np.repeat(np.arange(len(together["counts"])), together["counts"])
-        shares = np.zeros((len(together["counts"]), len(rows)), np.float32)
-        shares[owners, np.arange(len(rows))] = together["tokens"]
-        shares /= shares.sum(1, keepdims=True)
-        inputs = {"input_ids": ids} | ({} if mask.all() else {"attention_mask": mask})
-        targets = {"pooling": weights, "shares": shares} | ({} if max_mask is None else {"max_mask": max_mask})
-        targets |= {key: np.stack([sample.targets[key] for sample in samples]) for key in ("texts", "score")}
-        counted = torch.tensor([sample.weight for sample in samples], dtype=torch.float32, device=device)
-        return TensorBatch(_tensors(inputs, device), _tensors(targets, device), counted)
+        inputs = {"input_ids": ids, "attention_mask": mask, "pooling": pooling}
+        inputs |= {"shares": _shares(samples, count, num_rows)} | ({} if max_mask is None else {"max_mask": max_mask})
+        filled = [*samples, *[samples[-1]] * (count - len(samples))]
+        is_there = np.arange(count) < len(samples)
+        negatives = ~_not_negative(np.stack([sample.targets["texts"] for sample in filled]))
+        targets = {
+            "labels": np.where(is_there, np.arange(count), IGNORE_INDEX),
+            "candidates": negatives & np.tile(is_there, negatives.shape[1] // count),
+            "score": np.stack([sample.targets["score"] for sample in filled]),
+        }
+        return TensorBatch(inputs, targets, np.array([sample.weight for sample in filled], np.float32) * is_there)
 
     def run(self, model: Any, batch: TensorBatch) -> Any:
         """Vectors of length 1 of all texts, (B, 2 or 3, D)."""
-        states = model(**batch.inputs, **self._settings).last_hidden_state.float()
-        pooled: Any = pool(states, batch.targets["pooling"], batch.targets.get("max_mask"))
-        vectors: Any = order_modes(self.encoder._modules.pooling, pooled)
-        for layer in getattr(self.model, "sentence_layers", ()):
-            vectors = layer(vectors)
-        of_texts: Tensor = F.normalize(batch.targets["shares"] @ vectors, dim=-1)
-        return of_texts.view(len(batch.weights), -1, of_texts.shape[-1])
+        return self._framework.run(model, self.model, batch.inputs, self.encoder._modules.pooling)
 
-    def loss(self, outputs: Any, batch: TensorBatch) -> Tensor:
+    def loss(self, outputs: Any, batch: TensorBatch) -> Any:
         """Cross-entropy of the positive among the texts of the pass, or squared error of the cosine."""
-        terms: Tensor
-        anchors, others = outputs[:, 0], outputs[:, 1:].transpose(0, 1).flatten(0, 1)
+        backend = self.backend
         if self.third == _SCORE:
-            terms = ((anchors * others).sum(-1) - batch.targets["score"]) ** 2
+            terms = backend.squared_error(backend.cosines_of_pairs(outputs), batch.targets["score"])
         else:
-            logits = (_SCALE * anchors @ others.T).masked_fill(_not_negative(batch.targets["texts"]), float("-inf"))
-            terms = weighted_cross_entropy(logits, torch.arange(len(logits), device=logits.device))
-        weights: Tensor = batch.weights
-        return (terms * weights).sum()
+            logits = backend.hide(_SCALE * backend.cosines(outputs), batch.targets["candidates"])
+            terms = backend.cross_entropy(logits, batch.targets["labels"])
+        return backend.total(terms, batch.weights)
 
     # Evaluation
 
@@ -276,7 +271,21 @@ def _number_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
-def _not_negative(texts: Tensor) -> Tensor:
+def _shares(samples: Sequence[Sample], count: int, num_rows: int) -> npt.NDArray[np.float32]:
+    """(`count`, T, `num_rows`) share of each row in each text, by its tokens; the last sample's again at the end."""
+    num_texts = len(samples[0].targets["counts"])
+    shares = np.zeros((count, num_texts, num_rows), np.float32)
+    begin = 0
+    for place, sample in enumerate(samples):
+        owners = np.repeat(np.arange(num_texts), sample.targets["counts"])
+        shares[place, owners, begin + np.arange(len(owners))] = sample.targets["tokens"]
+        begin += len(owners)
+    shares[len(samples) :] = shares[len(samples) - 1]
+    shares /= shares.sum(-1, keepdims=True)
+    return shares
+
+
+def _not_negative(texts: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Which texts of a pass are no negatives of which anchor, the right one aside.
 
     These are copies of the anchor or its positive, and the positives of the same anchor in other samples.
@@ -289,46 +298,7 @@ def _not_negative(texts: Tensor) -> Tensor:
     """
     count = len(texts)
     others = texts[:, 1:].T.reshape(-1)
-    found = (others == texts[:, :1]) | (others == texts[:, 1:2])
+    found: npt.NDArray[np.bool_] = (others == texts[:, :1]) | (others == texts[:, 1:2])
     found[:, :count] |= texts[:, 0] == texts[:, :1]
-    found[:, :count].fill_diagonal_(fill_value=False)
+    np.fill_diagonal(found[:, :count], val=False)
     return found
-
-
-def _tensors(arrays: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-class _UnitLength(nn.Module):
-    """A normalisation between other layers."""
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
-        return F.normalize(vectors, dim=-1)
-
-
-def _module_of(layer: Layer) -> nn.Module:
-    """A layer after pooling as one that can be trained."""
-    if isinstance(layer, Dense):
-        size, width = layer.weight.shape
-        linear = nn.Linear(width, size, bias=layer.bias is not None)
-        _fill(linear, layer)
-        return nn.Sequential(linear, getattr(nn, layer.activation)())
-    if isinstance(layer, LayerNorm):
-        norm = nn.LayerNorm(len(layer.weight))
-        _fill(norm, layer)
-        return norm
-    return _UnitLength()
-
-
-def _fill(module: nn.Module, layer: Dense | LayerNorm) -> None:
-    weights = {"weight": layer.weight, "bias": layer.bias}
-    module.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items() if value is not None})
-
-
-def _layer_of(layer: Layer, module: nn.Module) -> Layer:
-    """The layer with the weights of its module."""
-    if not isinstance(layer, Dense | LayerNorm):
-        return layer
-    state = (module[0] if isinstance(module, nn.Sequential) else module).state_dict()
-    return replace(layer, **{key: value.cpu().numpy().copy() for key, value in state.items()})

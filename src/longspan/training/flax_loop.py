@@ -162,9 +162,9 @@ class FlaxLoop(RunLoop):
 
     # The plan
 
-    def parameter_sizes(self) -> list[tuple[int, int]]:
-        """Numbers and bytes of the parameters."""
-        return [(leaf.size, leaf.nbytes) for leaf in jax.tree.leaves(self.params)]
+    def parameter_sizes(self) -> list[tuple[int, int, bool]]:
+        """Numbers and bytes of the parameters, all of which are trained."""
+        return [(leaf.size, leaf.nbytes, True) for leaf in jax.tree.leaves(self.params)]
 
     def measure(self, indices: Any) -> tuple[int, float]:
         """What XLA plans beside arguments and results of a pass, and the seconds of the second of two."""

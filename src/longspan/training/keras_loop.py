@@ -8,6 +8,7 @@ weighted mean over the terms of the step.
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from safetensors.numpy import load_file, save_file
 from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 from longspan.nn.keras.runtime import is_tensorflow, runs_on_cpu
-from longspan.training.backends.keras import call_settings, on_device
+from longspan.training.backends.keras import call_settings
 from longspan.training.batches import Step, rate_factor
+from longspan.training.keras_adapters import enable_adapters, merge
+from longspan.training.keras_recomputing import recompute_layers
 from longspan.training.run_folder import Position
 from longspan.training.run_loop import RunLoop
 from longspan.training.runs import Prepared
@@ -191,10 +194,20 @@ class KerasLoop(RunLoop):
         epochs = map(self.epoch, range(self.options.epochs))
         self.num_passes = max(len(step.passes) for steps in epochs for step in steps)
         self._shortest = int(np.argmin(self._widths))
-        self.learner = Learner(self.task, self.num_passes)
-        # XLA makes TensorFlow's products on a CPU slower, and a program for every shape
-        jit_compile = False if is_tensorflow() and runs_on_cpu() else "auto"
-        self.learner.compile(self._make_optimizer(), jit_compile=jit_compile)
+        with self._scope():
+            if self.options.lora:
+                enable_adapters(self.task.model, self.options.lora)
+            if self.options.gradient_checkpointing:
+                recompute_layers(self.task.model)
+            self.learner = Learner(self.task, self.num_passes)
+            # XLA makes TensorFlow's products on a CPU slower, and a program for every shape
+            jit_compile = False if is_tensorflow() and runs_on_cpu() else "auto"
+            self.learner.compile(self._make_optimizer(), jit_compile=jit_compile)
+
+    def _scope(self) -> AbstractContextManager[Any]:
+        """Where variables are and passes are computed."""
+        scope: AbstractContextManager[Any] = self.task.backend.scope(self.options)
+        return scope
 
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
         """AdamW on clipped gradients; biases and norms, which have one axis, do not decay."""
@@ -214,7 +227,7 @@ class KerasLoop(RunLoop):
 
     def train(self, steps: list[Step]) -> None:
         """Steps of an epoch, up to its end or that of the run."""
-        with on_device(self.options.device):
+        with self._scope():
             self.learner.fit(Passes(self, steps), shuffle=False, verbose=0, callbacks=[AfterPass(self)])
 
     def batch(self, step: Step, number: int, *, more: int = 0) -> Pass:
@@ -227,7 +240,7 @@ class KerasLoop(RunLoop):
         """
         is_there = number < len(step.passes)
         samples = self.samples(step.passes[number] if is_there else [self._shortest])
-        count, length = self.task.shape_of(samples)
+        count, length = self.task.shape_of(samples, multiple=self.options.devices)
         is_fixed = bool(more or self.task.backend.fixed_shapes)
         batch = self.task.arrays(samples, (count + more, length) if is_fixed else None)
         scale = np.full(len(batch.weights), is_there * self.num_passes / self.weight(step), np.float32)
@@ -259,16 +272,17 @@ class KerasLoop(RunLoop):
         self.folder.save_best({str(number): to_numpy(each) for number, each in weights})
 
     def write_best(self, output: Path) -> None:
-        """Write the best weights with the tokenizer."""
-        _assign(self.task.model.weights, self.folder.best())
-        self.task.save(self.task.model, output)
+        """Write the best weights with the tokenizer; adapters are merged into them."""
+        model = self.task.model
+        _assign(model.weights, self.folder.best())
+        self.task.save(merge(model, self.task.load(self._prepared.model_name)) if self.options.lora else model, output)
 
     # The plan
 
-    def parameter_sizes(self) -> list[tuple[int, int]]:
-        """Numbers and bytes of the parameters."""
-        numbers = [int(np.prod(variable.shape)) for variable in self.learner.trainable_variables]
-        return [(number, 4 * number) for number in numbers]
+    def parameter_sizes(self) -> list[tuple[int, int, bool]]:
+        """Numbers and bytes of the parameters, and whether they are trained."""
+        numbers = [(int(np.prod(each.shape)), each.trainable) for each in self.task.model.weights]
+        return [(number, 4 * number, is_trained) for number, is_trained in numbers]
 
     def measure(self, indices: Any) -> tuple[int, float]:
         """Memory that a step of one pass takes beside gradients, as Linux tells it, and its seconds."""
@@ -282,17 +296,20 @@ class KerasLoop(RunLoop):
             before = _memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark
             begin = time.perf_counter()
-            self.learner.train_on_batch(inputs, targets, weights)
+            with self._scope():
+                self.learner.train_on_batch(inputs, targets, weights)
             seconds.append(time.perf_counter() - begin)
-        gradients = sum(size for _, size in self.parameter_sizes())
+        gradients = sum(size for _, size, is_trained in self.parameter_sizes() if is_trained)
         return max(0, _memory("VmHWM") - before - gradients), seconds[-1]
 
 
 def _as_keras_has_it(array: npt.NDArray[Any], more: int) -> npt.NDArray[Any]:
-    """Numbers of tokens in 32 bits, with so many tokens more."""
-    if array.dtype.kind == "f":
+    """Numbers of tokens in 32 bits, with so many tokens more, as have weights in pooling, (B, M, S)."""
+    is_float = array.dtype.kind == "f"
+    if is_float and array.ndim < 3:
         return array
-    return np.pad(array.astype(np.int32), [(0, 0)] * (array.ndim - 1) + [(0, more * (array.ndim > 1))])
+    padding = [(0, 0)] * (array.ndim - 1) + [(0, more * (array.ndim > 1))]
+    return np.pad(array if is_float else array.astype(np.int32), padding)
 
 
 def _assign(variables: list[Any], values: dict[str, npt.NDArray[Any]]) -> None:

@@ -14,18 +14,15 @@ CLASS_WEIGHTS = ("none", "balanced")
 ON_LONG = ("window", "truncate", "error")
 #: framework -> option that it lacks -> what has it
 _LACKING: dict[str, dict[str, str]] = {
-    "torch": {"devices": "framework='flax', or the processes of accelerate launch"},
+    "torch": {"devices": "framework='flax' or 'keras', or the processes of accelerate launch"},
     "flax": {
-        "lora": "framework='torch'",
+        "lora": "framework='torch' or 'keras'",
         "shard": "framework='torch'",
         "float16": "framework='torch', or precision='bfloat16'",
     },
     "keras": {
-        "lora": "framework='torch'",
         "shard": "framework='torch'",
         "float16": "framework='torch', or precision='bfloat16'",
-        "gradient_checkpointing": "framework='torch' or 'flax'",
-        "devices": "framework='flax', or the processes of accelerate launch",
     },
 }
 _LEARNING_RATE, _LORA_LEARNING_RATE = 5e-5, 2e-4
@@ -72,7 +69,7 @@ class TrainOptions:
     framework: Annotated[str, "What trains: torch, flax or keras."] = "torch"
     memory: Annotated[int, "MiB of documents, and of windows, to hold in memory; more go to the output's disk."] = 1024
     device: Annotated[str | None, "cpu; default what the framework finds."] = None
-    devices: Annotated[int, "Devices of this machine that share each forward pass, in flax."] = 1
+    devices: Annotated[int, "Devices of this machine that share each forward pass, in flax, and in keras on JAX."] = 1
     strict: Annotated[bool, "Stop at the first record that cannot be used."] = False
     resume: Annotated[bool, "Go on where an interrupted run stopped, or start over."] = True
     overwrite: Annotated[bool, "Replace an output that exists."] = False

@@ -56,8 +56,8 @@ class RunLoop(RunBase, ABC):
         """Bytes that a forward pass keeps for the backward pass, and seconds of both."""
 
     @abstractmethod
-    def parameter_sizes(self) -> list[tuple[int, int]]:
-        """Numbers and bytes of the parameters, all of which are trained."""
+    def parameter_sizes(self) -> list[tuple[int, int, bool]]:
+        """Numbers and bytes of the parameters, and whether they are trained."""
 
     def samples(self, indices: Any) -> list[Any]:
         """Samples by their numbers."""
@@ -155,13 +155,15 @@ class RunLoop(RunBase, ABC):
         every = [indices for step in self.epoch(0) for indices in step.passes]
         widest = max(every, key=lambda indices: sum(self._widths[index] for index in indices))
         kept, seconds = self.measure(widest)
-        numbers, sizes = map(sum, zip(*self.parameter_sizes(), strict=True))
+        sizes = self.parameter_sizes()
+        numbers, weights = (sum(values) for values in list(zip(*sizes, strict=True))[:2])
+        trained, gradients = (sum(one[place] for one in sizes if one[2]) for place in (0, 1))
         epoch = sum(self._lengths)
         share = self.num_steps / max(1, sum(len(self.epoch(number)) for number in range(self.options.epochs)))
         tokens = epoch * self.options.epochs * share
         return Plan(
             documents=self._prepared.num_documents, samples=len(self._lengths), tokens=epoch, steps=self.num_steps,
-            parameters=numbers, trained=numbers, weights_bytes=sizes, gradients_bytes=sizes,
-            optimizer_bytes=2 * sizes, activations_bytes=kept, checkpoint_bytes=3 * sizes,
+            parameters=numbers, trained=trained, weights_bytes=weights, gradients_bytes=gradients,
+            optimizer_bytes=2 * gradients, activations_bytes=kept, checkpoint_bytes=weights + 2 * gradients,
             seconds=tokens * seconds / sum(self._lengths[index] for index in widest),
         )  # fmt: skip

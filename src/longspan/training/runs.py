@@ -209,11 +209,7 @@ def make_task(name: str, options: TrainOptions) -> Any:
     """The task of a name; raises `InputError` if there is none."""
     if name not in TASKS:
         raise InputError(f"task must be one of {', '.join(TASKS)}. Received: task={name!r}")
-    task_class = _find(TASKS[name])
-    if options.framework not in task_class.frameworks:
-        allowed = " or ".join(map(repr, task_class.frameworks))
-        raise InputError(f"{name} needs framework={allowed}. Received: framework={options.framework!r}")
-    return task_class(options)
+    return _find(TASKS[name])(options)
 
 
 def loop_class(framework: str) -> Any:

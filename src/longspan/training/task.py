@@ -113,8 +113,6 @@ class TrainingTask(ABC):
     pipeline_task: ClassVar[str]
     #: A key of `longspan.tasks.TASKS`, which names the model's class.
     model_task: ClassVar[str]
-    #: Frameworks that can train for it.
-    frameworks: ClassVar[tuple[str, ...]] = ("torch", "flax", "keras")
     #: Targets are numbers of the tokens that the model reads.
     has_token_targets: ClassVar[bool] = False
     #: Default columns of text and label.
@@ -257,18 +255,20 @@ class TrainingTask(ABC):
             samples: What is read together.
             multiple: Of what the number of samples is to be a multiple.
         """
-        positions = max(map(self.width_of, samples))
+        positions, length = (max(map(size, samples)) for size in (self.width_of, self._padded))
         options = self.options
         full = max(len(samples), min(options.micro_tokens, 3 * options.batch_tokens // 2) // positions)
         count = next((few for few in _FEW_SAMPLES if len(samples) <= few < full), full)
-        return -(-count // multiple) * multiple, positions // len(samples[0].rows)
+        return -(-count // multiple) * multiple, length
 
     def width_of(self, sample: Sample) -> int:
         """Positions that a pass holds for each of its samples if this one is the longest, padding included."""
+        return len(sample.rows) * self._padded(sample)
+
+    def _padded(self, sample: Sample) -> int:
+        """Tokens to which the rows of a sample are padded."""
         longest = max(map(len, sample.rows))
-        if self.backend.fixed_shapes:
-            longest = round_length(longest, longest_input(self.model.config))
-        return len(sample.rows) * longest
+        return round_length(longest, longest_input(self.model.config)) if self.backend.fixed_shapes else longest
 
     def stack(self, rows: list[Row], length: int | None = None) -> dict[str, Array]:
         """Arrays of rows, padded to so many tokens, or to the longest."""

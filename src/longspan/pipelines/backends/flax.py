@@ -22,6 +22,17 @@ from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
 
 
+def pool(states: jax.Array, weights: jax.Array, max_mask: jax.Array | None) -> jax.Array:
+    """Pooled states (B, M (+ 1), H) of states (B, S, H); see `base.Encoder.encode_batch`."""
+    states = states.astype(jnp.float32)
+    pooled = jnp.einsum("bms,bsh->bmh", weights, states, precision=jax.lax.Precision.HIGHEST)
+    if max_mask is None:
+        return pooled
+    # looked up, not `max`: its gradient compares states, which a program may compute again with other rounding
+    places = jnp.where(max_mask[:, :, None], states, -jnp.inf).argmax(axis=1, keepdims=True)
+    return jnp.concatenate([pooled, jnp.take_along_axis(states, places, axis=1)], axis=1)
+
+
 class _FlaxBackend(base.Backend):
     framework: ClassVar[Framework] = "flax"
     fixed_shapes: ClassVar[bool] = True
@@ -99,12 +110,7 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
     ) -> jax.Array:
         self.num_programs += 1  # runs when a shape is traced, not when its program runs
         states = self.model(input_ids, attention_mask=attention_mask, params=params).last_hidden_state
-        states = states.astype(jnp.float32)
-        pooled = jnp.einsum("bms,bsh->bmh", weights, states, precision=jax.lax.Precision.HIGHEST)
-        if max_mask is None:
-            return pooled
-        greatest = jnp.where(max_mask[:, :, None], states, -jnp.inf).max(axis=1, keepdims=True)
-        return jnp.concatenate([pooled, greatest], axis=1)
+        return pool(states, weights, max_mask)
 
 
 class TaskBackend(_FlaxBackend, base.TaskModel):

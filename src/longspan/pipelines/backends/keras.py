@@ -28,6 +28,17 @@ Specs = Sequence[tuple[list[None], str]]
 _POOLING_SPECS: Specs = [([None] * 2, "int32"), ([None] * 2, "bool"), ([None] * 3, "float32"), ([None] * 2, "bool")]
 
 
+def pool(states: Any, weights: Any, max_mask: Any | None) -> Any:
+    """Pooled states (B, M (+ 1), H) of states (B, S, H); see `base.Encoder.encode_batch`."""
+    states = ops.cast(states, "float32")
+    pooled = ops.matmul(weights, states)
+    if max_mask is None:
+        return pooled
+    # looked up, not `max`: its gradient compares states, which XLA may compute again with other rounding
+    places = ops.argmax(ops.where(max_mask[:, :, None], states, -np.inf), axis=1, keepdims=True)
+    return ops.concatenate([pooled, ops.take_along_axis(states, places, axis=1)], axis=1)
+
+
 class _KerasBackend(base.Backend):
     framework: ClassVar[Framework] = "keras"
     fixed_shapes: ClassVar[bool] = keras.backend.backend() == "jax"
@@ -149,12 +160,8 @@ def _pooled_states(
     model: Any, with_max: bool, input_ids: Any, attention_mask: Any, weights: Any, max_mask: Any
 ) -> list[Any]:
     mask = ops.cast(attention_mask, "int32")
-    states = ops.cast(model(input_ids, attention_mask=mask, training=False).last_hidden_state, "float32")
-    pooled = ops.matmul(weights, states)
-    if not with_max:
-        return [pooled]
-    greatest = ops.max(ops.where(max_mask[:, :, None], states, -np.inf), axis=1, keepdims=True)
-    return [ops.concatenate([pooled, greatest], axis=1)]
+    states = model(input_ids, attention_mask=mask, training=False).last_hidden_state
+    return [pool(states, weights, max_mask if with_max else None)]
 
 
 def _on_device(name: str | None) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
@@ -40,11 +41,20 @@ class TrainingBackend(ABC):
         Raises:
             ConfigError: the family has no class for the task in this framework.
         """
-        return self._read(class_for(Source(name), model_task, self.framework), name, settings, options)
+        with self.scope(options):
+            return self._read(class_for(Source(name), model_task, self.framework), name, settings, options)
+
+    def scope(self, options: TrainOptions) -> AbstractContextManager[Any]:
+        """Where the framework puts what is made in the block, if it has to be told so beforehand."""
+        return nullcontext()
 
     @abstractmethod
     def _read(self, model_class: Any, name: str, settings: dict[str, Any], options: TrainOptions) -> Any:
         """The model of a class."""
+
+    def seed(self, number: int) -> None:
+        """Let what is drawn from now on follow from a number, where a framework has a state for that."""
+        return
 
     @abstractmethod
     def place(self, batch: TensorBatch, device: Any) -> TensorBatch:
@@ -78,6 +88,14 @@ class TrainingBackend(ABC):
     @abstractmethod
     def hide(self, logits: Any, mask: Any) -> Any:
         """Logits in float32, the least number where the mask is 0; None hides nothing."""
+
+    @abstractmethod
+    def cosines(self, vectors: Any) -> Any:
+        """Products (B, (T - 1) B) of each first vector of (B, T, D) with all second ones, then with all third ones."""
+
+    @abstractmethod
+    def cosines_of_pairs(self, vectors: Any) -> Any:
+        """Products (B,) of the first two vectors of (B, T, D)."""
 
     @abstractmethod
     def total(self, terms: Any, weights: Any | None = None) -> Any:

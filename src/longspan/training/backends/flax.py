@@ -73,6 +73,15 @@ class Backend(TrainingBackend):
         logits = logits.astype(jnp.float32)
         return logits if mask is None else jnp.where(mask != 0, logits, jnp.finfo(jnp.float32).min)
 
+    def cosines(self, vectors: Array) -> Array:
+        """As the base says."""
+        others = jnp.swapaxes(vectors[:, 1:], 0, 1).reshape(-1, vectors.shape[-1])
+        return jnp.matmul(vectors[:, 0], others.T, precision=jax.lax.Precision.HIGHEST)
+
+    def cosines_of_pairs(self, vectors: Array) -> Array:
+        """As the base says."""
+        return (vectors[:, 0] * vectors[:, 1]).sum(-1)
+
     def total(self, terms: Array, weights: Array | None = None) -> Array:
         """As the base says."""
         return (terms if weights is None else terms * weights).sum()

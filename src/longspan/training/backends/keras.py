@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import keras
@@ -37,11 +37,22 @@ class Backend(TrainingBackend):
             )
         self.fixed_shapes = not is_tensorflow()
 
+    def seed(self, number: int) -> None:
+        """As the base says."""
+        keras.utils.set_random_seed(number)
+
     def _read(self, model_class: Any, name: str, settings: dict[str, Any], options: TrainOptions) -> Any:
-        keras.utils.set_random_seed(options.seed)
+        self.seed(options.seed)
         policy = "float32" if options.precision == "float32" else f"mixed_{options.precision}"
-        with on_device(options.device):
-            return model_class.from_pretrained(name, dtype=policy, **settings)
+        return model_class.from_pretrained(name, dtype=policy, **settings)
+
+    def scope(self, options: TrainOptions) -> AbstractContextManager[Any]:
+        """As the base says: a device, and with `devices` so many that hold all weights and share batches.
+
+        Raises:
+            InputError: there are fewer devices, or Keras computes on TensorFlow.
+        """
+        return _scope(options)
 
     def place(self, batch: TensorBatch, device: Any) -> TensorBatch:
         """Tensors of Keras' backend, where this puts them."""
@@ -51,7 +62,7 @@ class Backend(TrainingBackend):
         return TensorBatch(inputs, targets, _tensor(batch.weights))
 
     def _loss_of(self, task: TrainingTask, samples: Sequence[Sample]) -> float:
-        with on_device(task.options.device):
+        with self.scope(task.options):
             batch = self.place(task.arrays(samples, task.shape_of(samples) if self.fixed_shapes else None), None)
             outputs = task.model(**batch.inputs, **call_settings(task.model), training=False)
             return float(to_numpy(task.loss(outputs, batch)))
@@ -81,15 +92,43 @@ class Backend(TrainingBackend):
         logits = ops.cast(logits, "float32")
         return logits if mask is None else ops.where(ops.cast(mask, "bool"), logits, _LEAST)
 
+    def cosines(self, vectors: Any) -> Any:
+        """As the base says."""
+        others = ops.reshape(ops.swapaxes(vectors[:, 1:], 0, 1), (-1, vectors.shape[-1]))
+        return ops.matmul(vectors[:, 0], ops.transpose(others))
+
+    def cosines_of_pairs(self, vectors: Any) -> Any:
+        """As the base says."""
+        return ops.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
+
     def total(self, terms: Any, weights: Any | None = None) -> Any:
         """As the base says."""
         return ops.sum(terms if weights is None else terms * weights)
 
 
-def on_device(name: str | None) -> AbstractContextManager[Any]:
-    """Where Keras computes in the block; None leaves that to Keras."""
-    context: AbstractContextManager[Any] = nullcontext() if name is None else keras.device(name)
-    return context
+@contextmanager
+def _scope(options: TrainOptions) -> Iterator[None]:
+    with ExitStack() as stack:
+        if options.device is not None:
+            stack.enter_context(keras.device(options.device))
+        if options.devices > 1:
+            stack.enter_context(_distribution(options).scope())
+        yield
+
+
+def _distribution(options: TrainOptions) -> keras.distribution.DataParallel:
+    """Weights on all devices, batches shared by their first axis."""
+    if is_tensorflow():
+        raise InputError(
+            "devices needs KERAS_BACKEND=jax, framework='flax' or the processes of accelerate launch in PyTorch: Keras "
+            f"shares batches among devices on JAX alone. Received: devices={options.devices} on TensorFlow"
+        )
+    there = keras.distribution.list_devices(options.device)
+    if options.devices > len(there):
+        raise InputError(
+            f"devices must be at most the {len(there)} that Keras finds. Received: devices={options.devices}"
+        )
+    return keras.distribution.DataParallel(devices=there[: options.devices], auto_shard_dataset=False)
 
 
 def _tensor(array: npt.NDArray[Any]) -> Any:

@@ -23,8 +23,12 @@ class Backend(TrainingBackend):
 
     framework: ClassVar[Framework] = "torch"
 
+    def seed(self, number: int) -> None:
+        """As the base says."""
+        torch.manual_seed(number)
+
     def _read(self, model_class: Any, name: str, settings: dict[str, Any], options: TrainOptions) -> Any:
-        torch.manual_seed(options.seed)
+        self.seed(options.seed)
         return model_class.from_pretrained(name, **settings)
 
     def place(self, batch: TensorBatch, device: Any) -> TensorBatch:
@@ -62,6 +66,14 @@ class Backend(TrainingBackend):
         """As the base says."""
         logits = logits.float()
         return logits if mask is None else logits.masked_fill(~mask.bool(), torch.finfo(logits.dtype).min)
+
+    def cosines(self, vectors: Tensor) -> Tensor:
+        """As the base says."""
+        return vectors[:, 0] @ vectors[:, 1:].transpose(0, 1).flatten(0, 1).T
+
+    def cosines_of_pairs(self, vectors: Tensor) -> Tensor:
+        """As the base says."""
+        return (vectors[:, 0] * vectors[:, 1]).sum(-1)
 
     def total(self, terms: Tensor, weights: Tensor | None = None) -> Tensor:
         """As the base says."""
