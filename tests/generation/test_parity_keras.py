@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.generation.conftest import TRAINED, counting_prompts
+from tests.grid import grid
 from tests.keras.setting import import_keras
 from tests.parity.torch_parity import randomise
 
@@ -73,8 +74,12 @@ def prompts(family):
     return counting_prompts(3, left="longt5" not in family)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("family", FAMILIES)
+CASES = [(family, name) for family in FAMILIES for name in SETTINGS]
+#: rules see scores and ids alone, so that those of one family show all of them
+FURTHER = [(family, name) for family, name in CASES if family != "longt5-tglobal" and name not in ("greedy", "beams")]
+
+
+@pytest.mark.parametrize(("family", "name"), grid(CASES, wide=FURTHER))
 def test_tokens_equal_pytorch(counting, family, name):
     ours, theirs = counting[family]
     ids, mask = prompts(family)

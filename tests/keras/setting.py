@@ -89,7 +89,9 @@ def import_keras():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import keras
-        import tensorflow  # noqa: F401
+        import tensorflow as tf
+    # rewriting graphs takes a third of the time of making and running them; tests/keras/test_task.py has it done
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     return keras
 
 

@@ -18,9 +18,14 @@ keras = import_keras()
 @pytest.mark.parametrize(
     "names",
     [
-        ("BertForTokenClassification", "LongformerForMaskedLM", "DiffLlamaForCausalLM"),
+        ("BertForTokenClassification", "LongformerForMaskedLM"),
         pytest.param(
-            ("BertForSequenceClassification", "MegaForTokenClassification", "LongT5ForConditionalGeneration"),
+            (
+                "BertForSequenceClassification",
+                "DiffLlamaForCausalLM",
+                "MegaForTokenClassification",
+                "LongT5ForConditionalGeneration",
+            ),
             marks=pytest.mark.wide,
         ),
     ],

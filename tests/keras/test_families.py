@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from tests.grid import grid
 from tests.keras.setting import LONGT5, ROWS, SETTINGS, inputs_of, make, randomise
 from tests.tolerances import assert_close
 
@@ -21,7 +22,8 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+# of BERT, tests/keras/test_training.py trains under XLA and in half precision
+@pytest.mark.parametrize("name", grid(NAMES, wide=(NAMES[0], NAMES[3])))
 def test_adapters_learn_under_xla_in_half_precision_from_datasets(keras, name):
     import tensorflow as tf
 

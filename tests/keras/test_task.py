@@ -10,6 +10,7 @@ import time
 import tokenize
 
 import numpy as np
+import pytest
 from tests.tolerances import assert_close
 
 import longspan
@@ -77,6 +78,17 @@ def examples(tokenizer, found):
     return batch, labels
 
 
+@pytest.fixture
+def optimised(keras):
+    """Graphs are rewritten as users' are."""
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@pytest.mark.usefixtures("optimised")
 def test_tagging_python_source(keras, minilm_dir, tmp_path):
     tokenizer = longspan.AutoTokenizer.from_pretrained(minilm_dir)
     found = list(corpus())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from tests.contract.test_modules_are_called_flax import DECODERS, FAMILIES, WRITERS
+from tests.grid import grid
 
 import longspan
 
@@ -50,7 +51,15 @@ def inputs_of(name):
     return inputs
 
 
-@pytest.mark.parametrize("name", NAMES)
+#: classes of RoBERTa are those of BERT with other positions
+ROBERTAS = [name for name in NAMES if name.startswith("FlaxRoberta") and name != "FlaxRobertaForCausalLM"]
+LANGUAGE_MODELS = [name for name in NAMES if name.endswith(("ForMaskedLM", "Generation", "ForCausalLM"))]
+WRITING = [
+    (name, beams) for name in (*(name for name, _ in WRITERS.values()), "FlaxRobertaForCausalLM") for beams in (2, 1)
+]
+
+
+@pytest.mark.parametrize("name", grid(NAMES, wide=ROBERTAS))
 def test_every_class(name):
     model, params = build(name)
     output = jax.eval_shape(
@@ -59,9 +68,7 @@ def test_every_class(name):
     assert output.sharding.spec[0] == "data"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name.endswith(("ForMaskedLM", "Generation", "ForCausalLM"))]
-)
+@pytest.mark.parametrize("name", grid(LANGUAGE_MODELS, wide=[name for name in LANGUAGE_MODELS if "Roberta" in name]))
 def test_gradients_lie_where_their_parameters_do(name):
     model, params = build(name)
 
@@ -76,8 +83,8 @@ def test_gradients_lie_where_their_parameters_do(name):
     assert all(mine.sharding.spec == theirs.sharding.spec for mine, theirs in kernels)
 
 
-@pytest.mark.parametrize("name", [*(name for name, _ in WRITERS.values()), "FlaxRobertaForCausalLM"])
-@pytest.mark.parametrize("beams", [1, 2])
+# the search for one row is the same whatever the family
+@pytest.mark.parametrize(("name", "beams"), grid(WRITING, wide=[case for case in WRITING[2:] if case[1] == 1]))
 def test_generate(name, beams):
     model, params = build(name)
     inputs = {key: value for key, value in inputs_of(name).items() if "decoder" not in key}

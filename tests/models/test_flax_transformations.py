@@ -1,5 +1,8 @@
 """Flax models as modules of NNX, on meshes of several devices, with recomputed activations and in half precision.
 
+Of each test, `make test` runs the families whose modules differ most; the others go through the same bridge, mesh or
+cast.
+
 `vmap` of every family is in tests/parity/test_longformer_flax.py, test_diffllama_flax.py, test_mega_flax.py and in
 test_bert_flax.py and test_longt5_flax.py here; `pmap` and `shard_map` in flax_devices.py and longt5_flax_devices.py.
 """
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tests.grid import grid
 from tests.models.test_flax_programs import BERT, CHUNKED, DIFFLLAMA, LONGFORMER, LONGT5, MEGA
 from tests.tolerances import assert_close, assert_gradients_close
 
@@ -88,7 +92,7 @@ def plain():
     return compute
 
 
-@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("family", grid(CASES, wide=("bert", "diffllama", "mega")))
 def test_as_a_module_of_nnx(plain, family):
     model, inputs = make(family), inputs_of(family)
     params, (expected, wanted, moved) = plain(family)
@@ -114,7 +118,7 @@ def test_as_a_module_of_nnx(plain, family):
         assert_close(leaf, moved[path], what=path)
 
 
-@pytest.mark.parametrize("family", ["diffllama", "mega", "mega-batchnorm"])
+@pytest.mark.parametrize("family", grid(("diffllama", "mega", "mega-batchnorm"), wide=("mega",)))
 def test_recomputed_activations_change_nothing(plain, family):
     """The other families' own tests show it of them."""
     params, (expected, wanted, moved) = plain(family)
@@ -125,7 +129,7 @@ def test_recomputed_activations_change_nothing(plain, family):
         assert_close(again[path], leaf, what=path)
 
 
-@pytest.mark.parametrize("family", ["bert", "diffllama", "mega", "mega-batchnorm"])
+@pytest.mark.parametrize("family", grid(("bert", "diffllama", "mega", "mega-batchnorm"), wide=("bert", "mega")))
 def test_half_precision_with_parameters_in_float32(plain, family):
     """Of Longformer and LongT5, the parity tests compare states in half precision."""
     params, (expected, wanted, _) = plain(family)
@@ -140,8 +144,8 @@ def test_half_precision_with_parameters_in_float32(plain, family):
 @pytest.mark.parametrize(
     "families",
     [
-        ("bert", "longformer", "longt5"),
-        pytest.param(("diffllama",), marks=pytest.mark.wide),
+        ("longformer", "longt5"),
+        pytest.param(("bert", "diffllama"), marks=pytest.mark.wide),
         pytest.param(("mega", "mega-batchnorm"), marks=pytest.mark.wide),
     ],
 )

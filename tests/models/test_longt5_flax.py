@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.grid import grid
 from tests.tolerances import assert_close, gradient_error
 
 import longspan
@@ -358,8 +359,11 @@ class TestTraining:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("kind", ["local", "transient-global"])
-    @pytest.mark.parametrize("direction", ["forward", "backward"])
+    KINDS = (("local", "forward"), ("transient-global", "backward"))
+    #: the backward pass holds what the forward pass does
+    FURTHER = (("local", "backward"), ("transient-global", "forward"))
+
+    @pytest.mark.parametrize(("kind", "direction"), grid((*KINDS, *FURTHER), wide=FURTHER))
     def test_linear_from_4096_to_32768_tokens(self, kind, direction):
         """XLA's own count of the program's temporary memory; nothing runs."""
         model = make(

@@ -7,6 +7,7 @@ import filecmp
 import numpy as np
 import pytest
 import torch
+from tests.grid import grid
 from tests.keras.setting import CLASSES, LENGTH, ROWS, attention_mask, config_for, import_keras, inputs_of
 from tests.parity.keras_parity import at_real_positions, compare_gradients, compare_outputs
 from tests.parity.torch_parity import randomise
@@ -16,6 +17,7 @@ import longspan
 from longspan.errors import InputError
 from longspan.ops.dispatch import recording
 
+DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 DECODER = {"is_decoder": True, "add_cross_attention": True}
 
 
@@ -185,7 +187,7 @@ def test_cross_attention_and_cached_steps_equal_pytorch_and_the_whole(pair):
             assert_close(key, value)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", grid(DTYPES, wide=("float16", "mixed_bfloat16")))
 @pytest.mark.parametrize("implementation", ["eager", "packed"])
 def test_a_fully_masked_row_gives_zero_weights_and_no_nan(pair, dtype, implementation):
     _, _, directory = pair("TFBertModel")

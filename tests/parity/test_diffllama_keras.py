@@ -7,6 +7,7 @@ import filecmp
 import numpy as np
 import pytest
 import torch
+from tests.grid import grid
 from tests.keras.graphs import largest_tensor
 from tests.keras.setting import import_keras
 from tests.parity.keras_parity import compare_gradients, compare_outputs
@@ -135,7 +136,10 @@ def test_tokens_one_by_one_give_what_all_at_once_give(pair, how):
     assert_close(ours(ids, mask, logits_to_keep=np.array([18, 3])).logits[0], expected.logits[0, [18, 3]])
 
 
-@pytest.mark.parametrize("policy", ["bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
+POLICIES = ("bfloat16", "mixed_float16", "float16", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize("policy", grid(POLICIES, wide=POLICIES[2:]))
 def test_half_precision_gives_no_nan_and_dead_rows_stay_finite(pair, policy):
     import tensorflow as tf
 

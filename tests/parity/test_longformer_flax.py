@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tests.grid import grid
 from tests.parity.flax_parity import compare_gradients, compare_outputs
 from tests.parity.torch_parity import randomise
 from tests.tolerances import as_numpy, assert_close
@@ -94,10 +95,18 @@ def run_both(models, inputs, **flags):
 ALL = {"output_attentions": True, "output_hidden_states": True}
 
 
-@pytest.mark.parametrize(
-    ("kind", "length", "flags"),
-    [("none", 37, {}), ("some", 3, {}), ("all", 37, {}), ("none", 37, ALL), ("some", 3, ALL), ("padding", 37, ALL)],
-)
+#: every kind of global tokens, below and above the window, with weights and without; then the same with the other
+BACKBONE = [
+    ("none", 37, {}),
+    ("all", 37, {}),
+    ("some", 3, ALL),
+    ("padding", 37, ALL),
+    ("some", 3, {}),
+    ("none", 37, ALL),
+]
+
+
+@pytest.mark.parametrize(("kind", "length", "flags"), grid(BACKBONE, wide=BACKBONE[4:]))
 def test_outputs_of_the_backbone(pair, kind, length, flags):
     inputs, mask = batch("", length, kind)
     with torch.no_grad():
@@ -238,7 +247,8 @@ def test_jit_and_vmap_have_the_slots_of_the_configuration(pair):
     assert_close(room(inputs) * keep, model(**inputs).last_hidden_state * keep)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+# the backward pass holds what the forward pass does
+@pytest.mark.parametrize("direction", grid(("forward", "backward"), wide=("forward",)))
 def test_memory_is_linear_from_4096_to_32768_tokens(direction):
     """XLA's own count of the program's temporary memory, and no array of tokens × tokens in it; nothing runs."""
     config = longspan.LongformerConfig(

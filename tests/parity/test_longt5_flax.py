@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tests.grid import grid
 from tests.parity.flax_parity import compare_gradients, compare_outputs
 from tests.parity.longt5_setting import KINDS, SETTINGS, inputs_of, tensors
 from tests.parity.torch_parity import randomise
@@ -59,18 +60,19 @@ def compare(ours, expected, inputs):
             compare_outputs({name: ours[name]}, {name: value}, keep=keep)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "length", "side"),
-    [  # below, at and above the window and the blocks of both kinds; odd; each padded on either side
-        ("LongT5EncoderModel", "local", 3, "left"),
-        ("LongT5Model", "local", 5, "right"),
-        ("LongT5ForConditionalGeneration", "local", 23, "left"),
-        ("LongT5Model", "transient-global", 2, "right"),
-        ("LongT5EncoderModel", "transient-global", 5, "left"),
-        ("LongT5EncoderModel", "transient-global", 23, "left"),
-        ("LongT5ForConditionalGeneration", "transient-global", 23, "right"),
-    ],
-)
+#: below and above the window and the blocks of both kinds; odd; each padded on either side; then at the window's size
+CASES = [
+    ("LongT5EncoderModel", "local", 3, "left"),
+    ("LongT5ForConditionalGeneration", "local", 23, "left"),
+    ("LongT5Model", "transient-global", 2, "right"),
+    ("LongT5ForConditionalGeneration", "transient-global", 23, "right"),
+    ("LongT5Model", "local", 5, "right"),
+    ("LongT5EncoderModel", "transient-global", 5, "left"),
+    ("LongT5EncoderModel", "transient-global", 23, "left"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "length", "side"), grid(CASES, wide=CASES[4:]))
 def test_outputs_states_and_attentions(pair, name, kind, length, side):
     ours, theirs, _ = pair(name, kind)
     inputs = inputs_of(name, length, side)

@@ -7,6 +7,7 @@ import filecmp
 import numpy as np
 import pytest
 import torch
+from tests.grid import grid
 from tests.keras.setting import import_keras
 from tests.parity.keras_parity import compare_gradients, compare_outputs
 from tests.parity.longt5_setting import CLASSES, KINDS, SETTINGS, TARGETS, inputs_of, tensors
@@ -18,6 +19,7 @@ from longspan.errors import ConfigError, InputError
 from longspan.ops.dispatch import recording
 
 keras = import_keras()
+DTYPES = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 FLAGS = {"output_attentions": True, "output_hidden_states": True}
 GENERATING = "LongT5ForConditionalGeneration"
 
@@ -156,7 +158,7 @@ def test_a_cache_gives_what_all_tokens_at_once_give(pair, kind):
         ours(encoder_outputs=encoded, decoder_input_ids=target, past_key_values=cache[:2])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", grid(DTYPES, wide=("float16", "mixed_bfloat16")))
 def test_dead_rows_and_no_nan_in_any_precision(pair, dtype):
     _, theirs, directory = pair(GENERATING, "transient-global")
     model = longspan.TFLongT5ForConditionalGeneration.from_pretrained(directory, dtype=dtype)
