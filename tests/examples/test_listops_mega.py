@@ -242,7 +242,12 @@ def small_run(monkeypatch, path, *more):
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--pooling", "first", "--dtype", "bfloat16"), ("--bias", "rotary", "--pre-norm")]
+    "more",
+    [
+        (),
+        ("--pooling", "first", "--dtype", "bfloat16"),
+        pytest.param(("--bias", "rotary", "--pre-norm"), marks=pytest.mark.wide),  # settings of the model alone
+    ],
 )
 def test_a_few_steps_learn(more, tmp_path, monkeypatch, capsys):
     results = small_run(monkeypatch, tmp_path / "results.json", "--steps", "100", *more)

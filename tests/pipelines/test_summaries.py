@@ -96,8 +96,18 @@ def test_nothing_is_lost_between_the_steps(
     assert written == [token for part in parts for token in part]
 
 
-@pytest.mark.parametrize("depth", [0, 1, 500, 2999, 6000, 11_998, 11_999])
-@pytest.mark.parametrize("budget", [12, 60])
+#: each depth with one budget in every run of the tests, with both in the wide one
+DEPTHS = [0, 1, 500, 2999, 6000, 11_998, 11_999]
+
+
+@pytest.mark.parametrize(
+    ("budget", "depth"),
+    [
+        pytest.param(budget, depth, marks=() if number % 2 == turn else pytest.mark.wide)
+        for turn, budget in enumerate([12, 60])
+        for number, depth in enumerate(DEPTHS)
+    ],
+)
 def test_what_every_step_keeps_reaches_the_summary(
     summarize: Any, monkeypatch: pytest.MonkeyPatch, depth: int, budget: int
 ) -> None:
