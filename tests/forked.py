@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -48,7 +49,8 @@ def import_what_runs_need(act: Callable[[], int]) -> int:
     with os.fdopen(reader, "rb") as told:
         names = json.loads(told.read() or b"[]")
     for name in names:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # modules that others make while they run
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a search for garbage in a child would copy every page that it shares
     return finish(child)

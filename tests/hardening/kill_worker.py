@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests import forked
 
 from longspan.cli.main import app
 from longspan.cli.running import run
-from longspan.pipelines.backends import torch as _backend  # noqa: F401 - imported before the fork
 from longspan.search import parquet
 from longspan.search.index import open_index
 
@@ -34,17 +34,16 @@ Fault = Callable[[], None]
 ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "quota": errno.EDQUOT}
 
 
+def run_with(arguments: list[str], errors: Path, prepare: Fault) -> int:
+    """A run in this process; `prepare` is called before."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    prepare()
+    return run(app, arguments)
+
+
 def fork(arguments: list[str], errors: Path, prepare: Fault) -> int:
     """Exit code of a run in a process of its own, that of a shell if a signal ended it; `prepare` is called in it."""
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        prepare()
-        code = run(app, arguments)
-        sys.stdout.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+    return forked.finish(forked.start(lambda: run_with(arguments, errors, prepare)))
 
 
 def at_call(number: int, fault: Fault) -> None:
@@ -122,9 +121,10 @@ def main() -> None:
         for kind, inputs, found in (("old", paths[:1], before), ("new", paths, whole)):
             found[name] = folder / kind / name
             found[name].parent.mkdir(exist_ok=True)
-            assert (
-                fork(["embed", *map(str, inputs), "-o", str(found[name]), *common], folder / "err", lambda: None) == 0
-            )
+            line = ["embed", *map(str, inputs), "-o", str(found[name]), *common]
+            # of the first of each kind of output, what it imports is imported here
+            begin = forked.import_what_runs_need if kind == "old" else lambda act: forked.finish(forked.start(act))
+            assert begin(lambda line=line: run_with(line, folder / "err", lambda: None)) == 0
     sizes = {kind: open_index(found["out.npz"]).info.num_passages for kind, found in (("old", before), ("new", whole))}
     for index, (name, update, fault, call) in enumerate(json.loads(sys.argv[4])):
         output = folder / f"case{index}" / name

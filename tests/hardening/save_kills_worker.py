@@ -1,7 +1,7 @@
 """Kills saves and conversions at every file operation, and says what each left. Run by test_save_kills.py.
 
-`python -m tests.hardening.save_kills_worker DIRECTORY JOB EVERY`: prints "killed" or "whole" and the generation found
-after each kill, at every EVERY-th operation.
+`python -m tests.hardening.save_kills_worker DIRECTORY JOBS`: for each `JOB=EVERY` prints the job, "killed" or "whole",
+and the generation found after each kill, at every EVERY-th operation.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ JOBS: dict[str, tuple[Callable[[Path, Path, int], None], Callable[[Path], int]]]
 }
 
 
-def main(root: Path, job: str, every: int) -> None:
+def kill_job(root: Path, job: str, every: int) -> None:
     """Kill the job at one operation after the other until it comes through."""
-    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut would
+    root.mkdir()
     act, found = JOBS[job]
     target = root / "target"
     for generation in (1, 2):
@@ -145,11 +145,13 @@ def main(root: Path, job: str, every: int) -> None:
         _, status = os.waitpid(process, 0)
         killed = os.WIFSIGNALED(status)
         assert killed or os.WEXITSTATUS(status) == 0
-        print("killed" if killed else "whole", found(target), flush=True)
+        print(job, "killed" if killed else "whole", found(target), flush=True)
         if not killed:
             return
         step += every
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut would
+    for name, _, number in (word.partition("=") for word in sys.argv[2:]):
+        kill_job(Path(sys.argv[1], name), name, int(number))

@@ -19,31 +19,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimizer asks for it
-import torch._inductor
+from tests import forked
 
 from longspan.cli.main import app
 from longspan.cli.running import run
-from longspan.training import classify as _classify  # noqa: F401 - as what follows it, imported before the fork
-from longspan.training import spill as _spill  # noqa: F401 - imported before the fork
-from longspan.training.runs import loop_class
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir")
 #: of the log the one column that tells time
 TIMED = "tokens_per_second"
 
 
+def run_in(command: list[str], folder: Path, prepare: Callable[[], None]) -> int:
+    """A run in a folder, in this process; `prepare` is called before."""
+    os.chdir(folder)
+    prepare()
+    return run(app, command)
+
+
 def fork(command: list[str], folder: Path, prepare: Callable[[], None]) -> int:
-    """Exit code of a run in a folder of its own, that of a shell if a signal ended it."""
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        prepare()
-        code = run(app, command)
-        sys.stdout.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+    """Exit code of a run in a process and a folder of its own, that of a shell if a signal ended it."""
+    return forked.finish(forked.start(lambda: run_in(command, folder, prepare)))
 
 
 def count_calls(reached: Callable[[int], None]) -> None:
@@ -89,7 +84,6 @@ def main() -> None:
     folder, model, data = (Path(name).resolve() for name in sys.argv[1:4])
     framework = sys.argv[5] if len(sys.argv) > 5 else "torch"
     torch.set_num_threads(1)
-    loop_class(framework)  # imported before the fork
     command = ["train", "classify", str(data), "--model", str(model), "--output", "out", "--device", "cpu", "--quiet"]
     command += ["--epochs", "2", "--batch-tokens", "300", "--save-steps", "2", "--log-steps", "1", "--eval-steps", "3"]
     command += ["--framework", framework]
@@ -97,10 +91,11 @@ def main() -> None:
     def note() -> None:
         count_calls(lambda count: Path("calls").write_text(str(count)))
 
-    for name, prepare in (("warm-up", note), ("undisturbed", lambda: None)):
-        (folder / name).mkdir()
-        begin = time.monotonic()
-        assert fork(command, folder / name, prepare) == 0
+    (folder / "warm-up").mkdir()
+    assert forked.import_what_runs_need(lambda: run_in(command, folder / "warm-up", note)) == 0
+    (folder / "undisturbed").mkdir()
+    begin = time.monotonic()
+    assert fork(command, folder / "undisturbed", lambda: None) == 0
     seconds = time.monotonic() - begin
     calls = int((folder / "warm-up" / "calls").read_text())
     expected = content(folder / "undisturbed" / "out")
