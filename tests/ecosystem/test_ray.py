@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from tests.docs.engines import engine_code, remark
+from tests.ecosystem import ray_tasks
 from tests.pipelines.task_models import make_summarizer, make_task_model
 from tests.tiny_encoder import make_sentence_model
 
@@ -113,16 +114,13 @@ assert pathlib.Path("resumed.parquet").read_bytes() == pathlib.Path("alone.parqu
 with_ray.close()
 
 ray_words = ["--ray", "--ray-actors", "2"]
-for words in [
-    ["classify", "docs", "-m", classifier],
-    ["summarize", "docs/records.jsonl", "-m", summarizer, "--max-new-tokens", "4", "--max-length", "32"],
-]:
-    codes = [run(app, [*words, "-o", f"{name}.jsonl", "-q", *more]) for name, more in [("a", []), ("b", ray_words)]]
-    assert codes == [3, 3], codes  # bad records were left out
-    one, other = (pathlib.Path(f"{name}.jsonl").read_bytes() for name in "ab")
-    assert one == other and one.count(b"\n") > 140, words
-    pathlib.Path("a.jsonl").unlink()
-    pathlib.Path("b.jsonl").unlink()
+words = ["classify", "docs", "-m", classifier, "-q"]
+codes = [run(app, [*words, "-o", f"{name}.jsonl", *more]) for name, more in [("a", []), ("b", ray_words)]]
+assert codes == [3, 3], codes  # bad records were left out
+one, other = (pathlib.Path(f"{name}.jsonl").read_bytes() for name in "ab")
+assert one == other and one.count(b"\n") > 140, words
+pathlib.Path("a.jsonl").unlink()
+pathlib.Path("b.jsonl").unlink()
 assert run(app, ["classify", "docs", "-m", "nowhere", "-o", "c.jsonl", "--ray", "--ray-actors", "1"]) == 1
 
 
@@ -150,11 +148,12 @@ def output(minilm_dir, tmp_path_factory):
     models = [minilm_dir, make_sentence_model(folder / "tiny")]
     models.append(make_task_model(folder / "classifier", "text-classification", "wordpiece", minilm_dir))
     models.append(make_summarizer(folder / "summarizer", minilm_dir))
+    ray_tasks.make_models(folder / "tasks", minilm_dir)
     work = folder / "work"
     (work / "models").mkdir(parents=True)
     (work / "models" / "encoder").symlink_to(minilm_dir, target_is_directory=True)
     script = folder / "script.py"
-    script.write_text(f"{WORKER}{engine_code('Ray Data')}")
+    script.write_text(f"{WORKER}{ray_tasks.CODE}{engine_code('Ray Data')}")
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, str(script), *map(str, models), str(work)],
@@ -176,6 +175,10 @@ def test_commands_on_a_cluster(output: str):
     assert "commands ok\n" in output, output
     written = output.split("actors began\n")[1].split("an actor died\n")[0]
     assert "(raylet)" not in written  # on the standard output are results only
+
+
+def test_every_task_on_a_cluster(output: str):
+    assert "all tasks ok\n" in output, output
 
 
 def test_the_code_of_the_guide(output: str):
