@@ -137,6 +137,12 @@ FRAMEWORKS = {
 }
 #: variables by which the reference does without a framework, of which it always needs PyTorch
 SWITCHES = {"flax": "USE_FLAX", "keras": "USE_TF"}
+#: compiling is most of what the tests of Flax do: without LLVM's optimisations, and a program once for all models
+QUICK_COMPILING = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 class Tester:
@@ -281,7 +287,8 @@ def run_side(framework: str, family: str, library: str, directory: Path) -> dict
         command = [sys.executable, __file__, framework, str(directory), "--only", family, "--side", library]
         # others are slow to import
         switches = {name: "AUTO" if kind == framework else "0" for kind, name in SWITCHES.items()}
-        settings = {"HF_HUB_OFFLINE": "1", "RUN_SLOW": "1", "TF_USE_LEGACY_KERAS": "1"}
+        settings = {"HF_HUB_OFFLINE": "1", "RUN_SLOW": "1", "TF_USE_LEGACY_KERAS": "1", **QUICK_COMPILING}
+        settings["JAX_COMPILATION_CACHE_DIR"] = home
         environment = {**os.environ, **switches, **settings}
         subprocess.run([*command, "--report", str(report)], check=True, env=environment)
         found: dict[str, str] = json.loads(report.read_text())
