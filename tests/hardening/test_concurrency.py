@@ -11,7 +11,7 @@ from tests.hardening.conftest import IS_LONG
 from tests.pipelines.task_models import make_task_model
 from tests.tiny_encoder import make_sentence_model
 
-CALLS = 2000 if IS_LONG else 160
+CALLS = 2000 if IS_LONG else 96
 MB = 1 << 20
 
 
