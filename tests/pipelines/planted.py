@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,24 @@ def plant(words: list[str], phrase: str, place: int) -> tuple[str, int]:
     return before + phrase + " " + " ".join(words[place:]), len(before)
 
 
-def train_finder(folder: Path, task: str, *, steps: int = 80) -> Path:
-    """A BERT of one layer and 64 positions that has learnt to find what is planted."""
+def train_finder(folder: Path, task: str) -> Path:
+    """A BERT of one layer and 64 positions that has learnt to find what is planted; learnt once in a process."""
+    for name, content in _finder(task).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    torch.manual_seed(0)  # what is drawn next does not depend on whether this one learnt
+    return folder
+
+
+@functools.cache
+def _finder(task: str) -> dict[str, bytes]:
+    """The files of a finder by their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        _train_finder(Path(folder), task)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _train_finder(folder: Path, task: str, *, steps: int = 80) -> None:
     make_plain_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     settings = {"id2label": dict(enumerate(LABELS))} if task == "token-classification" else {"num_labels": 2}
@@ -62,7 +80,6 @@ def train_finder(folder: Path, task: str, *, steps: int = 80) -> Path:
         path.unlink()
     model.eval().save_pretrained(folder)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": POSITIONS})
-    return folder
 
 
 #: Question -> the phrase that answers it.

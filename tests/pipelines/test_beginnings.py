@@ -103,11 +103,11 @@ def test_embeddings_too(tiny: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
-def test_two_megabytes_in_one_line_are_read_window_by_window(tmp_path: Path, minilm_dir: Path) -> None:
-    line = "the first program was written in London by Ada, who had read of looms " * 30_000
+def test_a_megabyte_in_one_line_is_read_window_by_window(tmp_path: Path, minilm_dir: Path) -> None:
+    line = "the first program was written in London by Ada, who had read of looms " * 15_000
     tag = pipeline("token-classification", make_task_model(tmp_path, "token-classification", "wordpiece", minilm_dir))
     begin = time.process_time()
     found = tag(line, stride=0)
-    assert time.process_time() - begin < 24, "a step that is quadratic in the 480,000 tokens would take minutes"
+    assert time.process_time() - begin < 12, "a step that is quadratic in the 240,000 tokens would take longer"
     assert found[-1]["end"] > len(line) - 100
     assert all(line[entity["start"] : entity["end"]].lower() == entity["word"].lstrip("#") for entity in found[-500:])
