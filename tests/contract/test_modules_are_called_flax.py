@@ -102,8 +102,16 @@ def loss_of(output):
     return sum((leaf * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape))).sum() for leaf in leaves), output
 
 
-# heads of RoBERTa are those of BERT
-@pytest.mark.parametrize("case", grid(CASES, wide=[case for case in CASES if case.startswith("FlaxRobertaFor")]))
+#: heads that families share (`longspan.nn.flax.tasks`), which cases of BERT show; RoBERTa has no others
+SHARED_HEADS = ("ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+WIDE = [
+    name
+    for name in CASES
+    if name.startswith("FlaxRobertaFor") or (name.endswith(SHARED_HEADS) and not name.startswith("FlaxBert"))
+]
+
+
+@pytest.mark.parametrize("case", grid(CASES, wide=WIDE))
 def test_terms_that_an_interceptor_adds_take_effect_and_learn(case):
     model, params, inputs = build(case)
     widths = {}

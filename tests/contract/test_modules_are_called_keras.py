@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.grid import grid
 from tests.keras.setting import (
     CLASSES,
     DIFFLLAMAS,
@@ -42,6 +43,7 @@ ONE_SCORE_A_ROW = (
     "TFDiffLlamaForSequenceClassification",
     MEGAS[1],
 )
+QUANTIZED = (*CLASSES, LONGFORMERS[0], LONGT5, *DIFFLLAMAS, *MEGAS)
 FIRST = ("input_ids", "attention_mask")
 #: ends of the names of norms that Keras lacks
 NORMS = ("RMSNorm", "LongT5LayerNorm", "MegaScaleNorm")
@@ -150,7 +152,7 @@ def shift(part, term):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("name", [*CLASSES, LONGFORMERS[0], LONGT5, *DIFFLLAMAS, *MEGAS])
+@pytest.mark.parametrize("name", grid(QUANTIZED, wide=ONE_SCORE_A_ROW[:3] + ONE_SCORE_A_ROW[4:]))
 def test_int8_costs_little_and_adapters_act_everywhere(name):
     import longspan
 

@@ -108,8 +108,12 @@ def prompts(length=11, rows=3):
     return rng.integers(12, VOCABULARY, (rows, length)), mask
 
 
-# others of these tests compare what BERT writes one token at a time
-@pytest.mark.parametrize(("kind", "name"), grid(CASES, wide=[("bert", "greedy")]))
+#: others of these tests compare what BERT writes one token at a time; of the search, which Flax and Keras share,
+#: tests/generation/test_parity_keras.py has these endings
+FURTHER = [("bert", "greedy"), ("longt5", "early"), ("longt5", "never")]
+
+
+@pytest.mark.parametrize(("kind", "name"), grid(CASES, wide=FURTHER))
 def test_tokens_equal_pytorch(pairs, kind, name):
     ours, theirs = pairs[kind]
     ids, mask = prompts()
@@ -185,7 +189,7 @@ def test_a_decoder_may_begin_with_more_than_the_start_token(pairs):
         np.testing.assert_array_equal(output.sequences, expected)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("num_beams", grid((1, 3), wide=(1,)))
 def test_a_decoder_reads_the_states_of_an_encoder(tmp_path, num_beams):
     torch.manual_seed(4)
     theirs = longspan.BertLMHeadModel(longspan.BertConfig(**BERT, add_cross_attention=True))

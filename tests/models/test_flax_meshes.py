@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from tests.contract.test_modules_are_called_flax import DECODERS, FAMILIES, WRITERS
+from tests.contract.test_modules_are_called_flax import DECODERS, FAMILIES, WIDE, WRITERS
 from tests.grid import grid
 
 import longspan
@@ -51,15 +51,13 @@ def inputs_of(name):
     return inputs
 
 
-#: classes of RoBERTa are those of BERT with other positions
-ROBERTAS = [name for name in NAMES if name.startswith("FlaxRoberta") and name != "FlaxRobertaForCausalLM"]
 LANGUAGE_MODELS = [name for name in NAMES if name.endswith(("ForMaskedLM", "Generation", "ForCausalLM"))]
 WRITING = [
     (name, beams) for name in (*(name for name, _ in WRITERS.values()), "FlaxRobertaForCausalLM") for beams in (2, 1)
 ]
 
 
-@pytest.mark.parametrize("name", grid(NAMES, wide=ROBERTAS))
+@pytest.mark.parametrize("name", grid(NAMES, wide=WIDE))
 def test_every_class(name):
     model, params = build(name)
     output = jax.eval_shape(

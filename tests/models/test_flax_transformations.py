@@ -144,12 +144,13 @@ def test_half_precision_with_parameters_in_float32(plain, family):
 @pytest.mark.parametrize(
     "families",
     [
-        ("longformer", "longt5"),
-        pytest.param(("bert", "diffllama"), marks=pytest.mark.wide),
+        ("longt5",),
+        pytest.param(("bert", "longformer", "diffllama"), marks=pytest.mark.wide),
         pytest.param(("mega", "mega-batchnorm"), marks=pytest.mark.wide),
     ],
 )
 def test_four_devices(families):
+    """Of the others, tests/parallel/test_flax.py compares numbers on meshes, and flax_devices.py those of BERT."""
     script = Path(__file__).with_name("flax_mesh_devices.py")
     command = [sys.executable, str(script), *families]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=dict(os.environ))

@@ -78,8 +78,10 @@ def test_outputs_losses_and_gradients_equal_pytorch(pair, name):
     compare(pair, name, inputs, attention_mask())
 
 
-@pytest.mark.parametrize("kind", ["none", "one", "all", "mixed"])
-@pytest.mark.parametrize("length", [27, 130])
+GLOBAL = [(kind, length) for length in (27, 130) for kind in ("none", "one", "all", "mixed")]
+
+
+@pytest.mark.parametrize(("kind", "length"), grid(GLOBAL, wide=[("none", 130), ("one", 130), ("all", 130)]))
 def test_global_tokens_equal_pytorch(pair, kind, length):
     inputs = inputs_of("", length=length)
     mask = inputs["attention_mask"]

@@ -61,18 +61,20 @@ def compare(ours, expected, inputs):
             compare_outputs(*field, keep=source if is_encoder else target)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "length", "side"),
-    [  # below, at and above the window and the blocks of both kinds; odd; each padded on either side
-        ("LongT5EncoderModel", "local", 3, "left"),
-        ("LongT5Model", "local", 5, "right"),
-        (GENERATING, "local", 23, "left"),
-        ("LongT5Model", "transient-global", 2, "right"),
-        ("LongT5EncoderModel", "transient-global", 23, "left"),
-        (GENERATING, "transient-global", 23, "right"),
-        (GENERATING, "transient-global", 130, "left"),  # several blocks of queries
-    ],
-)
+#: below and above the window and the blocks of both kinds; odd; several blocks of queries; padded on either side; then
+#: at the window's size and of the encoder alone
+CASES = [
+    ("LongT5EncoderModel", "local", 3, "left"),
+    (GENERATING, "local", 23, "left"),
+    ("LongT5Model", "transient-global", 2, "right"),
+    (GENERATING, "transient-global", 23, "right"),
+    (GENERATING, "transient-global", 130, "left"),
+    ("LongT5Model", "local", 5, "right"),
+    ("LongT5EncoderModel", "transient-global", 23, "left"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "length", "side"), grid(CASES, wide=CASES[5:]))
 def test_outputs_states_and_attentions(pair, name, kind, length, side):
     ours, theirs, _ = pair(name, kind)
     inputs = inputs_of(name, length, side)
