@@ -1,4 +1,7 @@
-"""Runs the Trainer of whichever `transformers` is on the path on every kind of model; a fault ends it with an error."""
+"""Runs the Trainer of whichever `transformers` is on the path on every kind of model; a fault ends it with an error.
+
+`trainer_worker.py CHECKS...`: names of functions here, which it runs in turn.
+"""
 
 from __future__ import annotations
 
@@ -151,13 +154,12 @@ PIPELINES = {
 }
 
 
-def pipelines():
+def pipelines(directory):
     """Their pipelines run our models: one text, several in batches."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "vocab.txt").write_text("\n".join(words) + "\n")
-        kind = getattr(transformers, "BertTokenizerFast", None) or transformers.BertTokenizer
-        tokenizer = kind.from_pretrained(directory)
+    (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+    kind = getattr(transformers, "BertTokenizerFast", None) or transformers.BertTokenizer
+    tokenizer = kind.from_pretrained(directory)
     known = transformers.pipelines.PIPELINE_REGISTRY.get_supported_tasks()
     for task, (name, text, settings) in PIPELINES.items():
         if task.partition("_")[0] not in known and task not in known:
@@ -181,7 +183,7 @@ def rounded(value):
     return round(float(value), 4) if isinstance(value, float | np.floating) else value
 
 
-def pickles():
+def pickles(_directory):
     model = adapt(make("BertForMaskedLM"))
     back = pickle.loads(pickle.dumps(model))
     assert isinstance(back, transformers.PreTrainedModel)
@@ -191,13 +193,12 @@ def pickles():
 def main():
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    checks = {check.__name__: check for check in (sequences, checkpoints, plain, accumulated, pipelines, pickles)}
     with tempfile.TemporaryDirectory() as directory:
-        for step in (sequences, checkpoints, plain, accumulated):
-            step(Path(directory, step.__name__))
-            print(step.__name__, "ok", flush=True)
-    for check in (pipelines, pickles):
-        check()
-        print(check.__name__, "ok", flush=True)
+        for name in sys.argv[1:]:
+            Path(directory, name).mkdir()
+            checks[name](Path(directory, name))
+            print(name, "ok", flush=True)
 
 
 if __name__ == "__main__":
