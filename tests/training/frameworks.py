@@ -75,7 +75,7 @@ def step_of_flax(one) -> tuple[float, dict[str, np.ndarray]]:
     (step,) = one.epoch(0)
     loss, gradients = one.accumulate(step, train=False)
     moved = jax.tree.map(lambda weight, gradient: weight - gradient, one.params, gradients)
-    one.task.model.params = moved
+    one.params = one.task.model.params = moved
     return loss, tensors_of(one.task)
 
 

@@ -86,7 +86,7 @@ def layers_of(model: SentenceModel, layers: tuple[Layer, ...]) -> tuple[Layer, .
     found = []
     for place, layer in enumerate(layers):
         weights = {name: model.behind.get(f"{place}_{name}") for name in ("weight", "bias")}
-        values = {name: to_numpy(value).copy() for name, value in weights.items() if value is not None}
+        values: dict[str, Any] = {name: to_numpy(value).copy() for name, value in weights.items() if value is not None}
         found.append(replace(layer, **values) if isinstance(layer, Dense | LayerNorm) else layer)
     return tuple(found)
 
