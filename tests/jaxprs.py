@@ -1,4 +1,4 @@
-"""What a traced JAX function holds in memory."""
+"""What a traced JAX function holds in memory, and what it multiplies."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def _shapes(jaxpr):
         yield from (variable.aval.shape for variable in equation.outvars if hasattr(variable.aval, "shape"))
         for inner in jaxprs_in_params(equation.params):
             yield from _shapes(inner)
+
+
+def product_dtypes(jaxpr):
+    """Names of the dtypes that matrix products take, those of loops and inner functions included."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found |= {str(variable.aval.dtype) for variable in equation.invars}
+        for inner in jaxprs_in_params(equation.params):
+            found |= product_dtypes(inner)
+    return found

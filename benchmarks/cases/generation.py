@@ -97,6 +97,27 @@ def decoder(settings: dict[str, Any], dtype: str, batch: int, new: int) -> Work:
     return work
 
 
+def int8_decoder(settings: dict[str, Any], new: int) -> Work:
+    """A DiffLlama beside itself with weights in 8 bits; the difference is that of their logits, by norm."""
+    import copy
+
+    import torch
+
+    from longspan.nn.torch.int8_weights import quantize_weights
+
+    exact = pair("DiffLlamaForCausalLM", "DiffLlamaConfig", settings, "float32")[1]
+    small = copy.deepcopy(exact)
+    quantize_weights(small)
+
+    def difference(a: Any, b: Any) -> float:
+        with torch.no_grad():  # of what the second wrote: random models soon go separate ways
+            expected, mine = exact(b).logits, small(b).logits
+        return float((mine - expected).norm() / expected.norm())
+
+    work = generation((exact, small), batch=1, prompt=64, new=new, exact=False)
+    return dataclasses.replace(work, difference=difference, tolerance=0.05)
+
+
 def longt5(dtype: str, num_beams: int) -> Work:
     """A LongT5 that reads 4,096 tokens and writes 128."""
     models = pair("LongT5ForConditionalGeneration", "LongT5Config", LONGT5, dtype)
@@ -142,6 +163,16 @@ def diffllama_eight() -> Work:
 @case("generation/diffllama-b1/bfloat16", f"{ABOUT}, batch 1", at_least=2.0, rounds=3)
 def diffllama_one_half() -> Work:
     return decoder(DECODER, "bfloat16", 1, 128)
+
+
+@case(
+    "generation/diffllama-b1/int8-float32",
+    f"{ABOUT}, batch 1; weights in int8 against float32, both longspan",
+    at_least=1.0,
+    rounds=5,
+)
+def diffllama_one_int8() -> Work:
+    return int8_decoder(DECODER, 128)
 
 
 @case("generation/diffllama-b8/bfloat16", f"{ABOUT}, batch 8", at_least=2.0, rounds=3)

@@ -28,6 +28,13 @@ SETTINGS = (
     "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "THP_MEM_ALLOC_ENABLE",
     "XLA_FLAGS",
 )  # fmt: skip
+#: dtype -> what /proc/cpuinfo calls instructions that multiply in it, on x86 and on Arm
+_PRODUCTS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+#: parts of the names of instruction sets with such products, as `ONEDNN_MAX_CPU_ISA` and `--xla_cpu_max_isa` take them
+_HALF_SETS = re.compile("BF16|FP16|AMX|AVX10|DEFAULT|ALL")
 #: extras that users install, with what each is for
 EXTRAS = {
     "torch": "models in PyTorch",
@@ -143,6 +150,24 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+@cache
+def lacks_products(dtype: str) -> bool:
+    """True if the processor is known to have no instructions that multiply in half precision, or is told to use none.
+
+    Args:
+        dtype: `"bfloat16"` or `"float16"`; False for any other.
+    """
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    if dtype not in _PRODUCTS or flags is None:
+        return False
+    limits = re.findall(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    limits += filter(None, [os.environ.get("ONEDNN_MAX_CPU_ISA")])
+    is_limited = any(not _HALF_SETS.search(limit.upper()) for limit in limits)
+    return is_limited or _PRODUCTS[dtype].isdisjoint(flags)
 
 
 def num_cores() -> int:

@@ -12,6 +12,7 @@ from tests.tolerances import assert_close
 
 import longspan
 from longspan.errors import InputError, MissingFrameworkError
+from longspan.ops import fast_paths
 
 NAMES = (
     "TFBertForTokenClassification",
@@ -59,6 +60,30 @@ def test_adapters_learn_under_xla_in_half_precision_from_datasets(keras, name):
     assert scores.shape[0] == ROWS
     again = np.asarray(model.predict(rows, verbose=0).logits)
     np.testing.assert_array_equal(scores, again)
+
+
+@pytest.mark.parametrize(("name", "policy"), [*((name, "bfloat16") for name in NAMES), (LONGT5, "float16")])
+def test_a_cpu_without_half_precision_products_computes_in_float32(keras, monkeypatch, name, policy):
+    """Weights and outputs keep the dtype that was asked for, and come closer to float32."""
+    monkeypatch.setattr(fast_paths, "lacks_products", lambda dtype: True)
+    exact = make(name, num_hidden_layers=1)
+    model = make(name, num_hidden_layers=1, dtype=policy)
+    for weight, stored in zip(exact.weights, model.weights, strict=True):
+        weight.assign(keras.ops.cast(stored, weight.dtype))
+    inputs = {**inputs_of(name), "output_hidden_states": True}
+    wide = model(inputs)
+    with longspan.plain():
+        narrow = model(inputs)
+    expected = exact(inputs)
+    dtypes = [[keras.backend.standardize_dtype(leaf.dtype) for leaf in keras.tree.flatten(o)] for o in (wide, narrow)]
+    assert dtypes[0] == dtypes[1]
+    assert policy in dtypes[0]
+    assert model.compute_dtype == policy
+    layers = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)]
+    assert {layer.compute_dtype for layer in layers} == {"float32"}
+    first, second = (np.abs(np.asarray(o.logits, "f") - np.asarray(expected.logits)).max() for o in (wide, narrow))
+    assert first < second
+    assert first < 0.005 * np.abs(np.asarray(expected.logits)).max()
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter warns

@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from tests.grid import grid
+from tests.jaxprs import product_dtypes
 from tests.models.test_flax_programs import BERT, CHUNKED, DIFFLLAMA, LONGFORMER, LONGT5, MEGA
 from tests.tolerances import assert_close, assert_gradients_close
 
 import longspan
+from longspan.ops import fast_paths
 
 BATCH_NORM = longspan.MegaConfig(
     **{
@@ -127,6 +129,26 @@ def test_recomputed_activations_change_nothing(plain, family):
     assert_gradients_close(gradients, wanted)
     for path, leaf in moved.items():
         assert_close(again[path], leaf, what=path)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_cpu_without_half_precision_products_multiplies_in_float32(monkeypatch, family):
+    """Shapes and dtypes of all outputs are those of the definition; of LongT5 some are float32 in float16."""
+    monkeypatch.setattr(fast_paths, "lacks_products", lambda dtype: True)
+    dtype = "float16" if family == "longt5" else "bfloat16"
+    model, inputs = make(family, dtype=dtype), inputs_of(family)
+    params = model.to_fp16(model.init_weights(jax.random.PRNGKey(0)))
+
+    def trace():
+        run = functools.partial(model, **inputs, output_hidden_states=True)
+        return jax.make_jaxpr(lambda params: run(params=params), return_shape=True)(params)
+
+    wide, found = trace()
+    with longspan.plain():
+        narrow, asked = trace()
+    assert product_dtypes(wide.jaxpr) == {"float32"}
+    assert dtype in product_dtypes(narrow.jaxpr)
+    assert found == asked
 
 
 @pytest.mark.parametrize("family", grid(("bert", "diffllama", "mega", "mega-batchnorm"), wide=("bert", "mega")))

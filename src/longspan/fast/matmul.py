@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan.fast.prepacked import prepacked
+from longspan.ops.fast_paths import say_widened
 
 #: fewest rows of a product for which setting up the kernel pays off
 _MIN_ROWS = 32
@@ -292,7 +293,10 @@ def _is_widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """True if the product is to be taken in float32: half precision, no instructions for it, many rows, no gradient."""
     if torch.compiler.is_compiling() or x.dtype not in widened_dtypes() or torch.is_grad_enabled():
         return False
-    return x.numel() >= _MIN_ROWS * x.shape[-1] and _serves(x, weight, bias, dtype=x.dtype)
+    if x.numel() < _MIN_ROWS * x.shape[-1] or not _serves(x, weight, bias, dtype=x.dtype):
+        return False
+    say_widened(str(x.dtype).removeprefix("torch."))
+    return True
 
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

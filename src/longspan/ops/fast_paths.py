@@ -6,12 +6,17 @@ switched off, or be absent.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from longspan.machine import lacks_products
+
+logger = logging.getLogger("longspan")
 #: why an implementation of the package cannot serve
 NOT_AVAILABLE = "longspan.fast, where it lives, is switched off (longspan.plain) or absent"
 _PACKAGE = "longspan.fast"
@@ -24,7 +29,9 @@ def plain() -> Iterator[None]:
     """Compute by the definitions alone, without kernels, blocks and token steps that are there for speed.
 
     It holds for the calls that the present thread (or task) makes inside the block; the numbers are the same up to
-    rounding. It is for looking at a model as its paper writes it, and for finding out whether a surprise is ours.
+    rounding. Half precision then stays half precision on CPUs that have no instructions for it, in programs that are
+    traced inside the block too. It is for looking at a model as its paper writes it, and for finding out whether a
+    surprise is ours.
 
     Example:
         >>> import torch
@@ -45,6 +52,23 @@ def plain() -> Iterator[None]:
 def is_available() -> bool:
     """True if the package is there and switched on (for PyTorch)."""
     return not _is_off.get() and _find("matmul.linear") is not None
+
+
+def widens(dtype: str) -> bool:
+    """True if a CPU is to compute in float32 what is asked for in `dtype`, half precision that it has no products for.
+
+    Weights stay as they are stored, outputs have the dtype that was asked for. `plain` leaves all in half precision.
+    """
+    if _is_off.get() or not lacks_products(dtype):
+        return False
+    say_widened(dtype)
+    return True
+
+
+@functools.cache
+def say_widened(dtype: str) -> None:
+    """Say once that products are taken in float32 instead of `dtype`."""
+    logger.info("this CPU has no instructions for products in %s: they are taken in float32", dtype)
 
 
 def fast_path(name: str) -> Callable[..., Any] | None:

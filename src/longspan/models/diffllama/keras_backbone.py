@@ -200,7 +200,7 @@ class TFDiffLlamaModel(TFDiffLlamaPreTrainedModel):
             position_ids=position_ids,
             cache_position=cache_position,
             past_key_values=past_key_values,
-            dtype=self.compute_dtype,
+            dtype=self.dtype_policy.compute_dtype,
             output_weights=show_maps or output_differential_attentions,
         )
         with after(assertions):
@@ -227,4 +227,4 @@ class TFDiffLlamaModel(TFDiffLlamaPreTrainedModel):
         """(B, S, H) in the dtype of the computation."""
         if inputs_embeds is None:
             return look_up(self.embed_tokens, input_ids, padding_index=self.config.pad_token_id)
-        return drop_unseen_faults(ops.cast(inputs_embeds, self.compute_dtype), mask)
+        return drop_unseen_faults(ops.cast(inputs_embeds, self.dtype_policy.compute_dtype), mask)

@@ -18,6 +18,7 @@ from longspan.models.longt5.config import LongT5Config
 from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.layers import Block, embedding, linear
 from longspan.nn.keras.outputs import Tensors
+from longspan.nn.keras.policy import asked_dtype
 from longspan.ops import patterns
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.rms_norm import rms_norm
@@ -25,7 +26,7 @@ from longspan.ops.keras.rms_norm import rms_norm
 
 def wide(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     """The dtype policy of what outgrows float16: float32 in its place."""
-    return keras.DTypePolicy("float32") if policy.compute_dtype == "float16" else policy
+    return keras.DTypePolicy("float32") if asked_dtype(policy) == "float16" else policy
 
 
 def end_residual(hidden_states: Tensor, policy: keras.DTypePolicy) -> Tensor:

@@ -71,6 +71,8 @@ class TFMegaPreTrainedModel(TFPreTrainedModel):
     config_class: ClassVar[type[MegaConfig]] = MegaConfig
     base_model_prefix: ClassVar[str] = "mega"
     names: ClassVar[ParameterNames] = NAMES
+    #: a cache has the dtypes of `init_cache`, in part float32
+    kept_fields: ClassVar[frozenset[str]] = frozenset({"loss", "past_key_values"})
     config: MegaConfig
 
     def __init__(self, config: MegaConfig, *inputs: Any, **kwargs: Any) -> None:

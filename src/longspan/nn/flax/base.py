@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -24,11 +25,12 @@ from longspan.checkpoints.untrusted import naming
 from longspan.checkpoints.upload import HubSupport, check_save_arguments
 from longspan.configuration import CONFIG_NAME, PretrainedConfig, source_arguments
 from longspan.errors import ConfigError, InputError
-from longspan.nn.flax.casting import cast_floating, resize_axis, thaw
+from longspan.nn.flax.casting import cast_floating, narrow, resize_axis, thaw
 from longspan.nn.flax.checks import is_intercepted
 from longspan.nn.flax.parameters import Path as ParameterPath
 from longspan.nn.flax.parameters import Recipe, draw, recipes
 from longspan.nn.flax.sharding import on_auto_axes
+from longspan.ops.fast_paths import widens
 from longspan.ops.flax.context import shared_axis
 
 #: the modules' own fields, which `from_pretrained` does not pass on from its keywords
@@ -282,9 +284,13 @@ class FlaxPreTrainedModel(HubSupport):
             variables["batch_stats"] = self.batch_stats if batch_stats is None else batch_stats
         return variables
 
-    def _fingerprint(self) -> tuple[str, bool, str | None]:
+    def _fingerprint(self) -> tuple[str, bool, str | None, bool]:
         """What tells programs apart besides the arguments: the configuration may be changed between calls."""
-        return repr(vars(self.config)), self.is_gradient_checkpointing, shared_axis()
+        return repr(vars(self.config)), self.is_gradient_checkpointing, shared_axis(), self._is_widened()
+
+    def _is_widened(self) -> bool:
+        """True if the module computes in float32 although `dtype` is half precision; see `fast_paths.widens`."""
+        return jax.default_backend() == "cpu" and not is_intercepted() and widens(str(self.dtype))
 
     def _apply(
         self,
@@ -301,20 +307,26 @@ class FlaxPreTrainedModel(HubSupport):
         fixed = dict(settings)
         rows = next(value for value in inputs.values() if value is not None)
 
-        def apply(
-            variables: dict[str, Any], cache: Any, dropout_rng: Array | None, inputs: dict[str, Any]
-        ) -> tuple[Any, dict[str, Any]]:
-            arguments = {**inputs, **fixed, "rngs": {} if dropout_rng is None else {"dropout": dropout_rng}}
+        def apply(module: nn.Module, variables: dict[str, Any], cache: Any, key: Any, inputs: dict[str, Any]) -> Any:
+            arguments = {**inputs, **fixed, "rngs": {} if key is None else {"dropout": key}}
             mutable = [] if cache is None else ["cache"]
             if "batch_stats" in variables and not fixed["deterministic"]:
                 mutable.append("batch_stats")
             if not mutable:
-                return self.module.apply(variables, **arguments, method=method), {}
+                return module.apply(variables, **arguments, method=method), {}
             given = variables if cache is None else {**variables, "cache": cache}
-            output, changed = self.module.apply(given, **arguments, method=method, mutable=mutable)
+            output, changed = module.apply(given, **arguments, method=method, mutable=mutable)
             return output, thaw(changed)
 
-        return cast("tuple[Any, dict[str, Any]]", on_auto_axes(apply, variables, cache, dropout_rng, inputs, rows=rows))
+        def as_asked(*arguments: Any) -> Any:
+            if not self._is_widened():
+                return apply(self.module, *arguments)
+            asked = jax.eval_shape(functools.partial(apply, self.module), *arguments)
+            wide = apply(self.module.clone(dtype=jnp.float32), *arguments)
+            return jax.tree_util.tree_map(narrow, wide, asked)
+
+        found = on_auto_axes(as_asked, variables, cache, dropout_rng, inputs, rows=rows)
+        return cast("tuple[Any, dict[str, Any]]", found)
 
     def __getstate__(self) -> dict[str, Any]:
         programs = ("_compiled", "_compiled_generation", "_recipes", "_statistics")

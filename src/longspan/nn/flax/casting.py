@@ -36,6 +36,14 @@ def cast_floating(params: Mapping[str, Any], dtype: Any, mask: Mapping[str, Any]
     return jax.tree_util.tree_map(lambda leaf, cast: _cast(leaf, dtype) if cast else leaf, tree, chosen)
 
 
+def narrow(leaf: Array, like: Any) -> Array:
+    """An array in the dtype of another, without new infinities."""
+    if like.dtype == jnp.float16 and leaf.dtype == jnp.float32:
+        limit = float(jnp.finfo(jnp.float16).max)
+        leaf = jnp.clip(leaf, -limit, limit)
+    return leaf.astype(like.dtype)
+
+
 def _cast(leaf: Any, dtype: Any) -> Any:
     return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 

@@ -28,10 +28,12 @@ from longspan.nn.keras.inputs import check_dense, input_names, plain, split_opti
 from longspan.nn.keras.layers import build_all
 from longspan.nn.keras.onnx import teach_tf2onnx
 from longspan.nn.keras.outputs import TFModelOutput, flatten_names, resolve
+from longspan.nn.keras.policy import WidenedPolicy, asked_dtype, narrow, widened
 from longspan.nn.keras.resizing import resize_embedding
 from longspan.nn.keras.runtime import is_tensorflow, is_traced_by_tensorflow
 from longspan.nn.keras.tool_support import ToolSupport
 from longspan.nn.keras.training import TaskTraining
+from longspan.ops.fast_paths import plain as by_definition
 
 #: class decorator: `keras.saving` finds the class by its name
 register = keras.saving.register_keras_serializable(package="longspan")
@@ -61,6 +63,8 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     main_input_name: ClassVar[str] = "input_ids"
     #: inputs have an axis of choices
     has_choices: ClassVar[bool] = False
+    #: fields of the output whose dtype does not follow that of the computation
+    kept_fields: ClassVar[frozenset[str]] = frozenset({"loss"})
     #: tf2onnx converts the model's graph
     converts_to_onnx: ClassVar[bool] = False
     config: Any
@@ -77,6 +81,7 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
         config.validate()
         self.check_implementation(config.attn_implementation)
         super().__init__(**kwargs)
+        self.dtype_policy = widened(self.dtype_policy)
         self.autocast = False  # labels keep their precision; the layers cast what they compute with
         self.config = config
 
@@ -112,6 +117,11 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     def _prune_heads(self, heads_to_prune: Mapping[int, list[int]]) -> None:
         raise InputError(f"{type(self).__name__} cannot prune attention heads")
 
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of outputs, that of the policy's name, though the layers may compute in float32 instead."""
+        return asked_dtype(self.dtype_policy)
+
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,6 +153,7 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
 
         A TensorFlow graph that does not ask always gets the output itself, because `fit` needs its names.
         """
+        output = narrow(output, self.dtype_policy, self.kept_fields)
         default = self.config.return_dict or is_traced_by_tensorflow()
         return output if resolve(return_dict, default) else output.to_tuple()
 
@@ -166,7 +177,10 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Everything that `from_config` needs to make the same model, without weights."""
         settings = {**self.config.to_dict(), "attn_implementation": self.config.attn_implementation}
-        return {**super().get_config(), "config": settings}
+        kept = {**super().get_config(), "config": settings}
+        if isinstance(self.dtype_policy, WidenedPolicy):
+            kept["dtype"] = keras.dtype_policies.serialize(keras.DTypePolicy(self.dtype_policy.name))
+        return kept
 
     @classmethod
     def from_config(cls, config: PretrainedConfig | dict[str, Any], custom_objects: Any = None) -> Self:
@@ -177,6 +191,7 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
         model: Self = super().from_config({**config, "config": settings}, custom_objects)
         return model
 
+    @by_definition()  # other machines run the graph
     def export(
         self,
         filepath: str | os.PathLike[str],

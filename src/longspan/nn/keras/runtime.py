@@ -76,7 +76,12 @@ def is_compiled_by_xla() -> bool:
 
 
 def runs_on_cpu() -> bool:
-    """True if TensorFlow sees no accelerator."""
+    """True if the backend sees no accelerator."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return bool(importlib.import_module("jax").default_backend() == "cpu")
+    if backend == "torch":
+        return bool(importlib.import_module("keras.src.backend.torch.core").get_device() == "cpu")
     import tensorflow as tf
 
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
