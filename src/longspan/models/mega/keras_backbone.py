@@ -277,12 +277,13 @@ class TFMegaModel(TFMegaPreTrainedModel):
         """The output, with all hidden states."""
         states, attentions, cross_attentions, caches = [hidden_states], [], [], []
         for index, layer in enumerate(self.layers_):
-            own = None if cache is None else cache[index]
-            hidden_states, weights, cross_weights, own = layer(hidden_states, plan=plan, cache=own, training=training)
+            past = None if cache is None else cache[index]
+            hidden_states, weights, cross_weights, own = layer(hidden_states, plan=plan, cache=past, training=training)
             states.append(hidden_states)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
-            caches.append(own)
+            if past is not None:  # layers may compute in another dtype
+                caches.append(tuple(ops.cast(new, old.dtype) for new, old in zip(own, past, strict=True)))
         has_cross = plan.needs_weights and self.config.add_cross_attention
         return TFBaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states,
