@@ -21,7 +21,14 @@ from tests.ecosystem.models import IDS, LANGUAGE_MODELS, batch, make
 from tests.tolerances import assert_close
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("ignore")]  # accelerate warns about CPUs
-NAMES = [*LANGUAGE_MODELS.values(), "LongformerForSequenceClassification", "MegaForCausalLM", "BertLMHeadModel"]
+#: a model of each family, and further heads of theirs
+NAMES = [
+    *LANGUAGE_MODELS.values(),
+    *(
+        pytest.param(name, marks=pytest.mark.wide)
+        for name in ("LongformerForSequenceClassification", "MegaForCausalLM", "BertLMHeadModel")
+    ),
+]
 
 
 def results(model, name):
