@@ -21,6 +21,7 @@ import torch._dynamo  # the first optimizer asks for it
 import torch._inductor
 from rouge_score import rouge_scorer as _rouge  # noqa: F401 - as what follows it, imported before the fork
 from safetensors.torch import load_file
+from tests import forked
 from tests.training.conftest import read_csv
 from torch import distributed as dist
 
@@ -28,6 +29,7 @@ from longspan.cli.main import app
 from longspan.cli.running import run
 from longspan.training import classify as _classify  # noqa: F401 - imported before the fork
 from longspan.training import language as _language  # noqa: F401 - imported before the fork
+from longspan.training import sharding as _sharding  # noqa: F401 - imported before the fork
 from longspan.training import spill as _spill  # noqa: F401 - imported before the fork
 from longspan.training.checkpoints import RunFolder
 from longspan.training.loop import Loop
@@ -76,23 +78,25 @@ def train(way: str, output: Path, command: list[str], *, stop: bool = False) -> 
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-            if count > 1:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            note_gradients(output.with_suffix(".pt"))
-            if stop:
-                stop_after_saving()
-            code = run(app, ["train", *command, "--output", str(output), "--device", "cpu", "--quiet", *further])
-            sys.stdout.flush()
-            if count > 1:
-                dist.barrier()
-            os._exit(code)  # without destructors: that of a process group can wait for the interpreter
-        children.append(child)
-    codes = {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+
+    def work(rank: int) -> int:
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        if count > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        note_gradients(output.with_suffix(".pt"))
+        if stop:
+            stop_after_saving()
+        code = run(app, ["train", *command, "--output", str(output), "--device", "cpu", "--quiet", *further])
+        sys.stdout.flush()
+        if count > 1:
+            dist.barrier()
+        return code
+
+    if count == 1 and not stop:
+        codes = {forked.import_what_runs_need(lambda: work(0))}
+    else:
+        children = [forked.start(lambda rank=rank: work(rank)) for rank in range(count)]
+        codes = {forked.finish(child) for child in children}
     if codes != {STOPPED if stop else 0}:
         sys.exit(f"{output}: exit codes {codes}")
 
