@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -43,6 +44,9 @@ def data_of(task):
         "classify": lambda: [one | {"label": "ab"[number > 2]} for number, one in enumerate(texts)],
         "tag": lambda: tagged(4, 4, longest=60),
         "answer": lambda: questions(4, 4),
+        "embed": lambda: [
+            {"anchor": one["text"], "positive": other["text"]} for one, other in itertools.pairwise(texts)
+        ],
         "choose": lambda: [{"prompt": one["text"], "choices": ["read", "write", "open"], "label": 1} for one in texts],
         "summarize": lambda: [one | {"summary": "the file error " * (1 + number)} for number, one in enumerate(texts)],
     }.get(task, lambda: texts)()
@@ -63,7 +67,7 @@ def models(plain, tmp_path_factory):
                               num_key_value_heads=2, intermediate_size=48, pad_token_id=0)  # fmt: skip
     writer = LongT5Config(vocab_size=size, d_model=24, d_kv=6, d_ff=32, num_layers=1, num_heads=4, local_radius=5,
                           pad_token_id=0, eos_token_id=3, decoder_start_token_id=0, dropout_rate=0.0)  # fmt: skip
-    return dict.fromkeys(ENCODER_TASKS, plain) | {
+    return dict.fromkeys([*ENCODER_TASKS, "embed"], plain) | {
         "generate": frameworks.with_model(plain, folder / "decoder", DiffLlamaForCausalLM(decoder)),
         "summarize": frameworks.with_model(plain, folder / "writer", LongT5ForConditionalGeneration(writer)),
     }
@@ -189,7 +193,7 @@ SERVED = {
 
 
 @pytest.mark.skipif(not IS_LONG, reason="takes minutes")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "embed"])
 @pytest.mark.parametrize("framework", ["flax", "keras"])
 def test_a_whole_run_of_each_task(models, tmp_path, task, framework):
     data, sizes = data_of(task), {} if task == "answer" else frameworks.TWO_WINDOWS
