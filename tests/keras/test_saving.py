@@ -61,7 +61,8 @@ def test_everything_saved_after_fit_reloads_in_a_fresh_process(keras, tmp_path):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_get_config_is_complete(keras, name):
-    model = make(name, dtype="mixed_bfloat16", classifier_dropout=0.2, attn_implementation="eager", layer_norm_eps=1e-6)
+    settings = {"classifier_dropout": 0.2, "attn_implementation": "eager", "layer_norm_eps": 1e-6}
+    model = make(name, dtype="mixed_bfloat16", num_hidden_layers=1, **settings)
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
     again = keras.saving.deserialize_keras_object(config)
     assert type(again) is getattr(longspan, name)
