@@ -61,9 +61,10 @@ from longspan.cli.running import run
 from longspan.embeddings.embed_files import EmbedOptions, embed_files
 from longspan.embeddings.ray_encoder import RayEncoder
 from longspan.embeddings.sentence_encoder import SentenceEncoder
-from longspan.errors import LongspanError
+from longspan.errors import InputError, LongspanError
+from longspan.pipelines.run import ray_pool
 from longspan.pipelines.run.progress import Progress
-from longspan.pipelines.run.ray_pool import RayOptions, RayPool
+from longspan.pipelines.run.ray_pool import ClusterError, RayOptions, RayPool
 
 os.chdir(folder)
 docs = pathlib.Path("docs")
@@ -121,21 +122,26 @@ one, other = (pathlib.Path(f"{name}.jsonl").read_bytes() for name in "ab")
 assert one == other and one.count(b"\n") > 140, words
 pathlib.Path("a.jsonl").unlink()
 pathlib.Path("b.jsonl").unlink()
-assert run(app, ["classify", "docs", "-m", "nowhere", "-o", "c.jsonl", "--ray", "--ray-actors", "1"]) == 1
+
+
+def refuse(loaded):
+    raise InputError("of the work")
 
 
 def die(loaded):
     os._exit(1)
 
 
+ray_pool._RETRIES = 1  # each takes a new process
 with RayPool(dict, RayOptions(actors=1)) as pool:
     assert list(pool.map(lambda loaded, one: one, [(1,), (2,)])) == [1, 2]
-    try:
-        list(pool.map(die, [()]))
-    except LongspanError as error:
-        assert "that died 4 times at the same" in str(error), error
-    else:
-        raise AssertionError("nothing was raised")
+    for act, kind, words in [(refuse, InputError, "of the work"), (die, ClusterError, "that died 2 times at the same")]:
+        try:
+            list(pool.map(act, [()]))
+        except LongspanError as error:
+            assert type(error) is kind and words in str(error), error
+        else:
+            raise AssertionError("nothing was raised")
 assert not [path for path in pathlib.Path().iterdir() if path.name.startswith(".")]
 print("commands ok")
 """
