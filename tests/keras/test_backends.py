@@ -16,17 +16,16 @@ from tests.tolerances import assert_close
 
 NAMES = (
     "TFBertForTokenClassification",
-    "TFLongformerForTokenClassification",
     LONGT5,
     "TFDiffLlamaForTokenClassification",
     "TFMegaForTokenClassification",
 )
-#: BERT with other heads
-FURTHER = ("TFBertForPreTraining", "TFBertLMHeadModel")
+#: BERT with other heads, and Longformer, whose windows are those of LongT5 and which answers questions with both
+FURTHER = ("TFBertForPreTraining", "TFBertLMHeadModel", "TFLongformerForTokenClassification")
 
 
 @pytest.fixture(
-    scope="module", params=[NAMES, pytest.param(FURTHER, marks=pytest.mark.wide)], ids=["families", "heads"]
+    scope="module", params=[NAMES, pytest.param(FURTHER, marks=pytest.mark.wide)], ids=["families", "further"]
 )
 def directory(request, keras, tmp_path_factory, minilm_dir):
     """Checkpoints, their inputs, and what TensorFlow makes of them."""

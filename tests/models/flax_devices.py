@@ -18,7 +18,7 @@ import longspan
 from longspan.nn.flax.losses import cross_entropy
 
 config = longspan.BertConfig(
-    vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_labels=3
+    vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, num_labels=3
 )
 model = longspan.FlaxBertForTokenClassification(config, _do_init=False)
 rng = np.random.default_rng(0)

@@ -94,7 +94,8 @@ def plain():
     return compute
 
 
-@pytest.mark.parametrize("family", grid(CASES, wide=("bert", "diffllama", "mega")))
+# docs/linen_and_nnx.md, which a test runs, trains a Longformer
+@pytest.mark.parametrize("family", grid(CASES, wide=("bert", "longformer", "diffllama", "mega")))
 def test_as_a_module_of_nnx(plain, family):
     model, inputs = make(family), inputs_of(family)
     params, (expected, wanted, moved) = plain(family)

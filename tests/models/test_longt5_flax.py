@@ -57,6 +57,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def shallow():
+    """The same with one layer, for programs that take long to compile."""
+    return make(num_layers=1)
+
+
+@pytest.fixture(scope="module")
 def encoded(model):
     return model.encode(IDS)
 
@@ -275,26 +281,26 @@ class TestPrograms:
 
         assert_close(jax.jit(jax.vmap(states))(IDS), model.encode(IDS).last_hidden_state)
 
-    def test_vmap_of_gradients(self, model):
+    def test_vmap_of_gradients(self, shallow):
         """Gradients of every row by itself add up to those of the batch."""
 
         def loss(params, ids, targets):
-            logits = model(ids[None], None, targets[None], params=params).logits
+            logits = shallow(ids[None], None, targets[None], params=params).logits
             return jnp.square(logits).sum()
 
-        each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(model.params, IDS, TARGETS)
-        whole = jax.jit(jax.grad(lambda params: jnp.square(model(IDS, None, TARGETS, params=params).logits).sum()))
-        for one, other in zip(*map(jax.tree_util.tree_leaves, (each, whole(model.params))), strict=True):
+        each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(shallow.params, IDS, TARGETS)
+        whole = jax.jit(jax.grad(lambda params: jnp.square(shallow(IDS, None, TARGETS, params=params).logits).sum()))
+        for one, other in zip(*map(jax.tree_util.tree_leaves, (each, whole(shallow.params))), strict=True):
             assert gradient_error(one.sum(axis=0), other) < 1e-5
 
-    def test_vmap_of_generation(self, model):
+    def test_vmap_of_generation(self, shallow):
         settings = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2}
 
         def continue_one(ids):
-            return model.generate(ids[None], **settings).sequences[0]
+            return shallow.generate(ids[None], **settings).sequences[0]
 
         sequences = jax.jit(jax.vmap(continue_one))(IDS)
-        np.testing.assert_array_equal(sequences, model.generate(IDS, **settings).sequences)
+        np.testing.assert_array_equal(sequences, shallow.generate(IDS, **settings).sequences)
 
     def test_values_that_are_there_inside_of_jit(self, model):
         """Checks of values, and padding to buckets, must not be traced."""

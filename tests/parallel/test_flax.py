@@ -15,11 +15,10 @@ from tests.tolerances import TOLERANCE
 
 HERE = Path(__file__).parent
 NAMES = (
-    "longformer_fill_global", "longformer_choose", "longt5_transient", "mega_fill", "mega_generate_chunks",
-    "mega_classify",
+    "longformer_fill_global", "longformer_choose", "longt5_transient", "mega_fill", "mega_generate_chunks"
 )  # fmt: skip
 #: windows, separators and averages as above; they differ in a head or a setting
-FURTHER = ("longformer_answer", "longt5_local", "mega_truncated")
+FURTHER = ("longformer_answer", "longt5_local", "mega_truncated", "mega_classify")
 
 
 def run(*names):
