@@ -43,3 +43,39 @@ def test_causal_labels_must_align(keras):
         InputError, match=r"labels must have the shape \(batch, tokens\) = \(2, 3\). Received: \(2, 4\)"
     ):
         causal_lm_loss(np.zeros((2, 3, 5), np.float32), np.zeros((2, 4), int))
+
+
+def test_tokens_in_blocks_give_what_all_at_once_give(keras, monkeypatch):
+    import tensorflow as tf
+
+    from longspan import shapes
+    from longspan.nn.keras.layers import tokenwise
+
+    monkeypatch.setattr(shapes, "TOKEN_BLOCK_BYTES", 4 * 8 * 3)  # of three tokens of 8 features
+    seen = []
+
+    def square(states):
+        seen.append(tuple(states.shape))
+        return states * states
+
+    x = tf.constant(np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32))
+    for shape, training, expected in (
+        ((2, 5, 4), False, [(1, 3, 4)]),
+        ((None, None, 4), None, [(1, None, 4), (None, None, 4)]),  # both ways, of which a graph takes one
+        ((2, 5, 4), True, [(2, 5, 4)]),
+    ):
+        seen.clear()
+
+        @tf.function(input_signature=[tf.TensorSpec(shape)])
+        def program(x, training=training):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                output = tokenwise(square, x, width=8, training=training)
+            return output, tape.gradient(output, x)
+
+        program.get_concrete_function()
+        assert seen == expected
+        for states in (x, x[:1, :2]) if shape[0] is None else (x,):
+            output, gradient = program(states)
+            assert_close(output, states * states)
+            assert_close(gradient, 2 * states)

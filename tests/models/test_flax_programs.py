@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import export
 from tests.grid import grid
 from tests.jaxprs import largest_array
 from tests.tolerances import assert_close, assert_gradients_close, gradient_error
 
 import longspan
+from longspan import shapes
+from longspan.nn.flax.layers import tokenwise
 from longspan.nn.flax.losses import cross_entropy
 
 BERT = longspan.BertConfig(
@@ -179,3 +182,28 @@ def test_faults_at_masked_states_reach_no_token():
     longt5 = longspan.FlaxLongT5ForConditionalGeneration(LONGT5)
     first, second = (longt5.decode(ids[:, :2], (x,), encoder_attention_mask=mask).logits for x in (broken, states))
     assert_close(first, second)
+
+
+def test_tokens_in_blocks_give_what_all_at_once_give(monkeypatch):
+    monkeypatch.setattr(shapes, "TOKEN_BLOCK_BYTES", 4 * 8 * 3)  # of three tokens of 8 features
+    seen = []
+
+    def square(states):
+        seen.append(states.shape)
+        return states * states
+
+    class Squares(nn.Module):
+        @nn.compact
+        def __call__(self, x, deterministic=True):
+            return tokenwise(square, x, owner=self, width=8, deterministic=deterministic)
+
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    output, pull = jax.vjp(lambda x: Squares().apply({}, x), x)
+    assert seen == [(3, 4)]
+    np.testing.assert_allclose(output, x * x)
+    np.testing.assert_allclose(pull(jnp.ones_like(x))[0], 2 * x)
+    seen.clear()
+    Squares().apply({}, x, deterministic=False)  # dropout draws for all tokens at once
+    Squares().init(jax.random.key(0), x)
+    Squares().apply({}, x, capture_intermediates=True, mutable=["intermediates"])
+    assert seen == [(2, 5, 4)] * 3

@@ -21,7 +21,7 @@ from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.cache import extend
 from longspan.nn.keras.checks import Size, check_shape, static_shape
 from longspan.nn.keras.initializers import Normal
-from longspan.nn.keras.layers import Block, linear
+from longspan.nn.keras.layers import Block, linear, tokenwise
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import KeyValues, Tensors
 from longspan.nn.keras.resizing import keep_features, remaining_features, replace_layer
@@ -307,4 +307,8 @@ class DiffLlamaDecoderLayer(Block):
         normed = self.input_layernorm(hidden_states)
         attended, maps, present = self.self_attn(normed, plan=plan, past=past, training=training)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)), maps, present
+        hidden_states = tokenwise(self._feed_forward, hidden_states, width=self.mlp.inner_size, training=training)
+        return hidden_states, maps, present
+
+    def _feed_forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

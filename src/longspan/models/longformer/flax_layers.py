@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from longspan.models.longformer.config import LongformerConfig
-from longspan.nn.flax.checks import ArrayLike, is_intercepted
+from longspan.nn.flax.checks import ArrayLike, is_watched
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
@@ -282,8 +282,7 @@ class FlaxLongformerSelfAttention(NumberedPart):
 
     def _may_fold(self, query: Array) -> bool:
         """True if it is cheaper not to project all tokens, and nobody changes what the projections do or looks on."""
-        looked_at = self.is_initializing() or is_intercepted() or self.is_mutable_collection("intermediates")
-        return not looked_at and query.shape[1] < query.shape[3]
+        return query.shape[1] < query.shape[3] and not is_watched(self)
 
     def _folded(
         self, query: Array, hidden_states: Array, mask: Array, head_mask: Array | None, **dropout: Any

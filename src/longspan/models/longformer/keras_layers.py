@@ -16,7 +16,7 @@ from keras import ops
 
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.keras.checks import Size, check_shape
-from longspan.nn.keras.layers import Block, linear, take_tokens
+from longspan.nn.keras.layers import Block, linear, take_tokens, tokenwise
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
 from longspan.nn.keras.post_norm import PostNormAttention, PostNormFeedForward
@@ -267,7 +267,8 @@ class LongformerSelfAttention(Block):
         self, hidden_states: Tensor, plan: GlobalPlan, head_mask: Tensor | None, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor | None]:
         """Context of the global tokens (B, G, A·D) and their weights (B, A, S, G), if the plan needs them."""
-        assert plan.filled is not None
+        filled = plan.filled
+        assert filled is not None
         states = take_tokens(hidden_states, plan.positions)  # (B, G, H)
         query = _swap(self._split(self.query_global(states))) / math.sqrt(self.attention_head_size)  # (B, A, G, D)
 
@@ -276,7 +277,7 @@ class LongformerSelfAttention(Block):
             scores = ops.cast(scores, "float32")
             if plan.real is not None:
                 scores = scores + mask_to_bias(plan.real[:, None, None, :])
-            weights = softmax(scores) * ops.cast(plan.filled[:, None, :, None], "float32")
+            weights = softmax(scores) * ops.cast(filled[:, None, :, None], "float32")
             weights = ops.cast(weights, hidden_states.dtype)
             weights = weights if dropout is None else dropout(weights)
             weights = weights if head_mask is None else weights * head_mask
@@ -390,7 +391,8 @@ class LongformerLayer(PostNormFeedForward):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), local weights, global weights."""
         hidden_states, *weights = self.attention(hidden_states, plan=plan, head_mask=head_mask, training=training)
-        return self.feed_forward(hidden_states, training=training), *weights
+        apply, width = partial(self.feed_forward, training=training), self.intermediate.dense.units
+        return tokenwise(apply, hidden_states, width=width, training=training), *weights
 
 
 class LongformerEncoder(Block):

@@ -18,7 +18,7 @@ from jax.nn.initializers import constant, normal
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, Part, Stack, spread
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, Part, Stack, spread, tokenwise
 from longspan.nn.flax.parameters import parameter
 from longspan.ops import patterns
 
@@ -108,8 +108,12 @@ class FlaxLongT5LayerFF(FlaxLongT5Sublayer):
 
     def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, H) -> (B, S, H)."""
-        states = self.DenseReluDense(self.layer_norm(hidden_states), deterministic=deterministic)
-        return self.add(hidden_states, states, deterministic=deterministic)
+
+        def apply(states: Array) -> Array:
+            change = self.DenseReluDense(self.layer_norm(states), deterministic=deterministic)
+            return self.add(states, change, deterministic=deterministic)
+
+        return tokenwise(apply, hidden_states, owner=self, width=self.config.d_ff, deterministic=deterministic)
 
 
 class FlaxLongT5Projections(Part):

@@ -16,7 +16,7 @@ from keras import ops
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.keras.activations import get_activation
-from longspan.nn.keras.layers import Block, embedding, linear
+from longspan.nn.keras.layers import Block, embedding, linear, tokenwise
 from longspan.nn.keras.outputs import Tensors
 from longspan.nn.keras.policy import asked_dtype
 from longspan.ops import patterns
@@ -141,8 +141,12 @@ class LongT5LayerFF(LongT5Sublayer):
 
     def call(self, hidden_states: Tensor, *, training: bool | None = None) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        change = self.DenseReluDense(self.layer_norm(hidden_states), training=training)
-        return self.add(hidden_states, change, training)
+
+        def apply(states: Tensor) -> Tensor:
+            change = self.DenseReluDense(self.layer_norm(states), training=training)
+            return self.add(states, change, training)
+
+        return tokenwise(apply, hidden_states, width=self.config.d_ff, training=training)
 
 
 class LongT5LayerAttention(LongT5Sublayer):

@@ -19,7 +19,7 @@ from jax.nn.initializers import normal, ones, zeros
 from longspan.models.mega.config import MegaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
-from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack
+from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack, tokenwise
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter, statistic
 from longspan.ops.flax.context import check_share, share, shared_axis, token_places, whole
 from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
@@ -565,6 +565,11 @@ class FlaxMegaNormalizedFeedForwardNetwork(Part):
 
     def __call__(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, D) -> (B, S, D)."""
+        apply = partial(self._apply, deterministic=deterministic)
+        width = self.config.nffn_hidden_size
+        return tokenwise(apply, hidden_states, owner=self, width=width, deterministic=deterministic)
+
+    def _apply(self, hidden_states: Array, *, deterministic: bool) -> Array:
         before = self.config.normalize_before_ffn
         norm = partial(self.norm, deterministic=deterministic)
         x = self.activation(self.fc1(norm(hidden_states) if before else hidden_states))

@@ -18,7 +18,7 @@ from longspan.models.mega.config import MegaConfig
 from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.initializers import Normal
-from longspan.nn.keras.layers import Block, HeavyTailedDense, layer_norm, linear, take_tokens
+from longspan.nn.keras.layers import Block, HeavyTailedDense, layer_norm, linear, take_tokens, tokenwise
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
 from longspan.nn.keras.runtime import is_concrete, is_tensorflow
@@ -552,6 +552,10 @@ class MegaNormalizedFeedForwardNetwork(Block):
 
     def call(self, hidden_states: Tensor, *, training: bool | None = None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
+        apply, width = partial(self._apply, training=training), self.config.nffn_hidden_size
+        return tokenwise(apply, hidden_states, width=width, training=training)
+
+    def _apply(self, hidden_states: Tensor, *, training: bool | None) -> Tensor:
         before = self.config.normalize_before_ffn
         x = self.norm(hidden_states, training=training) if before else hidden_states
         x = self.fc2(self.hidden_dropout(self.activation(self.fc1(x)), training=training))

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.linen import module as linen_module
 from jax import Array
 
@@ -35,6 +36,11 @@ def is_intercepted() -> bool:
     and one compiled inside would keep it: then the code itself has to run.
     """
     return len(linen_module._global_interceptor_stack) > 0  # Flax has no public name for it
+
+
+def is_watched(module: nn.Module) -> bool:
+    """True if somebody makes, changes or looks at the parts of a bound module, each of which must then be called."""
+    return module.is_initializing() or is_intercepted() or module.is_mutable_collection("intermediates")
 
 
 def as_array(value: Any) -> ArrayLike:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from longspan.nn.flax.activations import get_activation
-from longspan.nn.flax.layers import Dense, LayerNorm, Part
+from longspan.nn.flax.layers import Dense, LayerNorm, Part, tokenwise
 from longspan.nn.flax.parameters import kernel_init
 
 
@@ -54,8 +54,12 @@ class PostNormFeedForward(nn.Module):
     def feed_forward(self, hidden_states: Array, *, deterministic: bool) -> Array:
         """(B, S, H) -> (B, S, H), for `chunk_size_feed_forward` tokens at a time if that is set."""
         size = self.config.chunk_size_feed_forward
+
+        def apply(states: Array) -> Array:
+            return self.output(self.intermediate(states), states, deterministic=deterministic)
+
         if size == 0:  # the length may be symbolic
-            return self.output(self.intermediate(hidden_states), hidden_states, deterministic=deterministic)
-        chunks = [hidden_states[:, start : start + size] for start in range(0, hidden_states.shape[1], size)]
-        outputs = [self.output(self.intermediate(chunk), chunk, deterministic=deterministic) for chunk in chunks]
+            width = self.config.intermediate_size
+            return tokenwise(apply, hidden_states, owner=self, width=width, deterministic=deterministic)
+        outputs = [apply(hidden_states[:, start : start + size]) for start in range(0, hidden_states.shape[1], size)]
         return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)

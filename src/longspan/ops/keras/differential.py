@@ -26,7 +26,7 @@ from keras import ops
 from longspan.errors import InputError
 from longspan.ops.dispatch import Dispatcher
 from longspan.ops.keras import Tensor
-from longspan.ops.keras.attention import MASKED, softmax
+from longspan.ops.keras.attention import mask_to_bias, softmax
 from longspan.ops.keras.scan import scan
 from longspan.shapes import differ
 
@@ -246,17 +246,27 @@ def _attend(
         weights = weights * shared.drawn.factors(ops.shape(weights), position[0])
     first, second = ops.split(weights, 2, axis=1)
     difference = ops.cast(first - lam * second, value.dtype)
-    # maps j and j + A/2 each read their own value head, with the same difference
-    context = _by_map(ops.matmul(_by_key_head(_twice(difference), value.shape[1]), value), query.shape[1])
-    return context, weights, difference
+    return _weigh(difference, value), weights, difference
 
 
 def _maps(query: Tensor, position: Tensor, key: Tensor, shared: _Shared) -> Tensor:
     """The softmax maps of scaled queries (B, A, R, D) at places (R,), float32 (B, A, R, T)."""
     scores = ops.matmul(_by_key_head(query, key.shape[1]), ops.transpose(key, (0, 1, 3, 2)))
     mask = shared.visible(position, ops.shape(key)[2])
-    scores = ops.where(mask, _by_map(ops.cast(scores, "float32"), query.shape[1]), MASKED)
-    return ops.where(ops.any(mask, axis=-1, keepdims=True), softmax(scores), 0.0)
+    maps = softmax(_by_map(ops.cast(scores, "float32"), query.shape[1]) + mask_to_bias(mask))
+    if shared.key_mask is None:  # a query sees itself
+        return maps
+    return ops.where(ops.any(mask, axis=-1, keepdims=True), maps, 0.0)
+
+
+def _weigh(difference: Tensor, value: Tensor) -> Tensor:
+    """Maps j and j + A/2 each read their own value head, with the same difference: (B, A/2, R, T) -> (B, A, R, D)."""
+    pairs, num_kv = difference.shape[1], value.shape[1]
+    if num_kv % 2 or difference.shape[2] == 1:
+        return _by_map(ops.matmul(_by_key_head(_twice(difference), num_kv), value), 2 * pairs)
+    both = ops.concatenate(ops.split(value, 2, axis=1), axis=-1)  # (B, K/2, T, 2D): one product reads the maps once
+    context = _by_map(ops.matmul(_by_key_head(difference, num_kv // 2), both), pairs)
+    return ops.concatenate(ops.split(context, 2, axis=-1), axis=1)
 
 
 def _gradients(
