@@ -179,6 +179,9 @@ class Tester:
         config = self.get_config()
         ids = np.random.default_rng(0).integers(3, config.vocab_size, (self.batch_size, self.seq_length))
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if hasattr(config, "attention_window"):  # one global token, which `key_length` counts
+            inputs["global_attention_mask"] = np.zeros_like(ids)
+            inputs["global_attention_mask"][:, -1] = 1
         if config.is_encoder_decoder:
             inputs |= {"decoder_input_ids": ids[:, ::-1].copy(), "decoder_attention_mask": np.ones_like(ids)}
         return config, {key: self.tensor(array) for key, array in inputs.items()}
