@@ -81,7 +81,7 @@ class TFPreTrainedModel(ToolSupport, TaskTraining, keras.Model):
         config.validate()
         self.check_implementation(config.attn_implementation)
         super().__init__(**kwargs)
-        self.dtype_policy = widened(self.dtype_policy)
+        self.dtype_policy = widened(super().dtype_policy)
         self.autocast = False  # labels keep their precision; the layers cast what they compute with
         self.config = config
 
