@@ -294,7 +294,7 @@ class DiffLlamaDecoderLayer(Block):
 
     def __init__(self, config: DiffLlamaConfig, *, layer_index: int, **kwargs: Any) -> None:
         super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
+        policy, self.inner_size = self.dtype_policy, config.intermediate_size
         self.self_attn = DiffLlamaAttention(config, layer_index=layer_index, dtype=policy, name="self_attn")
         self.mlp = DiffLlamaMLP(config, dtype=policy, name="mlp")
         self.input_layernorm = DiffLlamaRMSNorm(config, dtype=policy, name="input_layernorm")
@@ -307,7 +307,7 @@ class DiffLlamaDecoderLayer(Block):
         normed = self.input_layernorm(hidden_states)
         attended, maps, present = self.self_attn(normed, plan=plan, past=past, training=training)
         hidden_states = hidden_states + attended
-        hidden_states = tokenwise(self._feed_forward, hidden_states, width=self.mlp.inner_size, training=training)
+        hidden_states = tokenwise(self._feed_forward, hidden_states, width=self.inner_size, training=training)
         return hidden_states, maps, present
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:

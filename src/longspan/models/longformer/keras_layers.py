@@ -391,8 +391,8 @@ class LongformerLayer(PostNormFeedForward):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(B, S, H) -> (B, S, H), local weights, global weights."""
         hidden_states, *weights = self.attention(hidden_states, plan=plan, head_mask=head_mask, training=training)
-        apply, width = partial(self.feed_forward, training=training), self.intermediate.dense.units
-        return tokenwise(apply, hidden_states, width=width, training=training), *weights
+        apply = partial(self.feed_forward, training=training)
+        return tokenwise(apply, hidden_states, width=self.inner_size, training=training), *weights
 
 
 class LongformerEncoder(Block):

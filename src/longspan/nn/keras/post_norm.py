@@ -196,7 +196,7 @@ class PostNormFeedForward(Block):
 
     def add_feed_forward(self, config: Any) -> None:
         """Make the layers, behind those of the attention."""
-        policy = self.dtype_policy
+        policy, self.inner_size = self.dtype_policy, config.intermediate_size
         self.intermediate = Intermediate(config, dtype=policy, name="intermediate")
         self.output_ = AddAndNorm(config, input_size=config.intermediate_size, dtype=policy, name="output")
 
