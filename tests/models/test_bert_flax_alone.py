@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ALONE = """
 import sys, warnings
 warnings.simplefilter("error")
@@ -63,5 +65,6 @@ def test_works_without_the_other_frameworks(tmp_path):
     assert np.abs(np.load(tmp_path / "states.npy") - expected).max() < 1e-5
 
 
+@pytest.mark.wide  # four devices serve every family in test_flax_transformations
 def test_eight_devices():
     assert run(str(Path(__file__).with_name("flax_devices.py"))).strip() == "equal"

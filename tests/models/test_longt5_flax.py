@@ -318,6 +318,7 @@ class TestPrograms:
         assert jnp.isfinite(loss(model.params))
         assert sequences(0).shape == (2, 4)
 
+    @pytest.mark.wide  # four devices serve every family in test_flax_transformations
     def test_eight_devices(self):
         script = Path(__file__).with_name("longt5_flax_devices.py")
         done = subprocess.run(

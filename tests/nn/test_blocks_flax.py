@@ -15,6 +15,7 @@ import torch
 from flax.core import freeze
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.grid import grid
 from tests.tolerances import assert_close
 
 import longspan
@@ -31,7 +32,7 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", grid(MODULES, wide=["longspan.models.roberta.flax_model"]))  # BERT's classes by name
 def test_examples_give_what_they_show(name):
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0

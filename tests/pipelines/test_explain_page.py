@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.grid import grid
 from tests.pipelines import chromium
 
 from longspan.pipelines.explain.explanation import Explanation
@@ -119,7 +120,7 @@ def expected_strengths(values: Any, top: float) -> Any:
     return np.clip(values / top, -1, 1) * 0.85
 
 
-@pytest.mark.parametrize("browser", chromium.browsers())
+@pytest.mark.parametrize("browser", grid(chromium.browsers(), wide=chromium.browsers()[1:]))
 def test_a_layer_and_head_at_4096_tokens_in_chromium(tmp_path: Path, browser: str) -> None:
     found = make_explanation()
     write_page(found, tmp_path / "page.html")
@@ -147,7 +148,7 @@ def test_a_layer_and_head_at_4096_tokens_in_chromium(tmp_path: Path, browser: st
     assert one.dom.count("<option") == 4 + 13 + 13
 
 
-@pytest.mark.parametrize("browser", chromium.browsers())
+@pytest.mark.parametrize("browser", grid(chromium.browsers(), wide=chromium.browsers()[1:]))
 def test_a_clicked_token_shows_its_links_and_signs_have_colors(tmp_path: Path, browser: str) -> None:
     found = make_explanation(400, signed=True)
     page = page_of(found)
