@@ -338,3 +338,13 @@ class FlaxXLMRobertaForMultipleChoice(FlaxRobertaForMultipleChoice):
     """
 
     config_class = XLMRobertaConfig
+
+
+# the modules are RoBERTa's; under these names the reference has them
+FlaxXLMRobertaModule = FlaxRobertaModule
+FlaxXLMRobertaForMaskedLMModule = FlaxRobertaForMaskedLMModule
+FlaxXLMRobertaForCausalLMModule = FlaxRobertaForCausalLMModule
+FlaxXLMRobertaForSequenceClassificationModule = FlaxRobertaForSequenceClassificationModule
+FlaxXLMRobertaForTokenClassificationModule = FlaxRobertaForTokenClassificationModule
+FlaxXLMRobertaForQuestionAnsweringModule = FlaxRobertaForQuestionAnsweringModule
+FlaxXLMRobertaForMultipleChoiceModule = FlaxRobertaForMultipleChoiceModule
