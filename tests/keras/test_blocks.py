@@ -48,6 +48,7 @@ def test_causal_labels_must_align(keras):
 def test_tokens_in_blocks_give_what_all_at_once_give(keras, monkeypatch):
     import tensorflow as tf
 
+    import longspan
     from longspan import shapes
     from longspan.nn.keras.layers import tokenwise
 
@@ -79,3 +80,7 @@ def test_tokens_in_blocks_give_what_all_at_once_give(keras, monkeypatch):
             output, gradient = program(states)
             assert_close(output, states * states)
             assert_close(gradient, 2 * states)
+    seen.clear()
+    with longspan.plain():
+        tf.function(lambda x: tokenwise(square, x, width=8)).get_concrete_function(x)
+    assert seen == [(2, 5, 4)]

@@ -206,4 +206,29 @@ def test_tokens_in_blocks_give_what_all_at_once_give(monkeypatch):
     Squares().apply({}, x, deterministic=False)  # dropout draws for all tokens at once
     Squares().init(jax.random.key(0), x)
     Squares().apply({}, x, capture_intermediates=True, mutable=["intermediates"])
-    assert seen == [(2, 5, 4)] * 3
+    with longspan.plain():
+        Squares().apply({}, x)
+    assert seen == [(2, 5, 4)] * 4
+
+
+def test_a_program_of_the_definition_is_another(monkeypatch):
+    """`longspan.plain` holds for models that were called before."""
+    monkeypatch.setattr(shapes, "TOKEN_BLOCK_BYTES", 1024)
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    model = longspan.FlaxLongformerModel(longspan.LongformerConfig(vocab_size=50, attention_window=4, **settings))
+    ids = np.arange(2, 42)[None]
+    inputs = {"input_ids": ids, "global_attention_mask": (ids == 2).astype(np.int32)}
+    output = model(**inputs).last_hidden_state
+    with longspan.plain():
+        plain = model(**inputs).last_hidden_state
+
+    def loops(params):
+        """Loops of the program: over blocks of tokens."""
+        return str(jax.make_jaxpr(lambda params: model(**inputs, params=params).last_hidden_state)(params)).count(
+            "scan["
+        )
+
+    usual = loops(model.params)
+    with longspan.plain():
+        assert loops(model.params) < usual
+    assert_close(output, plain)

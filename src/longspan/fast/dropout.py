@@ -56,9 +56,9 @@ def dropout_factors(out: Tensor, probability: float, generator: torch.Generator 
         `out`.
     """
     kept = _kept(probability)
+    if kept == _STEPS:  # the threshold would be 2¹⁵, which is no 16-bit number
+        return out.fill_(1.0)
     wide = torch.empty(-(-out.numel() // _LANES), dtype=torch.int64, device=out.device)
     wide.random_(-(2**63), None, generator=generator)
     lanes = wide.view(torch.int16)[: out.numel()].view(out.shape)  # −2¹⁵ … 2¹⁵ − 1, each as often
-    if kept == _STEPS:  # 2¹⁵ is no 16-bit number
-        return out.fill_(1.0)
     return torch.lt(lanes, kept - _STEPS // 2, out=out).mul_(_STEPS / kept)

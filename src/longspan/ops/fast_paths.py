@@ -49,6 +49,11 @@ def plain() -> Iterator[None]:
         _is_off.reset(token)
 
 
+def is_off() -> bool:
+    """True inside `plain`."""
+    return _is_off.get()
+
+
 def is_available() -> bool:
     """True if the package is there and switched on (for PyTorch)."""
     return not _is_off.get() and _find("matmul.linear") is not None

@@ -15,7 +15,7 @@ from flax import struct
 from jax import Array
 
 from longspan.models.longformer.config import LongformerConfig
-from longspan.nn.flax.checks import ArrayLike, is_watched
+from longspan.nn.flax.checks import ArrayLike, must_call_parts
 from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
@@ -282,7 +282,7 @@ class FlaxLongformerSelfAttention(NumberedPart):
 
     def _may_fold(self, query: Array) -> bool:
         """True if it is cheaper not to project all tokens, and nobody changes what the projections do or looks on."""
-        return query.shape[1] < query.shape[3] and not is_watched(self)
+        return query.shape[1] < query.shape[3] and not must_call_parts(self)
 
     def _folded(
         self, query: Array, hidden_states: Array, mask: Array, head_mask: Array | None, **dropout: Any

@@ -21,6 +21,7 @@ from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
 from longspan.nn.keras.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.nn.keras.runtime import is_concrete, shapes_may_depend_on_values
+from longspan.ops.fast_paths import is_off
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.attention import Dropout, mask_to_bias, softmax
 from longspan.ops.keras.sliding_window import ExtraKeys, sliding_window_attention, weights_by_offset
@@ -295,7 +296,7 @@ class LongformerSelfAttention(Block):
         plain = (
             type(x) is keras.layers.Dense and not x.quantization_mode for x in (self.key_global, self.value_global)
         )
-        return all(plain) and slots < self.attention_head_size
+        return all(plain) and not is_off() and slots < self.attention_head_size
 
     def _folded_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
         """q·(K x + b) = (Kᵀq)·x + q·b, (B, A, G, S)."""

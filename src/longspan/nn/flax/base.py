@@ -30,7 +30,7 @@ from longspan.nn.flax.checks import is_intercepted
 from longspan.nn.flax.parameters import Path as ParameterPath
 from longspan.nn.flax.parameters import Recipe, draw, recipes
 from longspan.nn.flax.sharding import on_auto_axes
-from longspan.ops.fast_paths import widens
+from longspan.ops.fast_paths import is_off, widens
 from longspan.ops.flax.context import shared_axis
 
 #: the modules' own fields, which `from_pretrained` does not pass on from its keywords
@@ -284,9 +284,9 @@ class FlaxPreTrainedModel(HubSupport):
             variables["batch_stats"] = self.batch_stats if batch_stats is None else batch_stats
         return variables
 
-    def _fingerprint(self) -> tuple[str, bool, str | None, bool]:
+    def _fingerprint(self) -> tuple[str, bool, str | None, bool, bool]:
         """What tells programs apart besides the arguments: the configuration may be changed between calls."""
-        return repr(vars(self.config)), self.is_gradient_checkpointing, shared_axis(), self._is_widened()
+        return repr(vars(self.config)), self.is_gradient_checkpointing, shared_axis(), self._is_widened(), is_off()
 
     def _is_widened(self) -> bool:
         """True if the module computes in float32 although `dtype` is half precision; see `fast_paths.widens`."""

@@ -16,6 +16,7 @@ from flax.linen import module as linen_module
 from jax import Array
 
 from longspan.errors import InputError
+from longspan.ops.fast_paths import is_off
 
 ArrayLike: TypeAlias = Array | np.ndarray
 
@@ -38,9 +39,10 @@ def is_intercepted() -> bool:
     return len(linen_module._global_interceptor_stack) > 0  # Flax has no public name for it
 
 
-def is_watched(module: nn.Module) -> bool:
-    """True if somebody makes, changes or looks at the parts of a bound module, each of which must then be called."""
-    return module.is_initializing() or is_intercepted() or module.is_mutable_collection("intermediates")
+def must_call_parts(module: nn.Module) -> bool:
+    """True if a bound module computes by its definition: somebody makes, changes or looks at its parts, or wants it."""
+    is_watched = module.is_initializing() or is_intercepted() or module.is_mutable_collection("intermediates")
+    return is_watched or is_off()
 
 
 def as_array(value: Any) -> ArrayLike:

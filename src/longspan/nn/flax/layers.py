@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.nn.initializers import ones, zeros
 
-from longspan.nn.flax.checks import is_watched
+from longspan.nn.flax.checks import must_call_parts
 from longspan.nn.flax.parameters import Initializer, parameter
 from longspan.shapes import tokens_of_block
 
@@ -65,7 +65,7 @@ def tokenwise(
         return function(x)
     count, size = math.prod(x.shape[:-1]), x.shape[-1]
     blocks = -(-count // tokens_of_block(width))
-    if blocks < 2 or is_watched(owner):
+    if blocks < 2 or must_call_parts(owner):
         return function(x)
     rows = -(-count // blocks)
     padded = jnp.pad(x.reshape(count, size), ((0, blocks * rows - count), (0, 0)))

@@ -10,6 +10,7 @@ from keras import ops
 
 from longspan.nn.keras.initializers import Normal, NormalWithPadding
 from longspan.nn.keras.runtime import is_symbolic
+from longspan.ops.fast_paths import is_off
 from longspan.ops.keras import Tensor
 from longspan.ops.keras.scan import computes_on_cpu, is_compiled, scan
 from longspan.shapes import tokens_of_block
@@ -74,7 +75,7 @@ def tokenwise(function: Callable[[Tensor], Tensor], x: Tensor, *, width: int, tr
         training: The model is trained.
     """
     looped = keras.backend.backend() != "torch" and not is_symbolic() and is_compiled(x) and computes_on_cpu()
-    if training or not looped:
+    if training or not looped or is_off():
         return function(x)
     batch, length, size = ops.shape(x)
     count, limit = batch * length, tokens_of_block(width)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from longspan.ops.torch.context import ContextShard, count_all, softmax, total
 from longspan.ops.torch.dropout import dropout as drop
-from longspan.ops.torch.dropout import kernel_serves
+from longspan.ops.torch.dropout import pays_off
 
 #: queries that the explicit half-precision path takes at a time
 QUERY_CHUNK = 256
@@ -92,7 +92,7 @@ def sdpa_attention(
     Returns:
         (B, H, T, D).
     """
-    if dropout > 0.0 and kernel_serves(query):  # PyTorch's kernel for it is no other than this
+    if dropout > 0.0 and pays_off(query):  # PyTorch has no fused kernel with dropout there
         if causal:
             mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         return eager_attention(query, key, value, mask=mask, dropout=dropout, scale=scale)[0]

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from longspan.ops.fast_paths import fast_path
 from longspan.ops.torch.modes import is_traced
 
-_DROPOUT = "dropout.dropout"
 #: entries up to which PyTorch's own serves
 _FEW_ENTRIES = 2**14
 
@@ -26,16 +25,11 @@ def dropout(x: Tensor, probability: float, *, training: bool = True) -> Tensor:
     """
     if not training or probability == 0.0:
         return x
-    if kernel_serves(x) and probability < 1.0:
-        kernel = fast_path(_DROPOUT)
-        if kernel is not None:
-            dropped: Tensor = kernel(x, probability)
-            return dropped
-    return F.dropout(x, p=probability)
+    kernel = fast_path("dropout.dropout") if probability < 1.0 and pays_off(x) else None
+    dropped: Tensor = F.dropout(x, p=probability) if kernel is None else kernel(x, probability)
+    return dropped
 
 
-def kernel_serves(x: Tensor) -> bool:
-    """True if the kernel for CPUs serves a tensor, where it is not switched off."""
-    if x.device.type != "cpu" or x.numel() <= _FEW_ENTRIES or not x.is_floating_point() or is_traced(x):
-        return False
-    return fast_path(_DROPOUT) is not None
+def pays_off(x: Tensor) -> bool:
+    """True if PyTorch's own dropout of a tensor is slow: on a CPU, where it draws one number after the other."""
+    return x.device.type == "cpu" and x.numel() > _FEW_ENTRIES and x.is_floating_point() and not is_traced(x)

@@ -101,12 +101,11 @@ def model_of(encoder: Any, options: TrainOptions) -> SentenceModel:
 def layers_of(model: SentenceModel, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """The layers behind pooling with the weights that they have now."""
     weights = model.params.get(_LAYERS, {})
-    return tuple(
-        replace(layer, **{name: np.asarray(value) for name, value in weights[str(place)].items()})  # type: ignore[type-var]
-        if str(place) in weights
-        else layer
-        for place, layer in enumerate(layers)
-    )
+    found = []
+    for place, layer in enumerate(layers):
+        values: dict[str, Any] = {name: np.asarray(value) for name, value in weights.get(str(place), {}).items()}
+        found.append(replace(layer, **values) if isinstance(layer, Dense | LayerNorm) else layer)
+    return tuple(found)
 
 
 def detach(model: SentenceModel) -> Any:

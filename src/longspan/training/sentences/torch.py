@@ -41,7 +41,8 @@ def run(model: Any, base: nn.Module, inputs: Mapping[str, Tensor], modes: tuple[
     settings = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     tokens = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     states = model(**tokens, **settings).last_hidden_state.float()
-    vectors: Any = order_modes(modes, pool(states, inputs["pooling"], inputs.get("max_mask")))  # type: ignore[arg-type]
+    pooled: Any = pool(states, inputs["pooling"], inputs.get("max_mask"))
+    vectors: Any = order_modes(modes, pooled)
     layers: Any = getattr(base, "sentence_layers", ())
     for layer in layers:
         vectors = layer(vectors)
