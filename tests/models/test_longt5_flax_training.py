@@ -31,9 +31,6 @@ shutil.copytree(f"{sys.argv[2]}/whole/checkpoints/20", f"{sys.argv[2]}/parts/che
 run("parts")
 """
 
-#: that models in Flax learn is shown of BERT, that runs go on to the same bits of `longspan train`
-pytestmark = pytest.mark.wide
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
