@@ -21,6 +21,9 @@ LARGE: Shape = (1, 4096, 768, 3072)
 READ: Shape = (0, 0, 0, 0)
 #: bytes of the memory that is read to find its bandwidth: more than any cache holds
 _READ_BYTES = 1 << 29
+#: runs of each kernel before those that count (oneDNN makes its kernel in the first, and lays out in the second), and
+#: runs that count
+_WARM, _TIMED = 2, 5
 
 
 class Operations(dict[Shape, float]):
@@ -117,10 +120,10 @@ def fastest_kernel(shape: Shape, dtype: str) -> tuple[str, Callable[[], Any]]:
         kernels = product_kernels(x[0], y[0]) if products == 1 else batched_kernels(x, y)
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(_WARM + _TIMED):
             for name, run in kernels.items():
                 seconds[name].append(timed(run))
-    best = min(kernels, key=lambda name: statistics.median(seconds[name][1:]))
+    best = min(kernels, key=lambda name: statistics.median(seconds[name][_WARM:]))
     return best, kernels[best]
 
 
@@ -140,7 +143,7 @@ def matmul_rate(dtype: str, rounds: int = 7) -> float:
     return rate(LARGE, dtype, rounds)
 
 
-def floor_seconds(operations: float | Operations, dtype: str, rounds: int = 1) -> float:
+def floor_seconds(operations: float | Operations, dtype: str, rounds: int = 3) -> float:
     """Seconds that the operations must take; a number of unknown shapes goes at the rate of a large product."""
     by_shape = operations if isinstance(operations, Operations) else Operations({LARGE: operations})
     return sum(amount / rate(shape, dtype, rounds) for shape, amount in by_shape.items())
