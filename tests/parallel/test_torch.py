@@ -54,25 +54,31 @@ ERRORS = {
 }
 
 
-def run(processes, *names):
+def run(*words):
+    """What each group of processes says, in order; see `worker.py`."""
     root = HERE.parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
-    command = [sys.executable, str(HERE / "worker.py"), str(processes), *names]
+    command = [sys.executable, str(HERE / "worker.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def of_four():
-    """What four processes say of all cases: they are started once."""
+def groups():
+    """What four processes say of all cases, and what two say of some: they are started once."""
     long, memory = f"long:{LONG[0]}", [f"memory:{name}" for name in KEEPING]
-    return run(4, *(name for name in CASES if name not in WIDE_CASES), long, *memory, *FURTHER)
+    return run("4", *(name for name in CASES if name not in WIDE_CASES), long, *memory, *FURTHER, "2", *OF_TWO)
+
+
+@pytest.fixture(scope="module")
+def of_four(groups):
+    return groups[0]
 
 
 @pytest.fixture(scope="module")
 def of_four_wide():
-    return run(4, *WIDE_CASES, *(f"long:{name}" for name in LONGEST))
+    return run("4", *WIDE_CASES, *(f"long:{name}" for name in LONGEST))[0]
 
 
 def assert_equal(result, outputs):
@@ -88,10 +94,9 @@ def test_four_processes_equal_one(request, name):
     assert_equal(results[name], CASES[name].outputs)
 
 
-def test_two_processes_equal_one():
-    results = run(2, *OF_TWO)
+def test_two_processes_equal_one(groups):
     for name in OF_TWO:
-        assert_equal(results[name], CASES[name].outputs)
+        assert_equal(groups[1][name], CASES[name].outputs)
 
 
 @pytest.mark.parametrize("name", grid(LONG, wide=LONGEST))

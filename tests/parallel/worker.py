@@ -1,7 +1,13 @@
-"""Processes that share sequences, and what they compute beside one process: run by `tests/parallel`, prints JSON."""
+"""Processes that share sequences, and what they compute beside one process: run by `tests/parallel`, prints JSON.
+
+    python worker.py NUMBER CASE ... [NUMBER CASE ...]
+
+A line of each group: so many processes, and what they say of the cases.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -205,8 +211,19 @@ def work(rank, size, port, names):
 
 
 if __name__ == "__main__":
-    size, *names = sys.argv[1:]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (int(size), port, names or list(cases.CASES)), nprocs=int(size))
+    groups: dict[str, list[str]] = {}
+    for word in sys.argv[1:]:
+        if word.isdigit():
+            names = groups[word] = []
+        else:
+            names.append(word)
+    for case in cases.CASES.values():
+        case.make()  # imports what the processes need, which they share: there are no threads yet that a fork would end
+    gc.collect()
+    gc.freeze()  # a search for garbage in a process would copy every page that it shares
+    for size, names in groups.items():
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        arguments = (int(size), port, names or list(cases.CASES))
+        multiprocessing.start_processes(work, arguments, nprocs=int(size), start_method="fork")
