@@ -8,6 +8,7 @@ A line of each group: so many processes, and what they say of the cases.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import socket
@@ -219,6 +220,8 @@ if __name__ == "__main__":
             names.append(word)
     for case in cases.CASES.values():
         case.make()  # imports what the processes need, which they share: there are no threads yet that a fork would end
+    if any(name.startswith("checkpointing") for names in groups.values() for name in names):
+        importlib.import_module("torch._dynamo")  # else each process does, where it recomputes activations first
     gc.collect()
     gc.freeze()  # a search for garbage in a process would copy every page that it shares
     for size, names in groups.items():
