@@ -8,7 +8,7 @@ import torch
 from tests.oracle import differential as oracle
 from tests.tolerances import assert_close
 
-from longspan.fast import matmul
+from longspan.fast import large_pages, matmul
 from longspan.fast.few_rows import (
     WIDENED_KEYS,
     FewRowsLinear,
@@ -37,6 +37,37 @@ def test_joined_layers(packed, biased, rows):
     if biases is not None:
         expected = expected + torch.cat(biases).double()
     assert_close(layers(x), expected.float(), "float32", "product")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("biased", [True, False])
+def test_one_row_of_large_weights(biased, threads):
+    weights = [random(1000, 1020, seed=1), random(60, 1020, seed=2)]
+    biases = [random(w.shape[0], seed=4) for w in weights] if biased else None
+    x = random(1, 1020, seed=5)
+    layers = FewRowsLinear(weights, biases, packed=True, rows=1)
+    assert layers.turned is not None
+    assert layers.turned.data_ptr() % 64 == 0
+    expected = x.double() @ torch.cat(weights).double().t()
+    if biases is not None:
+        expected = expected + torch.cat(biases).double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # parts of 1020, 510 and 340 inputs
+    try:
+        result = layers(x)
+    finally:
+        torch.set_num_threads(before)
+    assert result.shape == (1, 1060)
+    assert_close(result, expected.float(), "float32", "product")
+
+
+def test_large_pages_are_memory_as_any_other():
+    values = random(1024, 1000)
+    large = large_pages.empty(1024, 1000)
+    large.copy_(values)
+    assert large.is_contiguous()
+    assert torch.equal(large, values)
+    assert large_pages.empty(3, 5).shape == (3, 5)
 
 
 def test_what_can_be_packed():
@@ -103,3 +134,24 @@ def test_few_rows_of_a_large_weight(tracks, monkeypatch):
     x, weight = random(2, 512), random(520, 512, seed=1).requires_grad_(tracks)
     assert_close(matmul.linear(x, weight), (x.double() @ weight.detach().double().t()).float(), "float32", "product")
     assert len(calls) == (0 if tracks else 1)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_threads_share_a_row(biased, monkeypatch):
+    """Without AVX-512; where a gradient is wanted, PyTorch's layer serves."""
+    monkeypatch.setattr(matmul, "is_faster", lambda: False)
+    calls = []
+    monkeypatch.setattr(matmul, "_one_row", lambda *args, original=matmul._one_row: calls.append(1) or original(*args))
+    x, weight = random(1, 1, 520), random(522, 520, seed=1)
+    bias = random(522, seed=2) if biased else None
+    expected = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        result = matmul.linear(x, weight, bias)
+        tracked = matmul.linear(x, weight.clone().requires_grad_(), bias)
+    finally:
+        torch.set_num_threads(before)
+    assert len(calls) == 1
+    assert_close(result, expected.float(), "float32", "product")
+    assert_close(tracked, expected.float(), "float32", "product")

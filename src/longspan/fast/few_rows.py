@@ -1,7 +1,8 @@
 """Linear layers and norms for a few rows again and again, as when text is generated token by token; no gradients.
 
 Such a product takes as long as reading its weights, so what counts is how they lie in memory. oneDNN reads weights
-that it has laid out itself up to four times as fast as PyTorch reads them row by row.
+that it has laid out itself up to four times as fast as PyTorch reads them row by row. Float32 columns that lie one
+behind the other in large pages are read for one row with a quarter less processor time than that.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from longspan.fast.matmul import has_onednn, linear
+from longspan.fast import large_pages
+from longspan.fast.matmul import has_onednn, linear, num_parts
 
 #: keys up to which attention of one half-precision query is faster in float32: CPUs compile their kernels for each
 #: number of keys, and widening is cheap
 WIDENED_KEYS = 1024
+#: bytes of float32 weights from which on their columns are laid out one behind the other, for one row
+TURNED_BYTES = 2**22
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -45,20 +49,57 @@ class FewRowsLinear:
         self.weights = [weight.detach() for weight in weights]
         self.biases = [None] * len(weights) if biases is None else list(biases)
         self.packed: Tensor | None = None
+        self.turned: Tensor | None = None
         self.bias: Tensor | None = None
         if packed:
-            joined = self.weights[0] if len(weights) == 1 else torch.cat(self.weights)
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(joined.contiguous(), rows)
             given = [bias for bias in self.biases if bias is not None]
             self.bias = torch.cat(given) if given else None
+            if _reads_columns(self.weights, rows):
+                self.turned = _turn(self.weights)
+                return
+            joined = self.weights[0] if len(weights) == 1 else torch.cat(self.weights)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(joined.contiguous(), rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(R, K) -> (R, ΣN)."""
         if self.packed is not None:
             result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
             return result
+        if self.turned is not None and x.shape[0] == 1:
+            return _product_with_columns(x, self.turned, self.bias)
         parts = [linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _reads_columns(weights: Sequence[Tensor], rows: int) -> bool:
+    """True if one row of float32 is best multiplied with these weights by their columns."""
+    size = sum(weight.numel() * weight.element_size() for weight in weights)
+    return rows == 1 and weights[0].dtype == torch.float32 and size >= TURNED_BYTES
+
+
+def _turn(weights: Sequence[Tensor]) -> Tensor:
+    """[W₁, W₂, …]ᵀ, (K, ΣN), in large pages."""
+    turned = large_pages.empty(weights[0].shape[1], sum(weight.shape[0] for weight in weights))
+    for target, weight in zip(turned.split([weight.shape[0] for weight in weights], dim=1), weights, strict=True):
+        target.copy_(weight.t())
+    return turned
+
+
+def _product_with_columns(x: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b as a sum over parts of K, one for each thread: PyTorch gives one row to a single thread.
+
+    Args:
+        x: (1, K).
+        turned: Wᵀ, (K, N).
+        bias: b, (N,), or None.
+
+    Returns:
+        (1, N).
+    """
+    parts = num_parts(turned.shape[0])
+    sums = torch.bmm(x.view(parts, 1, -1), turned.view(parts, -1, turned.shape[1]))  # (parts, 1, N)
+    result = sums[0] if parts == 1 else sums.sum(dim=0)
+    return result if bias is None else result.add_(bias)
 
 
 class Int8FewRowsLinear:
@@ -160,8 +201,9 @@ def one_query_attention(
     weights = scores.softmax(dim=-1)
     if key_mask is not None:
         weights = weights * key_mask.any(dim=1)[:, None, None]
-    first, second = weights.view(batch, 2, num_maps // 2, num_keys).unbind(1)
-    difference = torch.addcmul(first, lam, second, value=-1.0).to(query.dtype)  # (B, A/2, T)
-    both = torch.cat((difference, difference), dim=1).view(-1, group, num_keys)
+    maps, shape = weights.view(batch, 2, num_maps // 2, num_keys), (batch, 2, num_maps // 2, num_keys)
+    # twice, in one call: each difference meets two value heads
+    both = torch.addcmul(maps[:, :1].expand(shape), lam, maps[:, 1:].expand(shape), value=-1.0)
+    both = both.to(query.dtype).view(-1, group, num_keys)
     context = torch.bmm(both, value).to(kind).view(batch, 2, num_maps // 2, width)
     return context.transpose(1, 2).reshape(batch, 1, num_maps // 2, 2 * width)

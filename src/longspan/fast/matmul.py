@@ -233,6 +233,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _widened(x, weight, bias).to(x.dtype)
     width = x.shape[-1]
     tracks = _tracks(x, weight, bias)
+    if not torch.compiler.is_compiling() and x.numel() == width and not tracks and _splits_row(x, weight, bias):
+        return _one_row(x, weight, bias)
     # a traced graph must not depend on sizes
     is_small = not torch.compiler.is_compiling() and x.numel() < _MIN_ROWS * width
     if is_small and (tracks or weight.numel() < _LARGE_WEIGHT):
@@ -243,6 +245,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         tracked: Tensor = _Linear.apply(x, weight, bias)
         return tracked
     return _onednn(x, weight, bias)
+
+
+def num_parts(size: int) -> int:
+    """Into how many equal parts an axis is best split, at most one for each thread."""
+    threads = torch.get_num_threads()
+    return next(parts for parts in range(threads, 0, -1) if size % parts == 0)
+
+
+def _splits_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """True if threads are to share a float32 product of one row, for which the BLAS takes one alone."""
+    if weight.numel() < _LARGE_WEIGHT or x.dtype != torch.float32 or not weight.is_contiguous():
+        return False
+    return torch.get_num_threads() > 1 and _serves(x, weight, bias) and not is_faster()
+
+
+def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b for (..., K) of one row, (N, K) in one piece and (N,), by parts of N."""
+    parts, width = num_parts(weight.shape[0]), x.shape[-1]
+    rows = weight.view(parts, -1, width).transpose(1, 2)
+    result = torch.bmm(x.reshape(1, 1, width).expand(parts, 1, width), rows).view(*x.shape[:-1], -1)
+    return result if bias is None else result.add_(bias)
 
 
 def linear_function(
