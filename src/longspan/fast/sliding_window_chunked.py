@@ -114,10 +114,13 @@ class _Walk:
         self.query, self.key, self.value, self.bias, self.plan = query, key, value, bias, plan
         self.extra_key, self.extra_value, self.extra_bias = extra_key, extra_value, extra_bias
         self.num_extra = 0 if extra_key is None else extra_key.shape[2]
+        self.has_bias = bias is not None or extra_bias is not None
         self.places = None if extra_bias is None else position.clamp(min=0).tolist()
         self.tile = _band_tile(query, bias, plan)
         self.mask_bias = None if mask is None else _additive(mask, query.dtype)
-        self.extra_mask_bias = None if extra_mask is None else _additive(extra_mask, query.dtype)
+        self.hidden_before = [] if mask is None else _running(~mask).tolist()
+        hides_extra = extra_mask is not None and not bool(extra_mask.all())
+        self.extra_mask_bias = _additive(extra_mask, query.dtype) if hides_extra else None
         self.alive = _queries_with_keys(mask, extra_mask, self.num_extra, plan)
         items, heads, columns = plan.items, query.shape[1], self.num_extra + self.tile.shape[-1]
         self._keys = query.new_empty(items, heads, columns, query.shape[-1])
@@ -150,31 +153,41 @@ class _Walk:
         query = self.query[items, :, rows].flatten(0, 1)
         shape = (number, self.query.shape[1], rows.stop - rows.start, columns)
         scores = view(self._scores, shape)
-        self._write_bias(scores, items, rows, span, tile)
-        flat = scores.flatten(0, 1).baddbmm_(query, keys.transpose(1, 2), alpha=plan.scale)
+        if self.has_bias:  # half precision is then rounded once, with the bias
+            self._write_biases(scores, items, rows, tile)
+        flat = scores.flatten(0, 1)
+        flat.baddbmm_(query, keys.transpose(1, 2), beta=1 if self.has_bias else 0, alpha=plan.scale)
+        self._hide(scores, items, span, tile)
         torch.softmax(flat, dim=-1, out=flat)
         return _Chunk(items, rows, span, tile, query, keys, values, flat)
 
-    def _write_bias(self, scores: Tensor, items: slice, rows: slice, span: slice, tile: slice) -> None:
-        """Fill the scores (N, H, R, C) with everything that does not depend on the queries."""
+    def _write_biases(self, scores: Tensor, items: slice, rows: slice, tile: slice) -> None:
+        """Fill the scores (N, H, R, C) with the biases, and with what hides keys outside the band."""
         extra_scores, window_scores = scores[..., : self.num_extra], scores[..., self.num_extra :]
-        band = self.tile[:, : rows.stop - rows.start, tile]
-        if self.mask_bias is None:
-            window_scores.copy_(band)
-        else:
-            mask_bias = self.mask_bias[items, None, None, span]
-            torch.add(band.expand_as(window_scores), mask_bias, out=window_scores)
-        if self.num_extra == 0:
-            return
-        extra_mask_bias = None if self.extra_mask_bias is None else self.extra_mask_bias[items, None, None]
-        if self.extra_bias is not None:
-            for some, biases in self.extra_bias_runs(items, rows, self.extra_bias):
-                biases = biases[None, :, None]
-                extra_scores[:, :, some] = biases if extra_mask_bias is None else biases + extra_mask_bias
-        elif extra_mask_bias is not None:
-            extra_scores.copy_(extra_mask_bias)
-        else:
+        window_scores.copy_(self.tile[:, : scores.shape[2], tile])
+        if self.extra_bias is None:
             extra_scores.zero_()
+            return
+        for some, biases in self.extra_bias_runs(items, rows, self.extra_bias):
+            extra_scores[:, :, some] = biases[None, :, None]
+
+    def _hide(self, scores: Tensor, items: slice, span: slice, tile: slice) -> None:
+        """Hide keys by adding to their scores (N, H, R, C), only where that is needed: each pass over them counts.
+
+        The columns in the middle of a span are in the band of all rows.
+        """
+        plan, num_rows = self.plan, scores.shape[2]
+        if self.extra_mask_bias is not None:
+            scores[..., : self.num_extra].add_(self.extra_mask_bias[items, None, None])
+        scores = scores[..., self.num_extra :]
+        if not self.has_bias:
+            band = self.tile[:, :num_rows, tile]
+            last, first = max(num_rows - 1 - tile.start, 0), max(plan.left + plan.right + 1 - tile.start, 0)
+            for edge in (slice(0, last), slice(first, None)) if last < first else (slice(None),):
+                scores[..., edge].add_(band[..., edge])
+        if any(before[span.stop] > before[span.start] for before in self.hidden_before[items]):
+            assert self.mask_bias is not None
+            scores.add_(self.mask_bias[items, None, None, span])
 
     def extra_bias_runs(self, items: slice, rows: slice, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Runs of queries of a chunk at one place on the axis of the extra keys, and its part (H, G) of a table."""
@@ -325,8 +338,14 @@ def _queries_with_keys(mask: Tensor | None, extra_mask: Tensor | None, num_extra
     if mask is None or (num_extra > 0 and extra_mask is None):
         return None
     length = mask.shape[1]
-    before = torch.nn.functional.pad(mask.long().cumsum(dim=1), (1, 0))  # (B, S + 1): keys before a position
+    before = _running(mask)
     position = torch.arange(length, device=mask.device)
     first, behind = (position - plan.left).clamp(min=0), (position + plan.right + 1).clamp(max=length)
     alive = before[:, behind] > before[:, first]
-    return alive if extra_mask is None else alive | extra_mask.any(dim=1, keepdim=True)
+    alive = alive if extra_mask is None else alive | extra_mask.any(dim=1, keepdim=True)
+    return None if bool(alive.all()) else alive
+
+
+def _running(mask: Tensor) -> Tensor:
+    """How many positions before each one are True, (B, S) -> (B, S + 1)."""
+    return torch.nn.functional.pad(mask.long().cumsum(dim=1), (1, 0))
