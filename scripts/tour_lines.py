@@ -1,7 +1,9 @@
 """Bring the line numbers of the links in docs/tour.md and its Chinese page up to date: python scripts/tour_lines.py.
 
 A test (tests/contract/test_tour.py) holds every link to the line that defines its name; whoever moves that line runs
-this. A name that its file no longer defines, or defines twice, is an error.
+this. Where a file defines a name more than once, its link goes to the definition nearest to the line it had, the earlier
+of two at the same distance: look at such a link, which may have come to another one. A name that its file no longer
+defines is an error.
 """
 
 import ast
@@ -22,14 +24,13 @@ def lines_that_define(name: str, path: str) -> list[int]:
 
 
 def linked_line(link: re.Match[str]) -> str:
-    """The link with the line that defines its name; where several do, the line that it has must be one of them."""
+    """The link with the line that defines its name, the nearest to the line that it has."""
     name, path, line = link.groups()
     defined = lines_that_define(name, path)
-    if int(line) in defined:
-        return link.group()
-    if len(defined) != 1:
-        sys.exit(f"the tour: {path} defines {name} {len(defined)} times, at {defined}; the link says {line}")
-    return f"[`{name}`](../{path}#L{defined[0]})"
+    if not defined:
+        sys.exit(f"the tour: {path} does not define {name} any more; the link says {line}")
+    nearest = min(defined, key=lambda one: (abs(one - int(line)), one))
+    return f"[`{name}`](../{path}#L{nearest})"
 
 
 if __name__ == "__main__":

@@ -29,6 +29,21 @@ def test_all_links_are_checked_and_stops_are_few(page):
     assert len(re.findall(r"^\*\*\d\. ", TOURS[page], flags=re.MULTILINE)) <= 8
 
 
+def test_a_link_goes_to_the_nearest_definition(monkeypatch, tmp_path):
+    source = ["", "class One:", "    def run(self): ...", "", "", "class Two:", "    def run(self): ..."]
+    (tmp_path / "code.py").write_text("\n".join(source), encoding="utf-8")
+    monkeypatch.setattr(tour_lines, "ROOT", tmp_path)
+
+    def led(name, line):
+        return tour_lines.LINK.sub(tour_lines.linked_line, f"see [`{name}`](../code.py#L{line}).")
+
+    for line, nearest in ((1, 3), (3, 3), (4, 3), (5, 3), (6, 7), (7, 7), (90, 7)):  # 5 lies between both
+        assert led("run", line) == f"see [`run`](../code.py#L{nearest})."
+    assert led("Two", 1) == "see [`Two`](../code.py#L6)."
+    with pytest.raises(SystemExit, match="code.py does not define gone any more; the link says 4"):
+        led("gone", 4)
+
+
 def test_the_example_prints_what_it_says(capsys):
     code = re.search(r"```python\n(.*?)```", TOURS["docs/tour.md"], flags=re.DOTALL).group(1)
     exec(compile(code, "docs/tour.md", "exec"), {})
