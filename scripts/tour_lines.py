@@ -1,9 +1,9 @@
 """Bring the line numbers of the links in docs/tour.md and its Chinese page up to date: python scripts/tour_lines.py.
 
-A test (tests/contract/test_tour.py) holds every link to the line that defines its name; whoever moves that line runs
-this. Where a file defines a name more than once, its link goes to the definition nearest to the line it had, the earlier
-of two at the same distance: look at such a link, which may have come to another one. A name that its file no longer
-defines is an error.
+A test (tests/contract/test_tour.py) holds every link to a line that defines its name; whoever moves that line runs
+this. Where a file defines a name more than once, its link goes to the definition nearest to the line that it had, the
+earlier of two at the same distance: look at such a link, which may have come to another one. A name that its file no
+longer defines is an error.
 """
 
 import ast
