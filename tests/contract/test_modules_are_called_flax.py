@@ -17,6 +17,7 @@ from tests.grid import grid
 from tests.tolerances import assert_close
 
 import longspan
+from longspan import shapes
 from longspan.checkpoints.flax import flatten, unflatten
 from longspan.models.diffllama.flax_layers import FlaxDiffLlamaRMSNorm
 from longspan.models.longt5.flax_layers import FlaxLongT5LayerNorm
@@ -165,6 +166,35 @@ def test_terms_that_an_interceptor_adds_take_effect_and_learn(case):
                 assert np.abs(np.asarray(learned) - full).max() <= 1e-5 * largest, path
         elif not (case == "relative" and path[-1] == "position_embeddings"):
             assert np.abs(np.asarray(learned)).max() > 1e-4, path
+
+
+def test_an_interceptor_and_a_patched_class_see_the_calls_that_fast_paths_go_around(monkeypatch):
+    """Longformer's global projections, which are folded otherwise, and whole sequences, which go in blocks."""
+    monkeypatch.setattr(shapes, "TOKEN_BLOCK_BYTES", 4 * 10 * 3)  # of three tokens
+    model, params, inputs = build("FlaxLongformerModel")
+    seen = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, Dense) and context.method_name == "__call__":
+            seen.setdefault(context.module.path[-3:], []).append(args[0].shape)
+        return call(*args, **kwargs)
+
+    def apply():
+        program = jax.jit(lambda: model.module.apply({"params": params}, **inputs).last_hidden_state)
+        return program()
+
+    usual = apply()
+    with nn.intercept_methods(note):
+        assert_close(apply(), usual)
+    for path in (("attention", "self", "key_global"), ("attention", "self", "value_global"), ("0", "output", "dense")):
+        assert seen[path] == [(2, 9, 10 if "output" in path else 12)]
+
+    call = Dense.__call__
+    monkeypatch.setattr(Dense, "__call__", lambda self, inputs: call(self, inputs) + jnp.cos(inputs[..., :1]))
+    with longspan.plain():
+        expected = apply()
+    assert np.abs(np.asarray(expected - usual)).max() > 0.1
+    assert_close(apply(), expected)
 
 
 @pytest.mark.parametrize("name", ["FlaxBertForMaskedLM", "FlaxLongT5ForConditionalGeneration"])

@@ -154,6 +154,24 @@ def shift(part, term):
     return variable
 
 
+@pytest.mark.parametrize("name", ["TFBertForMaskedLM", LONGFORMERS[0]])
+def test_a_call_put_in_the_place_of_a_layers_own_acts_as_a_layer_in_its_place(name):
+    """BERT's table is read as a projection too, and Longformer's global projections are folded otherwise."""
+    from longspan.nn.keras.resizing import replace_layer
+
+    model, inputs = make(name, num_hidden_layers=1), inputs_of(name)
+    before, generator = model(**inputs)[0], np.random.default_rng(0)
+    terms = [(item, generator.standard_normal(width(item[2])).astype(np.float32) / 8) for item in parts(model)]
+    for (_, _, part), term in terms:
+        part.call = lambda *args, call=part.call, term=term, **kwargs: call(*args, **kwargs) + term
+    patched = model(**inputs)[0]
+    for (parent, attribute, part), term in terms:
+        del part.call
+        replace_layer(parent, attribute, Wrapped(part, term))
+    assert np.abs(np.asarray(patched) - np.asarray(before)).max() > 0.1
+    assert_close(patched, model(**inputs)[0])
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("name", grid(QUANTIZED, wide=ONE_SCORE_A_ROW[:3] + ONE_SCORE_A_ROW[4:]))
@@ -255,8 +273,8 @@ def test_cached_steps_show_what_was_put_in_the_place_of_layers(family):
     assert_close(np.concatenate(pieces, axis=1), np.asarray(whole))
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_were_made(family):
+@pytest.mark.parametrize(("family", "place"), [*((family, "layer") for family in DECODERS), ("diffllama", "call")])
+def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_were_made(family, place):
     from longspan.nn.keras.resizing import replace_layer
 
     model, ids, inputs, _ = make_decoder(family)
@@ -276,5 +294,8 @@ def test_generate_shows_what_was_put_in_the_place_of_layers_after_its_programs_w
     before = write()
     for number, (parent, attribute, part) in enumerate(list(parts(model))):
         term = np.random.default_rng(number).standard_normal(width(part)).astype(np.float32)
-        replace_layer(parent, attribute, Wrapped(part, term))
+        if place == "call":
+            part.call = lambda *args, call=part.call, term=term, **kwargs: call(*args, **kwargs) + term
+        else:
+            replace_layer(parent, attribute, Wrapped(part, term))
     assert (write() != before).any()

@@ -71,7 +71,7 @@ def test_tokens_in_blocks_give_what_all_at_once_give(keras, monkeypatch):
         def program(x, training=training):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                output = tokenwise(square, x, width=8, training=training)
+                output = tokenwise(square, x, parts=(), width=8, training=training)
             return output, tape.gradient(output, x)
 
         program.get_concrete_function()
@@ -81,6 +81,17 @@ def test_tokens_in_blocks_give_what_all_at_once_give(keras, monkeypatch):
             assert_close(output, states * states)
             assert_close(gradient, 2 * states)
     seen.clear()
+
+    def trace(*parts):
+        tf.function(lambda x: tokenwise(square, x, parts=parts, width=8)).get_concrete_function(x)
+
     with longspan.plain():
-        tf.function(lambda x: tokenwise(square, x, width=8)).get_concrete_function(x)
-    assert seen == [(2, 5, 4)]
+        trace()
+    part, patched, derived = (keras.layers.Dense(4) for _ in range(3))
+    patched.call = lambda x: x  # as a tool does
+    derived.__class__ = type("Theirs", (keras.layers.Dense,), {"call": lambda self, x: x})
+    for layer in (patched, derived, part):
+        trace(keras.Sequential([layer]))
+    monkeypatch.setattr(keras.layers.Dense, "call", lambda self, x: x)
+    trace(part)
+    assert seen == [(2, 5, 4), (2, 5, 4), (2, 5, 4), (1, 3, 4), (2, 5, 4)]

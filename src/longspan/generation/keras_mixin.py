@@ -22,6 +22,7 @@ from longspan.generation.config import GENERATION_CONFIG_NAME, GenerationConfig
 from longspan.generation.keras_loop import ARRAYS, Array, Programs, Stepper
 from longspan.nn.keras.checks import check_values
 from longspan.nn.keras.outputs import TFModelOutput, model_output
+from longspan.nn.keras.plain import Traced
 from longspan.ops.keras import Tensor
 
 #: of `get_config`: the model's own settings of generation
@@ -169,16 +170,15 @@ class TFGenerationMixin(ArrayGeneration):
     def _programs(self) -> Programs:
         """The compiled programs, no part of what Keras saves.
 
-        They are made when they are first used, and anew when a layer was replaced, quantised or given an adapter.
+        They are made when they are first used, and anew when a layer or its `call` was replaced, quantised or given an
+        adapter, and for `longspan.plain`.
         """
-        model: Any = self
-        parts = [*model._flatten_layers(), *model.variables]
-        settings = repr(vars(model.config))
-        made: tuple[str, list[Any], Programs] | None = vars(self).get("_generation_programs")
-        if made is None or made[0] != settings or list(map(id, made[1])) != list(map(id, parts)):
-            made = (settings, parts, Programs(self))
+        traced = Traced(self)
+        made: tuple[Traced, Programs] | None = vars(self).get("_generation_programs")
+        if made is None or made[0] != traced:
+            made = (traced, Programs(self))
             vars(self)["_generation_programs"] = made
-        return made[2]
+        return made[1]
 
 
 class TFCausalGenerationMixin(TFGenerationMixin):

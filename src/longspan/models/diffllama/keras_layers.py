@@ -307,7 +307,8 @@ class DiffLlamaDecoderLayer(Block):
         normed = self.input_layernorm(hidden_states)
         attended, maps, present = self.self_attn(normed, plan=plan, past=past, training=training)
         hidden_states = hidden_states + attended
-        hidden_states = tokenwise(self._feed_forward, hidden_states, width=self.inner_size, training=training)
+        parts, width = (self.mlp, self.post_attention_layernorm), self.inner_size
+        hidden_states = tokenwise(self._feed_forward, hidden_states, parts=parts, width=width, training=training)
         return hidden_states, maps, present
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from jax import Array
 
 from longspan.models.longformer.config import LongformerConfig
 from longspan.nn.flax.checks import ArrayLike, must_call_parts
-from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack
+from longspan.nn.flax.layers import Dense, Dtype, Embedding, LayerNorm, NumberedPart, Part, Stack, is_plain
 from longspan.nn.flax.outputs import Arrays
 from longspan.nn.flax.parameters import kernel_init
 from longspan.nn.flax.post_norm import AddAndNorm, PostNormFeedForward
@@ -282,7 +282,9 @@ class FlaxLongformerSelfAttention(NumberedPart):
 
     def _may_fold(self, query: Array) -> bool:
         """True if it is cheaper not to project all tokens, and nobody changes what the projections do or looks on."""
-        return query.shape[1] < query.shape[3] and not must_call_parts(self)
+        if query.shape[1] >= query.shape[3] or must_call_parts(self):
+            return False
+        return is_plain(self.key_global) and is_plain(self.value_global)
 
     def _folded(
         self, query: Array, hidden_states: Array, mask: Array, head_mask: Array | None, **dropout: Any

@@ -19,6 +19,7 @@ from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.layers import Block, linear, take_tokens, tokenwise
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
+from longspan.nn.keras.plain import is_plain
 from longspan.nn.keras.post_norm import PostNormAttention, PostNormFeedForward
 from longspan.nn.keras.runtime import is_concrete, shapes_may_depend_on_values
 from longspan.ops.fast_paths import is_off
@@ -293,10 +294,9 @@ class LongformerSelfAttention(Block):
 
     def _may_fold(self, slots: Size) -> Any:
         """True, or a tensor of it, if it is cheaper not to project all tokens, and nobody changed the projections."""
-        plain = (
-            type(x) is keras.layers.Dense and not x.quantization_mode for x in (self.key_global, self.value_global)
-        )
-        return all(plain) and not is_off() and slots < self.attention_head_size
+        layers = (self.key_global, self.value_global)
+        linear = all(type(layer) is keras.layers.Dense and not layer.quantization_mode for layer in layers)
+        return linear and is_plain(*layers) and not is_off() and slots < self.attention_head_size
 
     def _folded_scores(self, query: Tensor, hidden_states: Tensor) -> Tensor:
         """q·(K x + b) = (Kᵀq)·x + q·b, (B, A, G, S)."""
@@ -393,7 +393,8 @@ class LongformerLayer(PostNormFeedForward):
         """(B, S, H) -> (B, S, H), local weights, global weights."""
         hidden_states, *weights = self.attention(hidden_states, plan=plan, head_mask=head_mask, training=training)
         apply = partial(self.feed_forward, training=training)
-        return tokenwise(apply, hidden_states, width=self.inner_size, training=training), *weights
+        parts = (self.intermediate, self.output_)
+        return tokenwise(apply, hidden_states, parts=parts, width=self.inner_size, training=training), *weights
 
 
 class LongformerEncoder(Block):

@@ -146,7 +146,8 @@ class LongT5LayerFF(LongT5Sublayer):
             change = self.DenseReluDense(self.layer_norm(states), training=training)
             return self.add(states, change, training)
 
-        return tokenwise(apply, hidden_states, width=self.config.d_ff, training=training)
+        parts = (self.layer_norm, self.DenseReluDense, self.dropout)
+        return tokenwise(apply, hidden_states, parts=parts, width=self.config.d_ff, training=training)
 
 
 class LongT5LayerAttention(LongT5Sublayer):

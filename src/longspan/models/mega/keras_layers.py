@@ -553,7 +553,8 @@ class MegaNormalizedFeedForwardNetwork(Block):
     def call(self, hidden_states: Tensor, *, training: bool | None = None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         apply, width = partial(self._apply, training=training), self.config.nffn_hidden_size
-        return tokenwise(apply, hidden_states, width=width, training=training)
+        parts = (self.norm, self.fc1, self.fc2, self.dropout, self.hidden_dropout)
+        return tokenwise(apply, hidden_states, parts=parts, width=width, training=training)
 
     def _apply(self, hidden_states: Tensor, *, training: bool | None) -> Tensor:
         before = self.config.normalize_before_ffn

@@ -151,6 +151,20 @@ class Dense(nn.Module):
         return outputs.astype(self.dtype)
 
 
+#: what the class does unless somebody patches it
+_CALL = Dense.__call__
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """True if a bound dense layer is of that class and its weights are arrays, so that x W + b is all that it does.
+
+    Whether somebody intercepts its call is for `must_call_parts` to say.
+    """
+    if type(layer) is not Dense or type(layer).__call__ is not _CALL:
+        return False
+    return all(isinstance(leaf, Array) for leaf in layer.variables["params"].values())
+
+
 class Embedding(nn.Module):
     """Rows of a table by their indices; rows are converted to `dtype` after they were picked.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from longspan.nn.keras.initializers import Normal, NormalWithPadding
+from longspan.nn.keras.plain import is_plain
 from longspan.nn.keras.runtime import is_symbolic
 from longspan.ops.fast_paths import is_off
 from longspan.ops.keras import Tensor
@@ -63,19 +64,28 @@ class HeavyTailedDense(keras.layers.Dense):
         super().quantize(mode, type_check=type_check and type(self) is not HeavyTailedDense, config=config)
 
 
-def tokenwise(function: Callable[[Tensor], Tensor], x: Tensor, *, width: int, training: bool | None = None) -> Tensor:
+def tokenwise(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    parts: Sequence[keras.layers.Layer],
+    width: int,
+    training: bool | None = None,
+) -> Tensor:
     """function(x), (B, S, H) -> (B, S, H), for a function that treats every token by itself.
 
-    On a CPU many tokens go block by block where nothing is trained, which saves time and memory.
+    On a CPU many tokens go block by block where nothing is trained, which saves time and memory; but not through layers
+    that a tool changed, which may look on: what they see of a loop has no meaning outside of it.
 
     Args:
         function: Maps (B, S, H) to (B, S, H) in the same dtype.
         x: (B, S, H).
+        parts: The layers that the function calls.
         width: Features of the widest activation inside the function.
         training: The model is trained.
     """
     looped = keras.backend.backend() != "torch" and not is_symbolic() and is_compiled(x) and computes_on_cpu()
-    if training or not looped or is_off():
+    if training or not looped or is_off() or not is_plain(*parts):
         return function(x)
     batch, length, size = ops.shape(x)
     count, limit = batch * length, tokens_of_block(width)
@@ -152,7 +162,7 @@ def score_rows(states: Tensor, layer: keras.layers.Layer) -> Tensor:
     """Products of states with the rows of an embedding, as a projection onto the vocabulary that is tied to it.
 
     The table is shared, so this is the one place that reads a weight out of its layer. A layer that computes its rows
-    (quantised, or one that a tool put in the place of the embedding) is asked for all of them.
+    (quantised, or one that a tool put in the place of the embedding or of its `call`) is asked for all of them.
 
     Args:
         states: (N, H).
@@ -161,6 +171,7 @@ def score_rows(states: Tensor, layer: keras.layers.Layer) -> Tensor:
     Returns:
         (N, V).
     """
-    is_plain = isinstance(layer, keras.layers.Embedding) and layer.quantization_mode is None
-    table = ops.convert_to_tensor(layer.embeddings) if is_plain else layer(ops.arange(layer.input_dim, dtype="int32"))
+    stores_rows = isinstance(layer, keras.layers.Embedding) and layer.quantization_mode is None and is_plain(layer)
+    ids = ops.arange(layer.input_dim, dtype="int32")
+    table = ops.convert_to_tensor(layer.embeddings) if stores_rows else layer(ids)
     return ops.matmul(states, ops.cast(ops.transpose(table), states.dtype))

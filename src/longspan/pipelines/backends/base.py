@@ -202,6 +202,16 @@ def load(source: Source, model_class: Any, dtype: Any, settings: Mapping[str, An
     return model_class.from_pretrained(source.name, dtype=dtype, **place, **given)
 
 
+def lengthened(model: Any, max_length: int | None) -> Any:
+    """A BERT or RoBERTa with fewer positions as a Longformer that reads `max_length` tokens; any other as it is."""
+    limit = longest_input(model.config)
+    if max_length is None or limit is None or max_length <= limit:
+        return model
+    from longspan.to_long import to_long  # with the Longformer, which few encoders become
+
+    return to_long(model, max_length=max_length)
+
+
 def class_for(source: Source, task: str, framework: Framework) -> Any:
     """The class that a checkpoint's family has for a task.
 

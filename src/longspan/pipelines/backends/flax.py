@@ -38,11 +38,18 @@ class _FlaxBackend(base.Backend):
     fixed_shapes: ClassVar[bool] = True
 
     def _place(
-        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+        self,
+        model: Source | Any,
+        model_class: Any,
+        device: str | None,
+        dtype: str | None,
+        settings: Any,
+        max_length: int | None = None,
     ) -> None:
         self.device = _device(device)
         if isinstance(model, Source):
             model = base.load(model, model_class, jnp.dtype(dtype or "float32"), settings)
+            model = base.lengthened(model, max_length)
         self.model = model
         self._params = jax.device_put(model.params, self.device)
         #: programs compiled so far
@@ -76,7 +83,7 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
         device: `"cpu"`, `"gpu"`, `"tpu"`, or one of several as `"gpu:1"`; None takes JAX's default.
         dtype: Type of the computation, e.g. `"bfloat16"`; parameters stay in float32.
         attn_implementation: Name of an implementation of attention; None chooses.
-        max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
+        max_length: Longest input wanted. A BERT or RoBERTa with fewer positions becomes a Longformer (see `to_long`).
 
     Raises:
         InputError: the device does not exist.
@@ -91,7 +98,7 @@ class EncoderBackend(_FlaxBackend, base.Encoder):
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self._place(source, FlaxAutoModel, device, dtype, {"attn_implementation": attn_implementation})
+        self._place(source, FlaxAutoModel, device, dtype, {"attn_implementation": attn_implementation}, max_length)
         self._program = jax.jit(self._pooled_states)
 
     def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:

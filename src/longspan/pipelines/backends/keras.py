@@ -19,6 +19,7 @@ from longspan.checkpoints.hub import Source
 from longspan.checkpoints.keras import to_numpy
 from longspan.errors import InputError
 from longspan.models.registry import Framework
+from longspan.nn.keras.plain import Traced
 from longspan.nn.keras.runtime import compile_program, is_tensorflow
 from longspan.pipelines.backends import base
 from longspan.pipelines.backends.base import Floats, Ids, Mask
@@ -44,20 +45,30 @@ class _KerasBackend(base.Backend):
     fixed_shapes: ClassVar[bool] = keras.backend.backend() == "jax"
 
     def _place(
-        self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
+        self,
+        model: Source | Any,
+        model_class: Any,
+        device: str | None,
+        dtype: str | None,
+        settings: Any,
+        max_length: int | None = None,
     ) -> None:
         self.device = _check_device(device)
         if isinstance(model, Source):
             policy = "float32" if dtype in (None, "float32") else f"mixed_{dtype}"
             with _on_device(self.device):
-                model = base.load(model, model_class, policy, settings)
+                model = base.lengthened(base.load(model, model_class, policy, settings), max_length)
         self.model = model
         self._programs: dict[Any, Any] = {}
+        self._traced = Traced(self.model)
         #: graphs traced (TensorFlow) or programs compiled (JAX) so far
         self.num_programs = 0
 
     def _run(self, key: Any, function: Callable[..., Any], specs: Specs, arrays: Sequence[Any]) -> list[Floats]:
         """Results of a function of arrays, compiled under a key, as float32 arrays."""
+        traced = Traced(self.model)
+        if traced != self._traced:  # a tool changed a layer
+            self._programs, self._traced = {}, traced
         if key not in self._programs:
 
             def counted(*inputs: Any) -> Any:
@@ -97,7 +108,7 @@ class EncoderBackend(_KerasBackend, base.Encoder):
         device: `"cpu"`, `"gpu"`, or one of several as `"gpu:1"`; None takes Keras' default.
         dtype: Type of the computation, e.g. `"bfloat16"`; weights stay in float32.
         attn_implementation: Name of an implementation of attention; None chooses.
-        max_length: Longest input wanted; changes nothing here, `max_positions` says what is possible.
+        max_length: Longest input wanted. A BERT or RoBERTa with fewer positions becomes a Longformer (see `to_long`).
 
     Raises:
         InputError: the device does not exist.
@@ -112,7 +123,7 @@ class EncoderBackend(_KerasBackend, base.Encoder):
         attn_implementation: str | None,
         max_length: int | None,
     ) -> None:
-        self._place(source, TFAutoModel, device, dtype, {"attn_implementation": attn_implementation})
+        self._place(source, TFAutoModel, device, dtype, {"attn_implementation": attn_implementation}, max_length)
 
     def encode_batch(self, input_ids: Ids, attention_mask: Mask, weights: Floats, max_mask: Mask | None) -> Floats:
         """Pooled states (B, M (+ 1), H) of a batch; see `longspan.pipelines.backends.base.Encoder.encode_batch`."""
