@@ -13,7 +13,6 @@ from typing import Any
 
 import keras
 from keras import ops
-from keras.src.backend import AutocastScope
 
 
 def recompute_layers(model: keras.layers.Layer) -> None:
@@ -43,9 +42,7 @@ def _recomputed(layer: Any, call: Callable[..., Any], states: Any, *, training: 
     given: list[Any] = []
     arguments = _taken_out((states, rest), given)
     trained, others = layer.trainable_variables, layer.non_trainable_variables
-    with AutocastScope(None):
-        values = [ops.convert_to_tensor(each.value) for each in trained]
-        fixed = [each.value * 1 for each in others]  # copies: TensorFlow's reads see what is assigned later
+    values, fixed = _AsStored()(trained=lambda: trained, others=lambda: others)
     num_others = 0
 
     def function(*tensors: Any) -> Any:
@@ -62,6 +59,20 @@ def _recomputed(layer: Any, call: Callable[..., Any], states: Any, *, training: 
     for generator in generators.values():
         generator.next()  # as each dropout did, in vain
     return found, *[None] * num_others
+
+
+class _AsStored(keras.layers.Layer):
+    """Reads variables as they are stored inside a layer of mixed precision, which would read them in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__(autocast=False, dtype="float32")
+
+    def call(self, *, trained: Callable[[], Any], others: Callable[[], Any]) -> tuple[list[Any], list[Any]]:
+        """The values of both. They come in functions, as Keras reads variables among the arguments of a layer itself.
+
+        The second are copies: TensorFlow's reads see what is assigned later.
+        """
+        return [ops.convert_to_tensor(each.value) for each in trained()], [each.value * 1 for each in others()]
 
 
 class _Place:
