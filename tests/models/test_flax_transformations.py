@@ -152,6 +152,21 @@ def test_a_cpu_without_half_precision_products_multiplies_in_float32(monkeypatch
     assert found == asked
 
 
+@pytest.mark.parametrize("family", ["longt5", "diffllama"])
+def test_generate_multiplies_in_float32_too(monkeypatch, family):
+    monkeypatch.setattr(fast_paths, "lacks_products", lambda dtype: True)
+    model = make(family, dtype="bfloat16")
+    params = model.to_bf16(model.init_weights(jax.random.PRNGKey(0)))
+
+    def trace():
+        write = functools.partial(model.generate, IDS, max_new_tokens=2, eos_token_id=None)
+        return product_dtypes(jax.make_jaxpr(lambda params: write(params=params).sequences)(params).jaxpr)
+
+    assert trace() == {"float32"}
+    with longspan.plain():
+        assert "bfloat16" in trace()
+
+
 @pytest.mark.parametrize("family", grid(("bert", "diffllama", "mega", "mega-batchnorm"), wide=("bert", "mega")))
 def test_half_precision_with_parameters_in_float32(plain, family):
     """Of Longformer and LongT5, the parity tests compare states in half precision."""

@@ -174,7 +174,7 @@ class FlaxCausalGenerationMixin(FlaxGenerationMixin):
     Its module takes `attention_mask`, `position_ids` and a cache; the annotations name what it needs besides.
     """
 
-    module: nn.Module
+    computing_module: nn.Module
     init_cache: Callable[..., Any]
     _cache_shapes: Callable[[int, int], Any]
 
@@ -186,7 +186,7 @@ class FlaxCausalGenerationMixin(FlaxGenerationMixin):
     def make_stepper(self, variables: Any, inputs: dict[str, Array], *, rows: int, room: int) -> CausalStepper:
         """What runs the model during `generate`."""
         shapes = self._cache_shapes(inputs["input_ids"].shape[0], room)
-        return CausalStepper(self.module, variables, inputs, shapes, rows, room, self.first_position)
+        return CausalStepper(self.computing_module, variables, inputs, shapes, rows, room, self.first_position)
 
     def prepare_inputs_for_generation(
         self, input_ids: Array, max_length: int, attention_mask: Array | None = None

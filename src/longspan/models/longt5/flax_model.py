@@ -608,7 +608,8 @@ class FlaxLongT5ForConditionalGeneration(FlaxGenerationMixin, FlaxLongT5PreTrain
         """What runs the model during `generate`."""
         batch, source = inputs["input_ids"].shape
         shapes = self._cache_shapes(batch, room, source)
-        return SourceStepper(self.module, variables, inputs, shapes, rows, self.config.attn_implementation)
+        implementation = self.config.attn_implementation
+        return SourceStepper(self.computing_module, variables, inputs, shapes, rows, implementation)
 
 
 def _source_room(cache: Any) -> int | None:

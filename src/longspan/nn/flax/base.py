@@ -292,6 +292,11 @@ class FlaxPreTrainedModel(HubSupport):
         """True if the module computes in float32 although `dtype` is half precision; see `fast_paths.widens`."""
         return jax.default_backend() == "cpu" and not is_intercepted() and widens(str(self.dtype))
 
+    @property
+    def computing_module(self) -> nn.Module:
+        """The module that computes: in float32 where the CPU lacks products of the dtype that was asked for."""
+        return self.module.clone(dtype=jnp.float32) if self._is_widened() else self.module
+
     def _apply(
         self,
         variables: dict[str, Any],
@@ -322,7 +327,7 @@ class FlaxPreTrainedModel(HubSupport):
             if not self._is_widened():
                 return apply(self.module, *arguments)
             asked = jax.eval_shape(functools.partial(apply, self.module), *arguments)
-            wide = apply(self.module.clone(dtype=jnp.float32), *arguments)
+            wide = apply(self.computing_module, *arguments)
             return jax.tree_util.tree_map(narrow, wide, asked)
 
         found = on_auto_axes(as_asked, variables, cache, dropout_rng, inputs, rows=rows)
