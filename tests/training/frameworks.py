@@ -75,7 +75,8 @@ def step_of_flax(one) -> tuple[float, dict[str, np.ndarray]]:
     (step,) = one.epoch(0)
     loss, gradients = one.accumulate(step, train=False)
     moved = jax.tree.map(lambda weight, gradient: weight - gradient, one.params, gradients)
-    one.params = one.task.model.params = moved
+    one.params = moved
+    one._hand_over(moved)
     return loss, tensors_of(one.task)
 
 
@@ -96,6 +97,23 @@ def loss_of_keras_step(one) -> float:
         one.learner.compile(plain, jit_compile=one.learner.jit_compile)
         one.learner.fit(Passes(one, [step]), shuffle=False, verbose=0)
     return float(one.learner.step_loss.result())
+
+
+def take_adapters(one, trained) -> int:
+    """Give a loop of Keras or Flax the adapters of PEFT by its names; how many matrices they are."""
+    if one.options.framework == "flax":
+        for place, pair in one.params["adapters"].items():
+            one.params["adapters"][place] = {
+                letter: trained[f"{place}.lora_{letter.upper()}.default.weight"].detach().numpy().T for letter in pair
+            }
+        return 2 * len(one.params["adapters"])
+    layers = [layer for layer in one.task.model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    for layer in layers:
+        for letter in "ab":
+            name = f"layer.0.attention.self.{layer.name}.lora_{letter.upper()}.default.weight"
+            (found,) = [each for full, each in trained.items() if full.endswith(name)]
+            getattr(layer, f"lora_kernel_{letter}").assign(found.detach().numpy().T)
+    return len(one.learner.trainable_variables)
 
 
 def tensors_of(task) -> dict[str, np.ndarray]:

@@ -245,31 +245,37 @@ def test_layers_of_keras_are_computed_again_with_the_same_dropout():
     frameworks.assert_recomputed_dropout_is_the_same()
 
 
-def test_adapters_of_keras_are_those_of_peft(plain, tmp_path):
-    """A step of adapters, and the plain model that is written, with layers that are computed again."""
+@pytest.mark.parametrize("framework", ["flax", "keras"])
+def test_adapters_are_those_of_peft(plain, tmp_path, framework):
+    """A step of adapters, and the plain model that is written; in Keras with layers that are computed again."""
+    import jax
     import torch
 
-    data, settings = data_of("classify"), frameworks.TWO_WINDOWS
-    model = frameworks.with_head("classify", plain, data, tmp_path / "model", **settings)
-    torchs = frameworks.make("torch", "classify", model, data, lora=2, **settings)
-    ours = frameworks.make("keras", "classify", model, data, lora=2, gradient_checkpointing=True, **settings)
-    layers = [layer for layer in ours.task.model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    data, settings = data_of("classify"), {**frameworks.TWO_WINDOWS, "lora": 2}
+    new_head = [frameworks.make(one, "classify", plain, data, **settings) for one in ("torch", framework)]
+    sizes = sum(number for number, _, is_trained in new_head[1].parameter_sizes() if is_trained)
+    assert sizes == sum(each.numel() for each in new_head[0].base.parameters() if each.requires_grad)
+    model = frameworks.with_head("classify", plain, data, tmp_path / "model", **frameworks.TWO_WINDOWS)
+    torchs = frameworks.make("torch", "classify", model, data, **settings)
+    ours = frameworks.make(framework, "classify", model, data, gradient_checkpointing=framework == "keras", **settings)
     trained = {name: each for name, each in torchs.base.named_parameters() if each.requires_grad}
-    assert len(trained) == 2 * len(layers) == 4
-    assert len(ours.learner.trainable_variables) == len(trained)
     draw = torch.Generator().manual_seed(1)
-    for layer in layers:
-        for letter in "ab":
-            name = f"layer.0.attention.self.{layer.name}.lora_{letter.upper()}.default.weight"
-            (found,) = [each for full, each in trained.items() if full.endswith(name)]
-            found.data = torch.randn(found.shape, generator=draw) * 0.3
-            getattr(layer, f"lora_kernel_{letter}").assign(found.detach().numpy().T)
+    for each in trained.values():
+        each.data = torch.randn(each.shape, generator=draw) * 0.3
+    assert frameworks.take_adapters(ours, trained) == len(trained) == 4
     loss, moved, largest = frameworks.step_of_torch(torchs)
-    assert abs(frameworks.loss_of_keras_step(ours) - loss) < 1e-5 * loss
+    step = frameworks.loss_of_keras_step if framework == "keras" else lambda one: frameworks.step_of_flax(one)[0]
+    assert abs(step(ours) - loss) < 1e-5 * loss
     for name, each in trained.items():
         each.data = torch.from_numpy(moved[name])
     merged = torchs.model.merge_and_unload().state_dict()
     ours.folder.path = tmp_path
+    if framework == "flax":
+        kept = ours._state
+        ours.save()
+        ours.params, ours.moments = (jax.tree.map(np.zeros_like, each) for each in (ours.params, ours.moments))
+        ours.restore(ours.folder.newest())
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, ours._state, kept)))
     ours.save_best()
     ours.write_best(tmp_path / "out")
     written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
@@ -305,26 +311,32 @@ def test_the_plan_states_memory_and_time(plain, tmp_path, framework):
 
 
 def test_devices_and_backends(plain, tmp_path):
+    """A step of classify, and in Keras one of embed, of the Longformer that longer windows make of the model."""
     data = data_of("classify")
     model = frameworks.with_head("classify", plain, data, tmp_path / "model", **frameworks.TWO_WINDOWS)
-    loss, weights, largest = frameworks.step_of_torch(
-        frameworks.make("torch", "classify", model, data, **frameworks.TWO_WINDOWS)
-    )
-    (tmp_path / "data.json").write_text(json.dumps(data))
-    np.savez(tmp_path / "expected.npz", **weights)
+    runs = {
+        "classify": (str(model), data, frameworks.TWO_WINDOWS),
+        "embed": (str(plain), data_of("embed"), {"max_length": 72, "stride": 0, "micro_tokens": 300}),
+    }
+    expected = {}
+    for task, (source, records, settings) in runs.items():
+        loss, weights, largest = frameworks.step_of_torch(frameworks.make("torch", task, source, records, **settings))
+        np.savez(tmp_path / f"{task}.npz", **weights)
+        expected[task] = loss, largest
+    (tmp_path / "runs.json").write_text(json.dumps([runs, expected]))
     worker = Path(__file__).with_name("framework_worker.py")
-    line = [sys.executable, str(worker), str(tmp_path), str(loss), str(largest)]
+    line = [sys.executable, str(worker), str(tmp_path)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.split() == ["mesh", "keras"]
+    assert done.stdout.split() == ["mesh", "keras", "embed"]
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"framework": "flax", "lora": 4}, "lora needs framework='torch' or 'keras'. Received: framework='flax'"),
+        ({"framework": "flax", "shard": True}, "shard needs framework='torch'. Received: framework='flax'"),
         ({"framework": "keras", "shard": True}, "shard needs framework='torch'. Received: framework='keras'"),
         ({"framework": "jax", "precision": "float16"}, "float16 needs framework='torch', or precision='bfloat16'"),
         ({"framework": "tf", "devices": 2}, "devices needs KERAS_BACKEND=jax, framework='flax' or the processes"),

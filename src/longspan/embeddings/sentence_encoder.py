@@ -54,8 +54,8 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         dtype: Type of the weights, e.g. `"bfloat16"`; default float32. Vectors are float32 always. `"int8"`
             (PyTorch on a CPU, BERT and RoBERTa) multiplies in 8 bits; `docs/embed.md` says what that costs and gives.
         precision: Another name of `dtype`.
-        max_length: Most tokens of a window, special tokens included; default what the folder says. With PyTorch it may
-            be longer than the model: a BERT or RoBERTa is then read as a Longformer (see `longspan.to_long`).
+        max_length: Most tokens of a window, special tokens included; default what the folder says. It may be longer
+            than the model: a BERT or RoBERTa is then read as a Longformer (see `longspan.to_long`).
         batch_tokens: Most positions of a batch, padding included; default what suits the device.
         attn_implementation: Implementation of attention; default: chosen by the model.
         revision: Branch, tag or commit of a hub repository.

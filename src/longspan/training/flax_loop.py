@@ -6,7 +6,6 @@ A forward pass is divided along its samples, and parameters are on all devices: 
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from longspan.checkpoints.flax import flatten, unflatten
 from longspan.errors import InputError
 from longspan.training.backends.flax import Settings, as_tree, loss_of, settings_of
 from longspan.training.batches import Step, rate_factor
+from longspan.training.flax_adapters import Tree, merge, split
 from longspan.training.options import TrainOptions
 from longspan.training.run_folder import Position
 from longspan.training.run_loop import RunLoop
 from longspan.training.runs import Prepared
-
-Tree = Any
 
 
 def make_optimizer(options: TrainOptions, num_steps: int) -> optax.GradientTransformation:
@@ -46,7 +44,7 @@ class FlaxLoop(RunLoop):
     """One run in JAX; arguments as of `RunBase`.
 
     Attributes:
-        params: Parameters of the model in training.
+        params: What is trained: the parameters of the model, or with LoRA what `flax_adapters.split` gives.
         moments: State of the optimizer.
 
     Raises:
@@ -67,15 +65,25 @@ class FlaxLoop(RunLoop):
         self._key = jax.random.PRNGKey(self.options.seed)
         self._optimizer = make_optimizer(self.options, self.num_steps)
         self._make_programs()
-        self.params: Tree = jax.device_put(model.params, self._everywhere, may_alias=False)
+        no_others: Tree = {}
+        lora = self.options.lora
+        trained, frozen = split(model, lora, self._key) if lora else (model.params, no_others)
+        self._frozen: Tree = jax.device_put(frozen, self._everywhere)
+        self.params: Tree = jax.device_put(trained, self._everywhere, may_alias=False)
         self.moments: Tree = jax.jit(self._optimizer.init, out_shardings=self._everywhere)(self.params)
 
     def _make_programs(self) -> None:
         everywhere = self._everywhere
-        gradient = jax.value_and_grad(partial(loss_of, self.task))
+        self._merge = jax.jit(merge, out_shardings=everywhere) if self.options.lora else lambda frozen, trained: trained
 
-        def add(summed: Tree, params: Tree, batch: Tree, key: Any, scale: Any, *, settings: Settings) -> Tree:
-            loss, gradients = gradient(params, batch, key, settings=settings)
+        @jax.value_and_grad
+        def gradient(params: Tree, frozen: Tree, batch: Tree, key: Any, settings: Settings) -> Any:
+            return loss_of(self.task, self._merge(frozen, params), batch, key, settings=settings)
+
+        def add(
+            summed: Tree, params: Tree, frozen: Tree, batch: Tree, key: Any, scale: Any, *, settings: Settings
+        ) -> Tree:
+            loss, gradients = gradient(params, frozen, batch, key, settings)
             return jax.tree.map(lambda total, value: total + scale * value, summed, (loss, gradients))
 
         def update(params: Tree, moments: Tree, gradients: Tree) -> tuple[Tree, Tree]:
@@ -107,7 +115,7 @@ class FlaxLoop(RunLoop):
         for number, indices in enumerate(step.passes):
             batch, settings = self.batch(indices)
             of_pass = jax.random.fold_in(key, number) if train else None
-            summed = self._add(summed, self.params, batch, of_pass, scale, settings=settings)
+            summed = self._add(summed, self.params, self._frozen, batch, of_pass, scale, settings=settings)
         loss, gradients = summed
         return float(loss), gradients
 
@@ -125,8 +133,8 @@ class FlaxLoop(RunLoop):
         super()._evaluate()
 
     def _hand_over(self, params: Tree) -> None:
-        """Let the model of the task, and its pipeline, compute with these parameters."""
-        self.task.model.params = params
+        """Let the model of the task, and its pipeline, compute with these values of what is trained."""
+        self.task.model.params = params = self._merge(self._frozen, params)
         if self.task.runner is not None:
             self.task.runner.take(params)
 
@@ -156,20 +164,22 @@ class FlaxLoop(RunLoop):
         self.folder.save_best({"/".join(path): np.asarray(leaf) for path, leaf in flatten(self.params).items()})
 
     def write_best(self, output: Path) -> None:
-        """Write the best parameters with the tokenizer."""
-        self.task.model.params = unflatten({tuple(name.split("/")): leaf for name, leaf in self.folder.best().items()})
+        """Write the best parameters with the tokenizer; adapters are merged into them."""
+        best = unflatten({tuple(name.split("/")): leaf for name, leaf in self.folder.best().items()})
+        self._hand_over({name: best.get(name, {}) for name in self.params})
         self.task.save(self.task.model, output)
 
     # The plan
 
     def parameter_sizes(self) -> list[tuple[int, int, bool]]:
-        """Numbers and bytes of the parameters, all of which are trained."""
-        return [(leaf.size, leaf.nbytes, True) for leaf in jax.tree.leaves(self.params)]
+        """Numbers and bytes of the parameters, and whether they are trained."""
+        parts = ((self._frozen, False), (self.params, True))
+        return [(leaf.size, leaf.nbytes, is_trained) for tree, is_trained in parts for leaf in jax.tree.leaves(tree)]
 
     def measure(self, indices: Any) -> tuple[int, float]:
         """What XLA plans beside arguments and results of a pass, and the seconds of the second of two."""
         batch, settings = self.batch(indices)
-        arguments = self.params, batch, self._key, np.float32(1)
+        arguments = self.params, self._frozen, batch, self._key, np.float32(1)
         program = self._add.lower(self._zeros(self.params), *arguments, settings=settings).compile()
         seconds = []
         for _ in range(2):

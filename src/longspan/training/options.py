@@ -16,7 +16,6 @@ ON_LONG = ("window", "truncate", "error")
 _LACKING: dict[str, dict[str, str]] = {
     "torch": {"devices": "framework='flax' or 'keras', or the processes of accelerate launch"},
     "flax": {
-        "lora": "framework='torch' or 'keras'",
         "shard": "framework='torch'",
         "float16": "framework='torch', or precision='bfloat16'",
     },
