@@ -13,6 +13,7 @@ import safetensors.numpy
 import torch
 from tests.checkpoints.conftest import same
 from tests.grid import grid
+from tests.keras.alone import LEAN
 
 import longspan
 from longspan.checkpoints import formats_flax, formats_tf
@@ -44,29 +45,29 @@ def cases(*tables):
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Directory of a file that a framework's class wrote; a process of its own writes those of `make test`, once."""
+    """Directory of a file that a framework's class wrote; one process writes those of `make test`, once."""
     folders = {}
 
-    def folder(framework, name):
+    def folder(name):
         is_further = name.endswith(tuple(FURTHER))
-        if (framework, is_further) not in folders:
-            names = [each for each in BERT[framework] if each.endswith(tuple(FURTHER)) == is_further]
-            names += [] if is_further else OTHERS[framework]
-            target = tmp_path_factory.mktemp(framework)
+        if is_further not in folders:
+            names = [each for table in BERT.values() for each in table if each.endswith(tuple(FURTHER)) == is_further]
+            names += [] if is_further else [each for table in OTHERS.values() for each in table]
+            target = tmp_path_factory.mktemp("written")
             script = Path(__file__).with_name("write_reference.py")
             environment = {key: value for key, value in os.environ.items() if not key.startswith("USE_")}
-            command = [sys.executable, str(script), framework, str(target), *names]
+            command = [sys.executable, LEAN, script, target, *names]
             done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
-            folders[framework, is_further] = target
-        return folders[framework, is_further] / name
+            folders[is_further] = target
+        return folders[is_further] / name
 
     return folder
 
 
 @pytest.mark.parametrize(("framework", "name"), cases(BERT, OTHERS))
 def test_every_tensor_equals_the_reference_conversion(written, framework, name):
-    directory = written(framework, name)
+    directory = written(name)
     expected = safetensors.numpy.load_file(directory / "expected" / "model.safetensors")
     prefix = "longformer" if "Longformer" in name else "" if "LongT5" in name else "bert"
     with open_checkpoint(directory) as reader:
@@ -82,7 +83,7 @@ def test_every_tensor_equals_the_reference_conversion(written, framework, name):
 
 @pytest.mark.parametrize(("framework", "name"), cases(BERT))
 def test_outputs_equal_those_of_the_class_that_wrote_the_file(written, framework, name):
-    directory = written(framework, name)
+    directory = written(name)
     ours = name.removeprefix("TF").removeprefix("Flax").replace("ForCausalLM", "LMHeadModel")
     model = getattr(longspan, ours).from_pretrained(directory).eval()
     stored = np.load(directory / "outputs.npz")
@@ -101,7 +102,7 @@ def test_outputs_equal_those_of_the_class_that_wrote_the_file(written, framework
 
 
 def test_repeats_of_shared_layers_are_known(written):
-    with TFReader(written("tf", "TFBertForMaskedLM") / "tf_model.h5") as reader:
+    with TFReader(written("TFBertForMaskedLM") / "tf_model.h5") as reader:
         word_embeddings = "/tf_bert_for_masked_lm/bert/embeddings/word_embeddings/weight:0"
         assert reader.repeats["/mlm___cls" + word_embeddings] == "/bert" + word_embeddings
         assert reader.native_name("bert.embeddings.word_embeddings.weight") == "/bert" + word_embeddings
@@ -111,7 +112,7 @@ def test_repeats_of_shared_layers_are_known(written):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_no_framework_is_imported(written, framework):
-    directory = written(framework, BERT[framework][0])
+    directory = written(BERT[framework][0])
     script = (
         "import sys; from longspan.checkpoints.files import open_checkpoint\n"
         f"with open_checkpoint({str(directory)!r}) as reader:\n"

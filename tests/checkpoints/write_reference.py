@@ -1,4 +1,4 @@
-"""Writes checkpoints with the reference's TensorFlow or Flax classes: `write_reference.py tf|flax DIRECTORY CLASS …`.
+"""Writes checkpoints with the reference's TensorFlow and Flax classes: `write_reference.py DIRECTORY CLASS …`.
 
 For every class: random weights (norms and biases too), the framework's own file (in parts if the name has `Sharded`
 behind it), `expected/model.safetensors` as the reference itself converts it to PyTorch, and `outputs.npz` with an input
@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-FRAMEWORK, TARGET = sys.argv[1], Path(sys.argv[2])
-os.environ |= {"USE_TF": "AUTO", "USE_FLAX": "AUTO"} | {"tf": {"USE_FLAX": "0"}, "flax": {"USE_TF": "0"}}[FRAMEWORK]
-os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+TARGET = Path(sys.argv[1])
+os.environ |= {"USE_TF": "AUTO", "USE_FLAX": "AUTO", "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 import transformers as reference
@@ -110,9 +109,9 @@ def write(name):
     torch_name = name.removeprefix("TF").removeprefix("Flax").replace("ForCausalLM", "LMHeadModel")
     family = next(prefix for prefix in ("Bert", "Longformer", "LongT5") if torch_name.startswith(prefix))
     config = {"Longformer": LONGFORMER, "LongT5": LONGT5}.get(family) or bert_config(name.partition(family)[2])
-    (write_tf if FRAMEWORK == "tf" else write_flax)(name, torch_name, config, **sharded)
+    (write_tf if name.startswith("TF") else write_flax)(name, torch_name, config, **sharded)
 
 
 if __name__ == "__main__":
-    for name in sys.argv[3:]:
+    for name in sys.argv[2:]:
         write(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import duckdb
-import lancedb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -45,6 +44,8 @@ def test_duckdb(made):
 
 
 def test_lancedb(made):
+    import lancedb  # takes long: not in every process that collects this file
+
     folder, query, expected = made
     table = lancedb.connect(folder / "lance").create_table("passages", pq.read_table(folder / "index.parquet"))
     found = table.search(query, vector_column_name="embedding").distance_type("cosine").limit(5).to_list()

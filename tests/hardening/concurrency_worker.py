@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from tests.lean import leave_out
 from tests.pipelines.memory_worker import WORDS, status
 
 import longspan
@@ -95,6 +96,7 @@ def flax_calls():
 
 def keras_calls():
     """The same of BERT in Keras."""
+    leave_out()
     from tests.keras.setting import import_keras, make
 
     import_keras()

@@ -1,6 +1,11 @@
-"""Uses the Keras half with PyTorch, JAX and Flax out of reach: `alone_worker.py DIRECTORY [BLOCKED...]`."""
+"""Reloads what another process saved, with packages out of reach: `alone_worker.py DIRECTORY [BLOCKED...]`.
+
+Prints how far each reloaded model is off, and which of the other frameworks were imported; or that TensorFlow is
+missing.
+"""
 
 import importlib.abc
+import json
 import os
 import sys
 from pathlib import Path
@@ -29,13 +34,34 @@ def main(directory: Path) -> None:
     except MissingFrameworkError as error:
         print(error)
         return
-    model = model_class.from_pretrained(directory)
-    inputs = dict(np.load(directory / "inputs.npz"))
-    np.save(directory / "alone.npy", np.asarray(model(inputs).logits))
-    model.compile("sgd", run_eagerly=True)
-    model.fit(inputs, verbose=0)
-    model.save_pretrained(directory / "alone")
-    print(sorted(name for name in ("torch", "jax", "flax", "tf_keras", "transformers") if name in sys.modules))
+    import keras
+    import tensorflow as tf
+
+    stored = dict(np.load(directory / "data.npz"))
+    inputs = {name: stored[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    labels, expected = stored["labels"], stored["logits"]
+    real = inputs["attention_mask"][..., None]
+
+    def distance(logits):
+        return float(np.abs((np.asarray(logits) - expected) * real).max())
+
+    whole = keras.models.load_model(directory / "whole.keras")
+    by_config = model_class(longspan.BertConfig(**json.loads((directory / "settings.json").read_text())))
+    by_config.load_weights(directory / "only.weights.h5")
+    served = tf.saved_model.load(str(directory / "served"))
+    functional = keras.models.load_model(directory / "functional.keras")
+    result = {
+        "keras": distance(whole(inputs).logits),
+        "weights": distance(by_config(inputs).logits),
+        "saved model": distance(served.serve({k: v.astype("int32") for k, v in inputs.items()})["logits"]),
+        "functional": float(np.abs(np.asarray(functional(inputs)) - stored["functional"]).max()),
+        "pretrained": distance(model_class.from_pretrained(directory / "pretrained")(inputs).logits),
+        "loss": whole.evaluate(inputs, labels, verbose=0),
+        "next": whole.fit(inputs, labels, verbose=0, shuffle=False).history["loss"][0],
+    }
+    whole.save_pretrained(directory / "after")
+    others = ("torch", "jax", "flax", "tf_keras", "transformers")
+    print(json.dumps(result | {"imported": [name for name in others if name in sys.modules]}))
 
 
 if __name__ == "__main__":

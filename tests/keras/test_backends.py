@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from tests.keras import backend_worker
+from tests.keras.alone import LEAN
 from tests.keras.setting import LONGT5, attention_mask, inputs_of, make
 from tests.pipelines.task_models import make_task_model
 from tests.tolerances import assert_close
@@ -42,7 +43,7 @@ def directory(request, keras, tmp_path_factory, minilm_dir):
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_forward_and_a_training_step_equal_tensorflow(backend, directory):
     environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, backend_worker.__file__, directory]
+    command = [sys.executable, LEAN, backend_worker.__file__, directory]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     results, tensorflow_results = (dict(np.load(directory / f"{name}.npz")) for name in (backend, "tensorflow"))

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from tests.keras import buckets_worker
+from tests.keras.alone import LEAN
 from tests.keras.setting import import_keras
 
 keras = import_keras()
@@ -32,7 +33,7 @@ keras = import_keras()
 )
 def test_few_programs_of_jax_serve_all_lengths_and_numbers_stay(names):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, buckets_worker.__file__, *names]
+    command = [sys.executable, LEAN, buckets_worker.__file__, *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, found in json.loads(done.stdout).items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.keras.alone import LEAN
 from tests.training import frameworks
 from tests.training.conftest import SETTINGS, documents, read_csv, write_lines
 from tests.training.test_tasks import FAST, questions, tagged
@@ -325,7 +326,7 @@ def test_devices_and_backends(plain, tmp_path):
         expected[task] = loss, largest
     (tmp_path / "runs.json").write_text(json.dumps([runs, expected]))
     worker = Path(__file__).with_name("framework_worker.py")
-    line = [sys.executable, str(worker), str(tmp_path)]
+    line = [sys.executable, str(LEAN), str(worker), str(tmp_path)]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
