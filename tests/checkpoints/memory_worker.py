@@ -1,12 +1,14 @@
-"""Measures the memory that loading or saving takes: `memory_worker.py load|save|reference DIRECTORY`.
+"""Measures the memory that loading or saving takes: reads lines `load|save|reference DIRECTORY`.
 
-Prints the size of the checkpoint and the growth of the peak of resident memory, both in bytes.
+Prints for each the size of the checkpoint and the growth of the peak of resident memory, both in bytes. Each is done in
+a forked process, so that libraries are imported once.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from tests import forked
 
 from longspan.checkpoints.files import open_checkpoint, save_checkpoint
 
@@ -16,7 +18,7 @@ def status(field):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def main(action, directory):
+def measure(action, directory):
     if action == "save":
         tensors = {f"w{i}": torch.ones(250_000 * (1 + i % 4)) for i in range(20)}
         size = sum(tensor.nbytes for tensor in tensors.values())
@@ -39,7 +41,10 @@ def main(action, directory):
                 loaded[key] = torch.empty(reader.shape(key), dtype=getattr(torch, reader.dtype(key)))
                 reader.fill_torch(key, loaded[key])
     print(size, status("VmHWM") - before)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for line in sys.stdin:
+        action, directory = line.rstrip("\n").split(" ", 1)
+        assert forked.finish(forked.start(lambda do=action, at=Path(directory): measure(do, at))) == 0

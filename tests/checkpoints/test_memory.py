@@ -16,13 +16,20 @@ MB = 1 << 20
 SHAPES = {"shared": (64 * 1024, 256), **{f"layer.{i}": (4096, 1024) for i in range(9)}}
 
 
-def measure(action, directory):
+@pytest.fixture(scope="module")
+def measure():
+    """What `memory_worker.py` measures of an action on a directory: bytes of a checkpoint, and of the growth."""
     worker = Path(__file__).with_name("memory_worker.py")
-    command = [sys.executable, str(worker), action, str(directory)]
     environment = {"PYTHONPATH": str(worker.parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    size, growth = map(int, done.stdout.split())
-    return size, growth
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, worker], env=environment, **pipes) as process:
+
+        def ask(action, directory):
+            print(action, directory, file=process.stdin, flush=True)
+            size, growth = map(int, process.stdout.readline().split())
+            return size, growth
+
+        yield ask
 
 
 def write_safetensors(directory):
@@ -71,7 +78,7 @@ def write_tf(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_safetensors, write_pytorch, write_legacy_pytorch, write_flax, write_tf])
-def test_loading_peaks_close_to_the_size_of_the_checkpoint(tmp_path, write):
+def test_loading_peaks_close_to_the_size_of_the_checkpoint(measure, tmp_path, write):
     write(tmp_path)
     size, growth = measure("load", tmp_path)
     assert size == 208 * MB
@@ -79,7 +86,7 @@ def test_loading_peaks_close_to_the_size_of_the_checkpoint(tmp_path, write):
 
 
 @pytest.mark.slow
-def test_loading_a_larger_one(tmp_path, monkeypatch):
+def test_loading_a_larger_one(measure, tmp_path, monkeypatch):
     monkeypatch.setitem(SHAPES, "rest", (12 * 4096, 1024))
     write_safetensors(tmp_path)
     size, growth = measure("load", tmp_path)
@@ -88,7 +95,7 @@ def test_loading_a_larger_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_measure_sees_a_second_copy(tmp_path):
+def test_the_measure_sees_a_second_copy(measure, tmp_path):
     """The same measure on the `safetensors` package, which maps the file: the copy out of the map is seen."""
     write_safetensors(tmp_path)
     size, growth = measure("reference", tmp_path)
@@ -96,7 +103,7 @@ def test_the_measure_sees_a_second_copy(tmp_path):
 
 
 @pytest.mark.slow
-def test_saving_takes_no_copy(tmp_path):
+def test_saving_takes_no_copy(measure, tmp_path):
     size, growth = measure("save", tmp_path)
     assert size == 50 * 10**6
     assert growth < 0.2 * size

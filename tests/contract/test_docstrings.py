@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -32,6 +33,7 @@ def test_examples_give_what_they_show(name):
     assert results.failed == 0
 
 
+@functools.cache
 def model_classes():
     return {
         name: getattr(longspan, name)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +11,9 @@ import pytest
 from tests.pipelines.explained import make_model
 from tests.pipelines.planted import train_finder
 from tests.pipelines.task_models import make_task_model
+
+from longspan.cli.main import app
+from longspan.cli.running import run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,10 +57,6 @@ def folder(tmp_path_factory, minilm_dir):
     return folder
 
 
-def run(words, folder):
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.filterwarnings("ignore:.*newly initialized")
 @pytest.mark.filterwarnings("ignore:.*is no sentence-transformers model")
 @pytest.mark.parametrize("code", blocks("python"))
@@ -78,17 +75,21 @@ def test_each_task_is_shown_with_its_output():
     assert tasks.count("  # ") >= len(TASKS)
 
 
-def test_console_commands_run_in_their_order(folder):
+@pytest.mark.filterwarnings("ignore:.*is no sentence-transformers model")
+def test_console_commands_run_in_their_order(folder, monkeypatch, capsys):
+    """In this process; tests/cli/test_main.py starts `python -m longspan`."""
+    monkeypatch.chdir(folder)
     ran = []
     for line in commands():
         words = shlex.split(line)
         if words[0] != "longspan" or "SRC" in words:
             continue
-        done = run([sys.executable, "-m", *words], folder)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
+        capsys.readouterr()
+        code, printed = run(app, words[1:]), capsys.readouterr()
+        assert code == 0, f"{line}: {printed.err}"
         ran.append(words[1])
         if words[1] == "search":
-            assert "docs/logs.md:3" in done.stdout
+            assert "docs/logs.md:3" in printed.out
     assert {"embed", "search", "lengthen"} <= set(ran)
 
 
