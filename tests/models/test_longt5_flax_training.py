@@ -14,8 +14,8 @@ import pytest
 import longspan
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_flax_longt5.py"
-ARGUMENTS = "--rows 8 --length 64 --span 16 --width 16 --layers 1 --every 10 --rate 0.01".split()  # noqa: SIM905
-#: a whole run, and one from its checkpoint of step 20; in one process, since most of the time goes into imports
+ARGUMENTS = "--rows 8 --length 64 --span 16 --width 16 --layers 1 --every 8 --rate 0.1".split()  # noqa: SIM905
+#: a whole run, and one from its checkpoint of step 8; in one process, since much of the time goes into imports
 SCRIPT = """
 import importlib.util, json, shutil, sys
 import jax
@@ -24,10 +24,10 @@ spec = importlib.util.spec_from_file_location("example", sys.argv[1])
 example = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(example)
 def run(name):
-    losses = example.train(example.parse(["--output", f"{sys.argv[2]}/{name}", "--steps", "30", *sys.argv[3:]]))
+    losses = example.train(example.parse(["--output", f"{sys.argv[2]}/{name}", "--steps", "16", *sys.argv[3:]]))
     print("losses", json.dumps(losses))
 run("whole")
-shutil.copytree(f"{sys.argv[2]}/whole/checkpoints/20", f"{sys.argv[2]}/parts/checkpoints/20")
+shutil.copytree(f"{sys.argv[2]}/whole/checkpoints/8", f"{sys.argv[2]}/parts/checkpoints/8")
 run("parts")
 """
 
@@ -50,14 +50,14 @@ def runs(tmp_path_factory):
 
 def test_it_learns(runs):
     _, (whole, _) = runs
-    assert len(whole) == 30
+    assert len(whole) == 16
     assert np.mean(whole[-5:]) < np.mean(whole[:5]) - 0.5
 
 
 def test_it_resumes_bit_for_bit(runs):
     root, (whole, resumed) = runs
-    assert len(resumed) == 10
-    assert resumed == whole[20:]
+    assert len(resumed) == 8
+    assert resumed == whole[8:]
     weights = [(root / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
 
