@@ -105,10 +105,15 @@ def loss_of(output):
 
 #: heads that families share (`longspan.nn.flax.tasks`), which cases of BERT show; RoBERTa has no others
 SHARED_HEADS = ("ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+#: classes whose modules are all those of others
+PARTS = {"FlaxBertModel", "FlaxBertForPreTraining", "FlaxBertForSequenceClassification", "FlaxDiffLlamaModel"}
+PARTS |= {"FlaxLongT5Model", "FlaxLongT5EncoderModel"}
 WIDE = [
     name
     for name in CASES
-    if name.startswith("FlaxRobertaFor") or (name.endswith(SHARED_HEADS) and not name.startswith("FlaxBert"))
+    if name in PARTS
+    or name.startswith("FlaxRobertaFor")
+    or (name.endswith(SHARED_HEADS) and not name.startswith("FlaxBert"))
 ]
 
 
