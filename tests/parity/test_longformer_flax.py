@@ -150,10 +150,11 @@ def test_outputs_and_gradients_of_every_class(pair, name, length):
         return sum((output[key] * weights[key]).sum() for key in weights), output
 
     gradients, output = jax.jit(jax.grad(loss, has_aux=True))(ours.params)
-    for outside in (ours(**inputs), output):
+    plain = [ours(**inputs)] if name in ("LongformerModel", "LongformerForMaskedLM") else []
+    for found in (output, *plain):
         for key, value in fields.items():
             keep = weights[key] != 0
-            assert_close(np.asarray(outside[key]) * keep, value.detach().numpy() * keep, what=key)
+            assert_close(np.asarray(found[key]) * keep, value.detach().numpy() * keep, what=key)
     compare_gradients(gradients, theirs)
 
 

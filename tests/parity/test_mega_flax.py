@@ -85,17 +85,17 @@ def test_outputs_losses_and_gradients(pair, name):
     keep = inputs["attention_mask"].reshape(-1, LENGTH)
     flags = {"output_attentions": True, "output_hidden_states": True}
     output = theirs(**tensors(inputs), **tensors(labels), **flags)
+    plain = {field: value for field, value in output.items() if field not in ("attentions", "hidden_states")}
     if name in ("MegaModel", "MegaForMaskedLM"):  # with chunks and without
         compare(ours(**inputs, **flags), output, keep)
-    plain = {field: value for field, value in output.items() if field not in ("attentions", "hidden_states")}
-    compare(ours(**inputs), plain, keep)  # padded to a bucket, by blocks
+        compare(ours(**inputs), plain, keep)  # padded to a bucket, by blocks
 
-    @jax.jit
-    @jax.value_and_grad
-    def value_and_grad(params):
-        return loss_of(name, ours.config, ours(**inputs, params=params), labels, keep)
+    def loss_and_output(params):
+        found = ours(**inputs, params=params)
+        return loss_of(name, ours.config, found, labels, keep), found
 
-    value, gradients = value_and_grad(ours.params)
+    (value, found), gradients = jax.jit(jax.value_and_grad(loss_and_output, has_aux=True))(ours.params)
+    compare(found, plain, keep)
     expected = expected_loss(name, output, keep)
     expected.backward()
     assert_close(value, expected)
@@ -115,12 +115,13 @@ def test_settings(pair, variant):
     ours, theirs = pair(name, **settings)
     inputs, labels = inputs_of(name, settings=settings)
     output = theirs(**tensors(inputs), **tensors(labels), output_hidden_states=True)
-    compare(ours(**inputs, output_hidden_states=True), output, inputs["attention_mask"])
 
-    def loss(params):
-        return loss_of(name, ours.config, ours(**inputs, params=params), labels, None)
+    def loss_and_output(params):
+        found = ours(**inputs, params=params, output_hidden_states=True)
+        return loss_of(name, ours.config, found, labels, None), found
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(ours.params)
+    (value, found), gradients = jax.jit(jax.value_and_grad(loss_and_output, has_aux=True))(ours.params)
+    compare(found, output, inputs["attention_mask"])
     output.loss.backward()
     assert_close(value, output.loss)
     compare_gradients(gradients, theirs, raw=ours.raw_parameters)
