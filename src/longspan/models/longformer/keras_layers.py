@@ -303,10 +303,10 @@ class LongformerSelfAttention(Block):
         kernel, bias = self._by_head(self.key_global)
         batch, heads, slots, _ = ops.shape(query)
         folded = ops.matmul(query, ops.transpose(kernel, (0, 2, 1)))  # (B, A, G, H)
-        folded = ops.reshape(folded, (batch, heads * slots, self.width))
-        scores = ops.matmul(folded, ops.transpose(hidden_states, (0, 2, 1)))
-        scores = ops.reshape(scores, (batch, heads, slots, ops.shape(hidden_states)[1]))
-        return scores + ops.matmul(query, bias[..., None])
+        folded = ops.transpose(ops.reshape(folded, (batch, heads * slots, self.width)), (0, 2, 1))
+        scores = ops.matmul(hidden_states, folded)  # in this order no copy of all tokens is made to transpose them
+        scores = ops.reshape(scores, (batch, ops.shape(hidden_states)[1], heads, slots))
+        return ops.transpose(scores, (0, 2, 3, 1)) + ops.matmul(query, bias[..., None])
 
     def _folded_sum(self, weights: Tensor, hidden_states: Tensor) -> Tensor:
         """Σ p (V x + b) = V (Σ p x) + b Σ p, (B, A, G, D)."""
