@@ -146,10 +146,11 @@ class _Walk:
         first = span.start - (rows.start - plan.left)
         tile = slice(first, first + span.stop - span.start)
         number, columns = items.stop - items.start, extra + span.stop - span.start
-        self._keys[:number, :, extra:columns] = self.key[items, :, span]
-        self._values[:number, :, extra:columns] = self.value[items, :, span]
-        keys = self._keys[:number, :, :columns].flatten(0, 1)
-        values = self._values[:number, :, :columns].flatten(0, 1)
+        keys, values = self.key[items, :, span], self.value[items, :, span]
+        if extra or number > 1 or keys.dtype != torch.float32:  # else products read them where they are
+            self._keys[:number, :, extra:columns], self._values[:number, :, extra:columns] = keys, values
+            keys, values = self._keys[:number, :, :columns], self._values[:number, :, :columns]
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
         query = self.query[items, :, rows].flatten(0, 1)
         shape = (number, self.query.shape[1], rows.stop - rows.start, columns)
         scores = view(self._scores, shape)
