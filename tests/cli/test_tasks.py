@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.documents.test_readers import make_pdf
-from tests.pipelines.planted import ANSWER, NAME, QUESTION, filler, plant, train_finder
+from tests.pipelines.planted import ANSWER, NAME, QUESTION, filler, make_finder, plant
 from tests.pipelines.task_models import make_task_model
 
 from longspan import pipeline
@@ -39,8 +39,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 def models(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {
-        "tag": train_finder(root / "tag", "token-classification"),
-        "answer": train_finder(root / "answer", "question-answering"),
+        "tag": make_finder(root / "tag", "token-classification"),
+        "answer": make_finder(root / "answer", "question-answering"),
         "classify": make_task_model(root / "classify", "text-classification", "wordpiece", minilm_dir, num_labels=3),
         "choose": make_task_model(root / "choose", "multiple-choice", "wordpiece", minilm_dir),
         "fill": make_task_model(root / "fill", "fill-mask", "wordpiece", minilm_dir),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.pipelines.explained import make_model
-from tests.pipelines.planted import train_finder
+from tests.pipelines.planted import make_finder
 from tests.pipelines.task_models import make_task_model
 
 from longspan.cli.main import app
@@ -48,8 +48,8 @@ def folder(tmp_path_factory, minilm_dir):
     models.mkdir()
     (models / "encoder").symlink_to(minilm_dir, target_is_directory=True)
     for name, task in (("tag", "token-classification"), ("answer", "question-answering")):
-        train_finder(models / name, task)
-    train_finder(models / "classify", "text-classification")
+        make_finder(models / name, task)
+    make_finder(models / "classify", "text-classification")
     for name, task in (("fill", "fill-mask"), ("choose", "multiple-choice")):
         make_task_model(models / name, task, "wordpiece", minilm_dir)
     for name, family in (("summarize", "longt5"), ("write", "diffllama-lm")):

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.pipelines.planted import ANSWER, NAME, filler, plant, train_finder
+from tests.pipelines.planted import ANSWER, NAME, filler, make_finder, plant
 from tests.pipelines.task_models import make_task_model
 
 from longspan.cli.main import app
@@ -20,8 +20,8 @@ TEXT = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf
 def folder(tmp_path_factory: pytest.TempPathFactory, minilm_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     for name, task in (("tag", "token-classification"), ("answer", "question-answering")):
-        train_finder(folder / "models" / name, task)
-    train_finder(folder / "models" / "classify", "text-classification")
+        make_finder(folder / "models" / name, task)
+    make_finder(folder / "models" / "classify", "text-classification")
     for name, task in (("fill", "fill-mask"), ("choose", "multiple-choice")):
         make_task_model(folder / "models" / name, task, "wordpiece", minilm_dir)
     (folder / "corpus").mkdir()

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.engines import ENGINES
 from tests.docs.test_examples import blocks, hub  # noqa: F401 - a fixture
 from tests.documents.test_readers import make_pdf
-from tests.pipelines.planted import train_finder
+from tests.pipelines.planted import make_finder
 
 import longspan
 from longspan.cli.main import app
@@ -29,7 +29,7 @@ def folder(tmp_path_factory, minilm_dir):
     (folder / "models").mkdir()
     (folder / "models" / "encoder").symlink_to(minilm_dir, target_is_directory=True)
     for name, task in (("tag", "token-classification"), ("answer", "question-answering")):
-        train_finder(folder / "models" / name, task)
+        make_finder(folder / "models" / name, task)
     pages = ["Shipping takes three days.", "The warranty is valid for two years.", "Payment is due in thirty days."]
     (folder / "report.pdf").write_bytes(make_pdf(pages))
     return folder

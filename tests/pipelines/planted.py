@@ -1,9 +1,12 @@
-"""Long documents with something planted in them, and small models that are trained to find it."""
+"""Long documents with something planted in them, and small models that have learnt to find it.
+
+`python -m tests.pipelines.planted` trains the models in `trained` again, which takes half a minute.
+"""
 
 from __future__ import annotations
 
-import functools
 import random
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tests.tiny_encoder import POSITIONS, WORDS, make_plain_model, write_json
 import longspan
 from longspan import AutoTokenizer, BertConfig, LongformerConfig
 
+TRAINED = Path(__file__).parent / "trained"
 LABELS = ["O", "B-PER", "I-PER"]
 #: What is planted: words of several tokens each, and words that are one token.
 NAME = "Zelda Quux"
@@ -37,25 +41,27 @@ def plant(words: list[str], phrase: str, place: int) -> tuple[str, int]:
     return before + phrase + " " + " ".join(words[place:]), len(before)
 
 
-def train_finder(folder: Path, task: str) -> Path:
-    """A BERT of one layer and 64 positions that has learnt to find what is planted; learnt once in a process."""
-    for name, content in _finder(task).items():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    torch.manual_seed(0)  # what is drawn next does not depend on whether this one learnt
+def make_finder(folder: Path, task: str) -> Path:
+    """A BERT of one layer and 64 positions that has learnt to find what is planted."""
+    return _with_trained(folder, task, POSITIONS)
+
+
+def make_long_finder(folder: Path) -> Path:
+    """A Longformer of one layer that answers `QUESTIONS`; far from the question that takes global attention on it."""
+    return _with_trained(folder, "long", LONG_POSITIONS)
+
+
+def _with_trained(folder: Path, name: str, positions: int) -> Path:
+    """The tokenizer of the tiny encoder and a model from `trained`."""
+    make_plain_model(folder)
+    for path in (TRAINED / name).iterdir():
+        shutil.copyfile(path, folder / path.name)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": positions})
+    torch.manual_seed(0)  # what is drawn next does not depend on what making the folder draws
     return folder
 
 
-@functools.cache
-def _finder(task: str) -> dict[str, bytes]:
-    """The files of a finder by their names."""
-    with tempfile.TemporaryDirectory() as folder:
-        _train_finder(Path(folder), task)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
-
-def _train_finder(folder: Path, task: str, *, steps: int = 80) -> None:
-    make_plain_model(folder)
+def _train_finder(folder: Path, task: str, *, steps: int = 80) -> torch.nn.Module:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     settings = {"id2label": dict(enumerate(LABELS))} if task == "token-classification" else {"num_labels": 2}
     config = BertConfig(
@@ -76,10 +82,7 @@ def _train_finder(folder: Path, task: str, *, steps: int = 80) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-    model.eval().save_pretrained(folder)
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": POSITIONS})
+    return model
 
 
 #: Question -> the phrase that answers it.
@@ -88,9 +91,7 @@ QUESTIONS = {"python error?": ANSWER, "zelda quux?": NAME}
 LONG_POSITIONS = 256
 
 
-def train_long_finder(folder: Path, *, steps: int = 400) -> Path:
-    """A Longformer of one layer that answers `QUESTIONS`; far from the question that takes global attention on it."""
-    make_plain_model(folder)
+def _train_long_finder(folder: Path, *, steps: int = 400) -> torch.nn.Module:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LongformerConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
@@ -108,12 +109,7 @@ def train_long_finder(folder: Path, *, steps: int = 400) -> Path:
         loss.backward()
         optimizer.step()
         schedule.step()
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-    model.eval().save_pretrained(folder)
-    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": LONG_POSITIONS}
-    write_json(folder / "tokenizer_config.json", settings)
-    return folder
+    return model
 
 
 def _long_batch(tokenizer: Any, step: int) -> dict[str, torch.Tensor]:
@@ -171,3 +167,16 @@ def _labels(batch: Any, spans: list[tuple[int, int]], task: str, *, sequence: in
     first = [row.nonzero()[0].item() if row.any() else 0 for row in labels]
     last = [row.nonzero()[-1].item() if row.any() else 0 for row in labels]
     return {"start_positions": torch.tensor(first), "end_positions": torch.tensor(last)}
+
+
+def main() -> None:
+    """Train all models."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = make_plain_model(Path(place) / "tokenizer")
+        for task in _TASKS:
+            _train_finder(folder, task).eval().save_pretrained(TRAINED / task)
+        _train_long_finder(folder).eval().save_pretrained(TRAINED / "long")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.pipelines.planted import ANSWER, NAME, QUESTION, filler, plant, train_finder
+from tests.pipelines.planted import ANSWER, NAME, QUESTION, filler, make_finder, plant
 
 from longspan import pipeline
 from longspan.errors import InputError
@@ -19,7 +19,7 @@ WORDS_OF_20000_TOKENS = 15_000
 def finders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tasks = ("token-classification", "question-answering", "text-classification")
     root = tmp_path_factory.mktemp("finders")
-    return {task: pipeline(task, train_finder(root / task, task)) for task in tasks}
+    return {task: pipeline(task, make_finder(root / task, task)) for task in tasks}
 
 
 def test_entities_planted_at_every_depth_are_found_once_with_their_characters(finders: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.pipelines.planted import ANSWER, LONG_POSITIONS, NAME, QUESTIONS, filler, plant, train_long_finder
+from tests.pipelines.planted import ANSWER, LONG_POSITIONS, NAME, QUESTIONS, filler, make_long_finder, plant
 
 from longspan import pipeline
 
@@ -19,7 +19,7 @@ MORE_DEPTHS = [149, 151, 153, 155, *range(3401, WORDS_OF_20000_TOKENS, 3402)]
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return pipeline("question-answering", train_long_finder(tmp_path_factory.mktemp("finder")))
+    return pipeline("question-answering", make_long_finder(tmp_path_factory.mktemp("finder")))
 
 
 def both(depth: int, seed: int) -> tuple[str, dict[str, int]]:
