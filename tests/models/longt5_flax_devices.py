@@ -40,7 +40,7 @@ def loss(params, ids, mask, labels):
 
 
 def same(first, second, tolerance=1e-5):
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree_util.tree_leaves(first))
+    largest = max(float(np.abs(np.asarray(leaf)).max()) for leaf in jax.tree_util.tree_leaves(first))
     for one, other in zip(jax.tree_util.tree_leaves(first), jax.tree_util.tree_leaves(second), strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=tolerance * largest, rtol=0)
 
