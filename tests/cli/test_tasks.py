@@ -155,7 +155,7 @@ def test_bad_records_are_named_and_the_rest_is_done(cli: Any, models: dict[str, 
     (folder / "c.txt").write_text("")
     (folder / "d.csv").write_text("text,n\nread,1\nwrite,2,3\n")
     (folder / "e.parquet").write_bytes(b"no parquet")
-    (folder / "f.txt").write_text("word " * 2_000_000)  # 10 MB in one line
+    (folder / "f.txt").write_text("word " * 600_000)  # 3 MB in one line: longer than any block that is read or run
     output = tmp_path / "out.jsonl"
     code, out, err = cli("classify", folder, "-m", models["classify"], "-o", output, "--on-long", "truncate")
     assert code == 3
