@@ -17,6 +17,22 @@ def tokens_of_block(width: int) -> int:
     return max(TOKEN_BLOCK_BYTES // (4 * width), 1)
 
 
+def tokens_of_span(length: int, *, batch: int, width: int, unit: int) -> int | None:
+    """Tokens of each row that a layer should read at a time, where it hands a state from span to span; None for all.
+
+    The spans of a row are as even as whole units allow; the last one may reach beyond its end.
+
+    Args:
+        length: Tokens of a row, S.
+        batch: Rows that are read at once, B.
+        width: Features of the widest activation of the layer.
+        unit: What a span is a multiple of.
+    """
+    most = max(tokens_of_block(width) // (batch * unit), 1) * unit
+    count = -(-length // most)
+    return -(-length // (count * unit)) * unit if count > 1 else None
+
+
 class Shaped(Protocol):
     """An array of any framework."""
 

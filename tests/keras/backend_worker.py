@@ -6,13 +6,17 @@ the number of programs that serve many lengths, `<backend>.txt`.
 
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import keras
 import numpy as np
 
 import longspan
+from longspan import shapes
 from longspan.checkpoints.keras import leaves
+from longspan.models.mega import keras_layers
+from longspan.nn.keras.runtime import compile_program
 from longspan.ops.keras import differential
 
 TRAINED = (
@@ -42,6 +46,16 @@ def run_many_lengths(directory: Path) -> tuple[list[float], int]:
     return [*scores, run({**texts[2], "question": "Who is it that wrote all of this"}, top_k=1)["score"]], programs
 
 
+def in_spans(model: Any, ids: np.ndarray) -> np.ndarray:
+    """Scores by one compiled program whose layers read a chunk at a time, and by calls of layers with all tokens."""
+    chunk = model.config.chunk_size
+    with mock.patch.object(shapes, "TOKEN_BLOCK_BYTES", 1), mock.patch.object(keras_layers, "BLOCK_SIZE", chunk):
+        scores = compile_program(model, lambda ids: model(ids).logits)(keras.ops.convert_to_tensor(ids, "int32"))
+    with longspan.plain():
+        whole = model(ids).logits
+    return np.stack([keras.ops.convert_to_numpy(each) for each in (scores, whole)])
+
+
 def main(directory: Path) -> None:
     """Run everything; short inputs take several blocks of rows."""
     with mock.patch.object(differential, "BLOCK_ROWS", 8):
@@ -67,6 +81,8 @@ def run_all(directory: Path) -> None:
             assert tuple(symbolic.shape) == (None, None, 36), symbolic.shape
             prediction = again.predict({"input_ids": inputs["input_ids"]}, verbose=0)
             results[f"{folder.name}/predict"] = np.asarray(prediction.logits)
+        if "Mega" in folder.name:
+            results["spans"] = in_spans(model, inputs["input_ids"])
         if hasattr(model, "generate"):
             written = model.generate(inputs["input_ids"][:, :7], max_new_tokens=6, num_beams=2, pad_token_id=0)
             results[f"{folder.name}/written"] = keras.ops.convert_to_numpy(written)

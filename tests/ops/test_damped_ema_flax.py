@@ -14,7 +14,13 @@ from tests.tolerances import assert_close
 
 from longspan.errors import InputError
 from longspan.ops.flax import damped_ema as module
-from longspan.ops.flax.damped_ema import damped_ema, ema_coefficients
+from longspan.ops.flax.damped_ema import (
+    backward_state_before,
+    damped_ema,
+    damped_ema_of_part,
+    ema_blocks,
+    ema_coefficients,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +73,27 @@ def test_a_sequence_may_be_read_part_by_part(truncation):
         output, state = averaged(x[:, start:stop], forward, truncation=truncation, **options)
         outputs.append(output)
     assert_close(jnp.concatenate(outputs, axis=1), averaged(x, forward, truncation=truncation)[0])
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both", "forward"])
+def test_parts_of_whole_blocks_hand_states_in_each_direction(both):
+    x, forward, backward = case(35)
+    mask, behind, state = random_mask(35), jnp.zeros((2, D, N)), jnp.zeros((2, D, N))
+    expected, expected_state = oracle.damped_ema(x, *forward, mask=mask)
+    if both:
+        expected = oracle.bidirectional_damped_ema(x, forward, backward, mask=mask)
+    blocks = ema_blocks(coefficients(forward), coefficients(backward) if both else None)
+    parts = [slice(0, 10), slice(10, 25), slice(25, 30), slice(30, 35)]
+    inputs = [{"inputs": jnp.asarray(x[:, part], jnp.float32), "mask": jnp.asarray(mask[:, part])} for part in parts]
+    arriving = [None if not both else behind]
+    for part in reversed(inputs[1:]):
+        arriving.append(backward_state_before(**part, blocks=blocks, backward_state=arriving[-1]) if both else None)
+    outputs = []
+    for part, backward_state in zip(inputs, reversed(arriving), strict=True):
+        output, state = damped_ema_of_part(**part, blocks=blocks, state=state, backward_state=backward_state)
+        outputs.append(output)
+    assert_close(jnp.concatenate(outputs, axis=1), expected)
+    assert_close(state, expected_state)
 
 
 def test_gradients_are_those_of_the_definition():

@@ -69,6 +69,29 @@ def test_a_sequence_may_be_read_part_by_part(truncation):
     assert_close(keras.ops.concatenate(outputs, axis=1), averaged(x, forward, truncation=truncation)[0])
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["both", "forward"])
+def test_parts_of_whole_blocks_hand_states_in_each_direction(both):
+    from longspan.ops.keras.damped_ema import backward_state_before, damped_ema_of_part, ema_blocks
+
+    x, forward, backward = case(35)
+    mask, state = random_mask(35), keras.ops.zeros((2, D, N))
+    expected, expected_state = oracle.damped_ema(x, *forward, mask=mask)
+    if both:
+        expected = oracle.bidirectional_damped_ema(x, forward, backward, mask=mask)
+    blocks = ema_blocks(coefficients(forward), coefficients(backward) if both else None)
+    parts = [slice(0, 10), slice(10, 25), slice(25, 30), slice(30, 35)]
+    inputs = [{"inputs": keras.ops.cast(x[:, part], "float32"), "mask": mask[:, part]} for part in parts]
+    arriving = [state if both else None]
+    for part in reversed(inputs[1:]):
+        arriving.append(backward_state_before(**part, blocks=blocks, backward_state=arriving[-1]) if both else None)
+    outputs = []
+    for part, behind in zip(inputs, reversed(arriving), strict=True):
+        output, state = damped_ema_of_part(**part, blocks=blocks, state=state, backward_state=behind)
+        outputs.append(output)
+    assert_close(keras.ops.concatenate(outputs, axis=1), expected)
+    assert_close(state, expected_state)
+
+
 @pytest.mark.parametrize("kind", ["call", "any length", "xla"])
 def test_gradients_are_those_of_the_definition(kind):
     """In a call, in a graph whose lengths are unknown, whose doublings are a loop, and in one that XLA compiles."""

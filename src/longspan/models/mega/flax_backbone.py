@@ -94,6 +94,7 @@ class FlaxMegaModule(PooledStack):
         deterministic: bool = True,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        begins_at_first: bool = False,
     ) -> FlaxBaseModelOutputWithPoolingAndCrossAttentions:
         """Run the backbone; the first six arguments as in `FlaxMegaPreTrainedModel.__call__`.
 
@@ -104,6 +105,7 @@ class FlaxMegaModule(PooledStack):
             deterministic: Drop nothing.
             output_attentions: Return attention weights.
             output_hidden_states: Return hidden states.
+            begins_at_first: The first token of every row is known to be real: what the program need not find out.
         """
         del position_ids
         past, capacity = (0, None) if init_cache else tokens_and_room(self.variables.get("cache"))
@@ -121,6 +123,7 @@ class FlaxMegaModule(PooledStack):
             length=hidden_states.shape[1],
             past=past,
             capacity=capacity,
+            begins_at_first=begins_at_first,
             encoder_hidden_states=encoder_hidden_states,
             encoder_mask=None if encoder_attention_mask is None else encoder_attention_mask != 0,
             implementation=implementation,
@@ -302,7 +305,8 @@ class FlaxMegaPreTrainedModel(FlaxPreTrainedModel):
         tracks = train and bool(self.batch_stats)  # padding would change the statistics
         exact = cache is not None or settings["output_attentions"] or traced or len(shape) > 2 or tracks
         if not exact:
-            inputs["attention_mask"] = np.asarray(real_tokens(inputs["attention_mask"], shape))
+            mask = np.asarray(real_tokens(inputs["attention_mask"], shape))
+            inputs["attention_mask"], settings["begins_at_first"] = mask, bool((mask[:, 0] != 0).all())
             inputs = {
                 name: None if array is None else pad_tokens(array, bucket(shape[1])) for name, array in inputs.items()
             }

@@ -6,8 +6,10 @@ L tokens that fit a cache.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,23 @@ from jax.nn.initializers import normal, ones, zeros
 from longspan.models.mega.config import MegaConfig
 from longspan.nn.flax.activations import get_activation
 from longspan.nn.flax.cache import extend_cache
-from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack, tokenwise
+from longspan.nn.flax.layers import Dense, Dtype, LayerNorm, Part, Stack, may_loop, tokenwise
 from longspan.nn.flax.parameters import Initializer, kernel_init, parameter, statistic
 from longspan.ops.flax.context import check_share, share, shared_axis, token_places, whole
-from longspan.ops.flax.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
+from longspan.ops.flax.damped_ema import (
+    BLOCK_SIZE,
+    EmaBlocks,
+    EmaCoefficients,
+    backward_state_before,
+    damped_ema,
+    damped_ema_of_part,
+    ema_blocks,
+    ema_coefficients,
+)
 from longspan.ops.flax.gated_attention import Keys, Queries, RotaryBias, ToeplitzBias, gated_attention
 from longspan.ops.flax.rms_norm import rms_norm
 from longspan.ops.patterns import num_blocks
+from longspan.shapes import tokens_of_span
 
 #: parameters that keep their names and orientation in checkpoints
 RAW_PARAMETERS = frozenset(
@@ -65,7 +77,13 @@ class MegaPlan:
 
 
 def make_plan(
-    attention_mask: Array | None, *, length: int, past: Array | int, capacity: int | None, **settings: Any
+    attention_mask: Array | None,
+    *,
+    length: int,
+    past: Array | int,
+    capacity: int | None,
+    begins_at_first: bool,
+    **settings: Any,
 ) -> MegaPlan:
     """Complete the masks of a call.
 
@@ -74,13 +92,14 @@ def make_plan(
         length: S.
         past: Tokens in the cache.
         capacity: Tokens that fit the cache, or None without one.
+        begins_at_first: The first token of every row is known to be real.
         **settings: The other attributes of `MegaPlan`.
     """
     mask = key_mask = None if attention_mask is None else attention_mask != 0
     starts = None
     if shared_axis() is not None:  # chunks are counted from the first token
         past = share() * length
-    elif mask is not None:
+    elif mask is not None and not begins_at_first:
         starts = jnp.where(mask.any(axis=1), mask.argmax(axis=1), mask.shape[1])
     if mask is not None and capacity is not None:
         key_mask = jnp.pad(mask, ((0, 0), (0, capacity - mask.shape[1])))
@@ -274,6 +293,20 @@ def make_bias(config: MegaConfig) -> Any:
     return FlaxMegaSimpleRelativePositionalBias(config) if simple else FlaxMegaRotaryRelativePositionalBias(config)
 
 
+class EmaFlow(NamedTuple):
+    """What reaches a span of a sequence from its neighbours, and the matrices that all spans share.
+
+    Attributes:
+        blocks: Matrices of the EMA.
+        state: From the tokens before, (B, D, N).
+        backward_state: From the tokens behind, (B, D, N), or None without that direction.
+    """
+
+    blocks: EmaBlocks
+    state: Array
+    backward_state: Array | None
+
+
 class FlaxMegaMultiDimensionDampedEma(Part):
     """silu(EMA(x) + ω ⊙ x): the multi-dimensional damped average over the tokens, with a residual (eq. 1-3, 5).
 
@@ -327,6 +360,16 @@ class FlaxMegaMultiDimensionDampedEma(Part):
         )
         if state is not None and exists:
             state.value = after
+        return self._activate(averaged, inputs)
+
+    def of_span(self, inputs: Array, *, mask: Array | None, flow: EmaFlow) -> tuple[Array, Array]:
+        """(B, S, D) -> (B, S, D), as a call, for a span of a sequence; and the state behind it."""
+        averaged, after = damped_ema_of_part(
+            inputs, flow.blocks, mask=mask, state=flow.state, backward_state=flow.backward_state
+        )
+        return self._activate(averaged, inputs), after
+
+    def _activate(self, averaged: Array, inputs: Array) -> Array:
         summed = averaged + inputs.astype(jnp.float32) * self.residual_weight.astype(jnp.float32)
         return jax.nn.silu(summed).astype(self.dtype)
 
@@ -368,14 +411,18 @@ class FlaxMegaMovingAverageGatedAttention(Part):
         self.dropout = dropout(config, config.dropout_prob)
         self.hidden_dropout = dropout(config, config.hidden_dropout_prob)
 
-    def __call__(self, hidden_states: Array, plan: MegaPlan, *, init_cache: bool = False) -> tuple[Array, Array | None]:
-        """(B, S, D) -> (B, S, D); weights are (B, chunks, C, C), without chunks (B, 1, S, S)."""
+    def __call__(
+        self, hidden_states: Array, plan: MegaPlan, *, init_cache: bool = False, flow: EmaFlow | None = None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """(B, S, D) -> (B, S, D); weights are (B, chunks, C, C), without chunks (B, 1, S, S); for a span its state."""
         config = self.config
         width, values, shared = config.hidden_size, config.intermediate_size, config.shared_representation_size
-        norm = partial(self.norm, deterministic=plan.deterministic)
-        x = norm(hidden_states) if config.normalize_before_mega else hidden_states
+        x, state = self.normalize_inputs(hidden_states, plan), None
         value = self.activation(self.v_proj(x))
-        averaged = self.ema_gate(x, mask=plan.mask, init_cache=init_cache)
+        if flow is None:
+            averaged = self.ema_gate(x, mask=plan.mask, init_cache=init_cache)
+        else:
+            averaged, state = self.ema_gate.of_span(x, mask=plan.mask, flow=flow)
         mixed = self.mx_proj(self.dropout(averaged, deterministic=plan.deterministic))
         update_gate, common, attention_gate, candidate = jnp.split(
             mixed, (width, width + shared, width + shared + values), axis=-1
@@ -388,7 +435,14 @@ class FlaxMegaMovingAverageGatedAttention(Part):
         gated = self.h_proj(attended * jax.nn.silu(attention_gate))
         candidate = self.dropout(self.activation(candidate + gated), deterministic=plan.deterministic)
         output = _update(hidden_states, candidate, update_gate)
-        return output if config.normalize_before_mega else norm(output), weights
+        if not config.normalize_before_mega:
+            output = self.norm(output, deterministic=plan.deterministic)
+        return output, weights, state
+
+    def normalize_inputs(self, hidden_states: Array, plan: MegaPlan) -> Array:
+        """(B, S, D) -> (B, S, D), what the average and the values are made of."""
+        before = self.config.normalize_before_mega
+        return self.norm(hidden_states, deterministic=plan.deterministic) if before else hidden_states
 
     def _attend(
         self, query: Array, key: Array, value: Array, plan: MegaPlan, init_cache: bool
@@ -596,13 +650,71 @@ class FlaxMegaBlock(Part):
         self, hidden_states: Array, plan: MegaPlan, init_cache: bool = False
     ) -> tuple[Array, Array | None, Array | None]:
         """(B, S, D) -> (B, S, D), weights of the attention and of the cross-attention."""
-        hidden_states, weights = self.mega_layer(hidden_states, plan, init_cache=init_cache)
+        span = None if init_cache else self._tokens_of_span(hidden_states, plan)
+        if span is not None:
+            return self._in_spans(hidden_states, plan, span), None, None
+        hidden_states, weights, _ = self.mega_layer(hidden_states, plan, init_cache=init_cache)
+        hidden_states, cross_weights = self._behind_attention(hidden_states, plan)
+        return hidden_states, weights, cross_weights
+
+    def _behind_attention(self, hidden_states: Array, plan: MegaPlan) -> tuple[Array, Array | None]:
         cross_weights = None
         if self.config.add_cross_attention:
             hidden_states, cross_weights = self.cross_attn(hidden_states, plan)
         if self.config.use_normalized_ffn:
             hidden_states = self.nffn(hidden_states, deterministic=plan.deterministic)
-        return hidden_states, weights, cross_weights
+        return hidden_states, cross_weights
+
+    def _tokens_of_span(self, hidden_states: Array, plan: MegaPlan) -> int | None:
+        """Tokens of each row to be read at a time, or None to read all of them at once.
+
+        In chunks, only the average reaches beyond a span, and it does so by its state.
+        """
+        config = self.config
+        in_spans = config.use_chunking and config.truncation is None and plan.starts is None
+        if not in_spans or plan.needs_weights or shared_axis() is not None:
+            return None
+        if not may_loop(self, hidden_states, deterministic=plan.deterministic) or self._has_cache():
+            return None
+        batch, length, width = hidden_states.shape
+        widest = max(2 * width + config.intermediate_size + config.shared_representation_size, config.nffn_hidden_size)
+        unit = math.lcm(config.chunk_size, BLOCK_SIZE)
+        return tokens_of_span(length, batch=batch, width=widest, unit=unit)
+
+    def _has_cache(self) -> bool:
+        return self.mega_layer.has_variable("cache", "cached_key")
+
+    def _in_spans(self, hidden_states: Array, plan: MegaPlan, span: int) -> Array:
+        """(B, S, D) -> (B, S, D), span by span: what a layer needs besides its input is that of one span."""
+        layer = self.mega_layer
+        batch, length, width = hidden_states.shape
+        count = num_blocks(length, span)
+        missing, mask = count * span - length, plan.mask
+        if mask is None and missing:
+            mask = jnp.ones((batch, length), bool)
+
+        def cut(array: Array) -> Array:
+            padded = jnp.pad(array, ((0, 0), (0, missing), (0, 0))[: array.ndim])
+            return padded.reshape(batch, count, span, *array.shape[2:]).swapaxes(0, 1)
+
+        blocks = ema_blocks(*layer.ema_gate.coefficients(), size=BLOCK_SIZE)
+        spans, masks = cut(hidden_states), None if mask is None else cut(mask)
+        nothing = jnp.zeros((batch, width, self.config.ema_projection_size))
+
+        def read_back(behind: Array, part: tuple[Array, Array | None]) -> tuple[Array, Array]:
+            x = layer.normalize_inputs(part[0], plan)
+            return backward_state_before(x, blocks, mask=part[1], backward_state=behind), behind
+
+        def read(state: Array, part: tuple[Array, Array | None, Array | None, Array]) -> tuple[Array, Array]:
+            states, mask, behind, number = part
+            own = dataclasses.replace(plan, mask=mask, past=plan.past + number * span)
+            states, _, after = layer(states, own, flow=EmaFlow(blocks, state, behind))
+            assert after is not None
+            return after, self._behind_attention(states, own)[0]
+
+        behind = None if blocks.backward is None else lax.scan(read_back, nothing, (spans, masks), reverse=True)[1]
+        _, outputs = lax.scan(read, nothing, (spans, masks, behind, jnp.arange(count)))
+        return outputs.swapaxes(0, 1).reshape(batch, count * span, width)[:, :length]
 
 
 class FlaxMegaLayers(Stack):

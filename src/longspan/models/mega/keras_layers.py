@@ -6,6 +6,8 @@ L tokens that fit a cache.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,16 +20,29 @@ from longspan.models.mega.config import MegaConfig
 from longspan.nn.keras.activations import get_activation
 from longspan.nn.keras.checks import Size, check_shape
 from longspan.nn.keras.initializers import Normal
-from longspan.nn.keras.layers import Block, HeavyTailedDense, layer_norm, linear, take_tokens, tokenwise
+from longspan.nn.keras.layers import Block, HeavyTailedDense, layer_norm, linear, may_loop, take_tokens, tokenwise
 from longspan.nn.keras.masks import as_boolean
 from longspan.nn.keras.outputs import Tensors
 from longspan.nn.keras.runtime import is_concrete, is_tensorflow
 from longspan.ops.keras import Tensor
-from longspan.ops.keras.damped_ema import EmaCoefficients, damped_ema, ema_coefficients
+from longspan.ops.keras.damped_ema import (
+    BLOCK_SIZE,
+    EmaBlocks,
+    EmaCoefficients,
+    backward_state_before,
+    damped_ema,
+    damped_ema_of_part,
+    ema_blocks,
+    ema_coefficients,
+)
 from longspan.ops.keras.gated_attention import Keys, RotaryBias, ToeplitzBias, gated_attention
 from longspan.ops.keras.rms_norm import rms_norm
+from longspan.ops.keras.scan import scan
 from longspan.ops.keras.sliding_window import cut_spans
+from longspan.shapes import tokens_of_block
 
+#: how many times as long spans are in TensorFlow's graphs, whose loops cost more a step
+_LONGER_IN_GRAPHS = 4
 #: what a layer remembers: keys (B, M + L, Z) and values (B, M + L, V), with chunks behind a margin of M = C − 1 places;
 #: the state of the average (B, D, …); and how many tokens it has read, (B,), the same number in all rows
 LayerCache: TypeAlias = Tensors
@@ -88,7 +103,7 @@ def make_plan(
     if capacity is None and mask is not None and is_concrete(mask) and bool(ops.all(mask)):
         mask = None
     key_mask = starts = None
-    if mask is not None:
+    if mask is not None and not (is_concrete(mask) and bool(ops.all(mask[:, 0]))):
         first = ops.argmax(ops.cast(mask, "int32"), axis=1)
         starts = ops.where(ops.any(mask, axis=1), ops.cast(first, "int32"), ops.shape(mask)[1])
     if mask is not None and capacity is not None:
@@ -282,6 +297,21 @@ class AlternatingNormal(Normal):
         return values + ops.cast(1 - 2 * (ops.arange(shape[1]) % 2), values.dtype)[:, None]
 
 
+@dataclass(frozen=True)
+class EmaFlow:
+    """What reaches a span of a sequence from its neighbours, and the matrices that all spans share.
+
+    Attributes:
+        blocks: Matrices of the EMA.
+        state: From the tokens before, (B, D, N).
+        backward_state: From the tokens behind, (B, D, N), or None without that direction.
+    """
+
+    blocks: EmaBlocks
+    state: Tensor
+    backward_state: Tensor | None
+
+
 class MegaMultiDimensionDampedEma(Block):
     """silu(EMA(x) + ω ⊙ x): the multi-dimensional damped average over the tokens, with a residual (eq. 1-3, 5).
 
@@ -317,16 +347,27 @@ class MegaMultiDimensionDampedEma(Block):
         both = ema_coefficients(**{name: ops.convert_to_tensor(value) for name, value in parameters.items()})
         return both.split() if self.config.bidirectional else (both, None)
 
-    def call(self, inputs: Tensor, *, real: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def call(
+        self, inputs: Tensor, *, real: Tensor | None, state: Tensor | None, flow: EmaFlow | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, S, D) -> (B, S, D), and from the state before them that behind them; tokens not `real` are read as 0."""
-        averaged, after = damped_ema(
-            inputs,
-            *self.coefficients(),
-            mask=real,
-            truncation=self.config.truncation,
-            state=state,
-            return_state=state is not None,
-        )
+        if flow is not None:
+            averaged, after = damped_ema_of_part(
+                inputs,
+                flow.blocks,
+                mask=real,
+                state=flow.state,
+                backward_state=flow.backward_state,
+            )
+        else:
+            averaged, after = damped_ema(
+                inputs,
+                *self.coefficients(),
+                mask=real,
+                truncation=self.config.truncation,
+                state=state,
+                return_state=state is not None,
+            )
         residual = ops.cast(inputs, averaged.dtype) * ops.cast(self.residual_weight, averaged.dtype)
         return ops.cast(ops.silu(averaged + residual), inputs.dtype), after
 
@@ -368,15 +409,23 @@ class MegaMovingAverageGatedAttention(Block):
         super().build()
 
     def call(
-        self, hidden_states: Tensor, *, plan: MegaPlan, cache: LayerCache | None = None, training: bool | None = None
-    ) -> tuple[Tensor, Tensor, LayerCache | None]:
-        """(B, S, D) -> (B, S, D), weights (B, chunks, C, C), or (B, 1, S, S) without chunks, and the cache."""
+        self,
+        hidden_states: Tensor,
+        *,
+        plan: MegaPlan,
+        cache: LayerCache | None = None,
+        flow: EmaFlow | None = None,
+        training: bool | None = None,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """(B, S, D) -> (B, S, D), weights (B, chunks, C, C), or (B, 1, S, S) without chunks, and the cache.
+
+        Of a span, the state of the average stands in the place of the cache.
+        """
         config = self.config
         width, values, shared = config.hidden_size, config.intermediate_size, config.shared_representation_size
-        before = config.normalize_before_mega
-        x = self.norm(hidden_states, training=training) if before else hidden_states
+        x = self.normalize_inputs(hidden_states, training=training)
         value = self.hidden_dropout(self.activation(self.v_proj(x)), training=training)
-        averaged, state = self.ema_gate(x, real=plan.mask, state=None if cache is None else cache[2])
+        averaged, state = self.ema_gate(x, real=plan.mask, state=None if cache is None else cache[2], flow=flow)
         mixed = self.mx_proj(self.dropout(averaged, training=training))
         update_gate, common, attention_gate, candidate = ops.split(
             mixed, (width, width + shared, width + shared + values), axis=-1
@@ -389,9 +438,16 @@ class MegaMovingAverageGatedAttention(Block):
         gated = self.h_proj(attended * ops.silu(attention_gate))
         candidate = self.dropout(self.activation(candidate + gated), training=training)
         output = _update(hidden_states, candidate, update_gate)
-        output = output if before else self.norm(output, training=training)
+        output = output if config.normalize_before_mega else self.norm(output, training=training)
+        if flow is not None:
+            return output, weights, state
         after = None if cache is None or held is None else (*held, state, cache[3] + ops.shape(query)[1])
         return output, weights, after
+
+    def normalize_inputs(self, hidden_states: Tensor, *, training: bool | None) -> Tensor:
+        """(B, S, D) -> (B, S, D), what the average and the values are made of."""
+        before = self.config.normalize_before_mega
+        return self.norm(hidden_states, training=training) if before else hidden_states
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, plan: MegaPlan, cache: LayerCache | None, drop: Any
@@ -569,7 +625,7 @@ class MegaBlock(Block):
 
     def __init__(self, config: MegaConfig, **kwargs: Any) -> None:
         super().__init__(config.hidden_size, **kwargs)
-        policy = self.dtype_policy
+        self.config, policy = config, self.dtype_policy
         self.mega_layer = MegaMovingAverageGatedAttention(config, dtype=policy, name="mega_layer")
         self.nffn = self.cross_attn = None
         if config.use_normalized_ffn:
@@ -579,12 +635,94 @@ class MegaBlock(Block):
 
     def call(
         self, hidden_states: Tensor, *, plan: MegaPlan, cache: LayerCache | None = None, training: bool | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, LayerCache | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, LayerCache | None]:
         """(B, S, D) -> (B, S, D), weights of the attention and of the cross-attention, and the cache."""
+        if cache is None and self._goes_in_spans(hidden_states, plan, training):
+            return self._in_spans_if_long(hidden_states, plan), None, None, None
+        return self._at_once(hidden_states, plan, cache, training)
+
+    def _at_once(
+        self, hidden_states: Tensor, plan: MegaPlan, cache: LayerCache | None, training: bool | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, LayerCache | None]:
         hidden_states, weights, after = self.mega_layer(hidden_states, plan=plan, cache=cache, training=training)
+        hidden_states, cross_weights = self._behind_attention(hidden_states, plan, training)
+        return hidden_states, weights, cross_weights, after
+
+    def _behind_attention(
+        self, hidden_states: Tensor, plan: MegaPlan, training: bool | None
+    ) -> tuple[Tensor, Tensor | None]:
         cross_weights = None
         if self.cross_attn is not None:
             hidden_states, cross_weights = self.cross_attn(hidden_states, plan=plan, training=training)
         if self.nffn is not None:
             hidden_states = self.nffn(hidden_states, training=training)
-        return hidden_states, weights, cross_weights, after
+        return hidden_states, cross_weights
+
+    def _goes_in_spans(self, hidden_states: Tensor, plan: MegaPlan, training: bool | None) -> bool:
+        """True if the layer may be read span by span: in chunks, only the average reaches beyond, by its state."""
+        config = self.config
+        in_spans = config.use_chunking and config.truncation is None and not plan.needs_weights
+        # where it cannot be seen whether chunks begin at the first token, only a graph of TensorFlow may choose
+        in_spans = in_spans and (plan.starts is None or is_tensorflow())
+        return in_spans and not training and may_loop(hidden_states, self)
+
+    def _in_spans_if_long(self, hidden_states: Tensor, plan: MegaPlan) -> Tensor:
+        """(B, S, D) -> (B, S, D), span by span if there are several and chunks begin at the first token."""
+        config, (batch, length, width) = self.config, ops.shape(hidden_states)
+        widest = max(2 * width + config.intermediate_size + config.shared_representation_size, config.nffn_hidden_size)
+        unit = math.lcm(config.chunk_size, BLOCK_SIZE)
+        most = max((_LONGER_IN_GRAPHS if is_tensorflow() else 1) * tokens_of_block(widest) // unit, 1) * unit
+
+        def in_spans() -> Tensor:
+            count = -(-length * batch // most)
+            return self._in_spans(hidden_states, plan, -(-length // (count * unit)) * unit)
+
+        def at_once() -> Tensor:
+            return self._at_once(hidden_states, plan, None, False)[0]
+
+        several = length * batch > (2 * most if is_tensorflow() else most)
+        if plan.starts is not None:
+            several = ops.logical_and(several, ops.logical_not(ops.any(plan.starts > 0)))
+        if isinstance(several, bool):
+            return in_spans() if several else at_once()
+        return ops.cond(several, in_spans, at_once)
+
+    def _in_spans(self, hidden_states: Tensor, plan: MegaPlan, span: Size) -> Tensor:
+        """(B, S, D) -> (B, S, D), span by span: what a layer needs besides its input is that of one span."""
+        layer, (batch, length, width) = self.mega_layer, ops.shape(hidden_states)
+        count = -(-length // span)
+        missing, mask = count * span - length, plan.mask
+        if mask is None and not (isinstance(missing, int) and missing == 0):
+            mask = ops.ones((batch, length), "bool")
+
+        def cut(tensor: Tensor) -> Tensor:
+            padded = ops.pad(tensor, ((0, 0), (0, missing), (0, 0))[: len(tensor.shape)])
+            parts = ops.reshape(padded, (batch, count, span, *tensor.shape[2:]))
+            return ops.transpose(parts, (1, 0, 2, 3)[: len(parts.shape)])
+
+        blocks = ema_blocks(*layer.ema_gate.coefficients(), size=BLOCK_SIZE)
+        nothing = ops.zeros((batch, width, self.config.ema_projection_size), blocks.mixing.dtype)
+        spans = [cut(hidden_states)] if mask is None else [cut(hidden_states), cut(mask)]
+
+        def read_back(behind: Tensor, part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            x = layer.normalize_inputs(part[0], training=False)
+            mask = part[1] if len(part) > 1 else None
+            return backward_state_before(x, blocks, mask=mask, backward_state=behind), behind
+
+        def read(carry: tuple[Tensor, Tensor], part: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            (state, past), (states, *rest) = carry, part
+            behind = rest.pop() if blocks.backward is not None else None
+            own = dataclasses.replace(plan, mask=rest.pop() if rest else None, starts=None, past=past)
+            flow = EmaFlow(blocks, state, behind)
+            states, _, after = layer(states, plan=own, flow=flow, training=False)
+            return (after, past + span), self._behind_attention(states, own, False)[0]
+
+        if blocks.backward is not None:
+            mirrored = tuple(ops.flip(part, axis=0) for part in spans)
+            shape = (nothing.shape, nothing.dtype)
+            _, behind = scan(read_back, nothing, mirrored, result=shape)
+            spans.append(ops.flip(behind, axis=0))
+        past = ops.convert_to_tensor(plan.past, "int32")
+        _, outputs = scan(read, (nothing, past), tuple(spans))
+        outputs = ops.transpose(outputs, (1, 0, 2, 3))
+        return ops.reshape(outputs, (batch, count * span, width))[:, :length]

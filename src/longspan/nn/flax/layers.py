@@ -46,6 +46,19 @@ def spread(weights: Array, states: Array) -> Array:
     return product.reshape(states.shape)
 
 
+def may_loop(owner: nn.Module, x: Array, *, deterministic: bool) -> bool:
+    """True if a module may compute in a loop over parts of x: on one CPU, with nothing dropped and nobody watching.
+
+    Args:
+        owner: The module.
+        x: Its input.
+        deterministic: Nothing is dropped.
+    """
+    fixed = all(isinstance(size, int) for size in x.shape)  # others are of a graph for any size
+    on_one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return deterministic and fixed and on_one_cpu and not must_call_parts(owner)
+
+
 def tokenwise(
     function: Callable[[Array], Array], x: Array, *, owner: nn.Module, width: int, deterministic: bool
 ) -> Array:
@@ -60,12 +73,11 @@ def tokenwise(
         width: Features of the widest activation inside the function.
         deterministic: Nothing is dropped.
     """
-    fixed = all(isinstance(size, int) for size in x.shape)  # others are of a graph for any size
-    if not deterministic or not fixed or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    if not may_loop(owner, x, deterministic=deterministic):
         return function(x)
     count, size = math.prod(x.shape[:-1]), x.shape[-1]
     blocks = -(-count // tokens_of_block(width))
-    if blocks < 2 or must_call_parts(owner):
+    if blocks < 2:
         return function(x)
     rows = -(-count // blocks)
     padded = jnp.pad(x.reshape(count, size), ((0, blocks * rows - count), (0, 0)))

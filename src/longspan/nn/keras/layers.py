@@ -64,6 +64,17 @@ class HeavyTailedDense(keras.layers.Dense):
         super().quantize(mode, type_check=type_check and type(self) is not HeavyTailedDense, config=config)
 
 
+def may_loop(x: Tensor, *parts: keras.layers.Layer) -> bool:
+    """True if layers that are not trained may compute in a loop over parts of x: in a program for a CPU.
+
+    Args:
+        x: Their input.
+        *parts: The layers, which no tool may have changed: what it sees of a loop has no meaning outside of it.
+    """
+    looped = keras.backend.backend() != "torch" and not is_symbolic() and is_compiled(x) and computes_on_cpu()
+    return looped and not is_off() and is_plain(*parts)
+
+
 def tokenwise(
     function: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -84,8 +95,7 @@ def tokenwise(
         width: Features of the widest activation inside the function.
         training: The model is trained.
     """
-    looped = keras.backend.backend() != "torch" and not is_symbolic() and is_compiled(x) and computes_on_cpu()
-    if training or not looped or is_off() or not is_plain(*parts):
+    if training or not may_loop(x, *parts):
         return function(x)
     batch, length, size = ops.shape(x)
     count, limit = batch * length, tokens_of_block(width)

@@ -8,9 +8,10 @@ Each channel x of the input is expanded to N averages, and projected back to one
 
     h_t = w ⊙ x_t + q ⊙ h_{t−1},   y_t = ηᵀ h_t,   w = α ⊙ β,   q = 1 − α ⊙ δ
 
-The sequence is cut into blocks. Inside a block, the kernel is one C×C matrix per channel; what a block hands to the
-next one is its N averages. That is two small matrix products per block and one scan over the blocks: linear in S in
-time and memory, forward and backward.
+The sequence is cut into blocks. Inside a block, the kernels of both directions are one C×C matrix per channel; what a
+block hands to its neighbours is its N averages. That is two small matrix products per block and one scan over the
+blocks: linear in S in time and memory, forward and backward. It starts from and ends in a state, so that a sequence can
+also be read part by part.
 """
 
 from __future__ import annotations
@@ -76,6 +77,60 @@ def ema_coefficients(
     )
 
 
+class EmaBlocks(NamedTuple):
+    """What the blocks need of the coefficients; made once and used for any part of a sequence.
+
+    Attributes:
+        mixing: (D, C, C + N), with two directions (D, C, C + 2N): maps a block to its own share of its output and to
+            the averages that it hands on.
+        carry: (D, N, C) or (D, 2N, C): maps the averages that enter a block to their share of its output.
+        forward: Coefficients of the direction from the first token on.
+        backward: Coefficients of the direction from the last token on, if there is one.
+    """
+
+    mixing: Array
+    carry: Array
+    forward: EmaCoefficients
+    backward: EmaCoefficients | None
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return int(self.mixing.shape[1])
+
+
+def ema_blocks(
+    forward: EmaCoefficients, backward: EmaCoefficients | None = None, *, size: int | None = None
+) -> EmaBlocks:
+    """Prepare the matrices of a block.
+
+    Args:
+        forward: Coefficients of the direction from the first token on.
+        backward: Coefficients of the direction from the last token on, if there is one.
+        size: Tokens of a block, C; None for `BLOCK_SIZE`.
+    """
+    size = BLOCK_SIZE if size is None else size
+    distance = jnp.arange(size) - jnp.arange(size)[:, None]  # from a token to another
+    taps, powers = _taps(forward, size)
+    kernel = jnp.where(distance >= 0, taps[:, jnp.maximum(distance, 0)], 0.0)  # (D, C, C)
+    handed_on = [(forward.input_weight[..., None] * powers[..., :-1])[..., ::-1]]
+    carry = [forward.output_weight[..., None] * powers[..., 1:]]
+    if backward is not None:
+        taps, powers = _taps(backward, size)
+        kernel = kernel + jnp.where(distance <= 0, taps[:, jnp.maximum(-distance, 0)], 0.0)
+        handed_on.append(backward.input_weight[..., None] * powers[..., :-1])
+        carry.append((backward.output_weight[..., None] * powers[..., 1:])[..., ::-1])
+    mixing = jnp.concatenate([kernel, *(matrix.swapaxes(1, 2) for matrix in handed_on)], axis=-1)
+    return EmaBlocks(mixing, jnp.concatenate(carry, axis=1), forward, backward)
+
+
+def _taps(coefficients: EmaCoefficients, size: int) -> tuple[Array, Array]:
+    """Weights by distance (D, C), and the powers q^0 … q^C (D, N, C + 1)."""
+    powers = jnp.exp(coefficients.log_decay[..., None] * jnp.arange(size + 1))
+    weight = coefficients.input_weight * coefficients.output_weight
+    return _product(weight[:, None], powers[..., :-1])[:, 0], powers
+
+
 def damped_ema(
     inputs: Array,
     forward: EmaCoefficients,
@@ -106,23 +161,76 @@ def damped_ema(
     batch, _, channels = inputs.shape
     width = forward.log_decay.shape[1] + (truncation or 0)
     check_shape(state, (batch, channels, width), name="an EMA state", axes="(batch, channels, averages)")
-    x = inputs.astype(jnp.float32)
-    if mask is not None:
-        x = jnp.where(mask[..., None], x, 0.0)
+    x = _read(inputs, mask)
     if context.shared_axis() is not None:
         return _of_a_share(x, forward, backward, truncation)
-    return _both_directions(
-        x, forward, backward, truncation, jnp.zeros((batch, channels, width)) if state is None else state
-    )
+    return _average(x, forward, backward, truncation, jnp.zeros((batch, channels, width)) if state is None else state)
 
 
-def _both_directions(
+def damped_ema_of_part(
+    inputs: Array, blocks: EmaBlocks, *, mask: Array | None, state: Array, backward_state: Array | None
+) -> tuple[Array, Array]:
+    """Damped average of a part of a sequence whose neighbours are known by their states.
+
+    Args:
+        inputs: (B, S, D), any float dtype; S is a multiple of the size of a block.
+        blocks: From `ema_blocks`.
+        mask: (B, S), True = a token that counts; others are read as 0.
+        state: h before the first token, (B, D, N).
+        backward_state: h of the backward direction behind the last token, (B, D, N); None without such a direction.
+
+    Returns:
+        y (B, S, D), and h after the last token, in float32.
+    """
+    return _recur(_read(inputs, mask), blocks, state, backward_state)
+
+
+def backward_state_before(inputs: Array, blocks: EmaBlocks, *, mask: Array | None, backward_state: Array) -> Array:
+    """H of the backward direction at the first token: what the part of a sequence before `inputs` receives.
+
+    Args:
+        inputs: (B, S, D), any float dtype; S is a multiple of the size of a block.
+        blocks: From `ema_blocks`, with a backward direction.
+        mask: (B, S), True = a token that counts.
+        backward_state: The same state behind the last token, (B, D, N).
+
+    Returns:
+        (B, D, N) in float32.
+    """
+    assert blocks.backward is not None
+    batch, length, channels = inputs.shape
+    size, num, log_decay = blocks.size, blocks.forward.log_decay.shape[1], blocks.backward.log_decay
+    count = length // size
+    rows = _rows(_read(inputs, mask), count, size)
+    handed_on = _product(rows, blocks.mixing[..., size + num :]).reshape(channels, batch, count, num)
+    decay = jnp.exp(log_decay[:, None] * size * jnp.arange(count)[:, None])  # (D, K, N)
+    state = jnp.einsum("dbkn,dkn->bdn", handed_on, decay, precision=lax.Precision.HIGHEST)
+    return state + jnp.exp(log_decay * length) * backward_state
+
+
+def _read(inputs: Array, mask: Array | None) -> Array:
+    x = inputs.astype(jnp.float32)
+    return x if mask is None else jnp.where(mask[..., None], x, 0.0)
+
+
+def _average(
     x: Array, forward: EmaCoefficients, backward: EmaCoefficients | None, truncation: int | None, state: Array
 ) -> tuple[Array, Array]:
-    outputs, after = _one_direction(x, forward, truncation, state)
+    """Outputs (B, S, D) and the state after the last token, as `damped_ema`."""
+    if truncation is None:
+        return _untruncated(x, forward, backward, state)
+    length, num = x.shape[1], forward.log_decay.shape[1]
+    average, window = state[..., :num], state[..., num:]
+    seen = jnp.concatenate([window.swapaxes(1, 2), x], axis=1)  # (B, L + S, D)
+    nothing = jnp.zeros_like(average)
+    outputs, after = _untruncated(x, forward, backward, average)
+    surplus, surplus_after = _untruncated(seen[:, :length], forward.delayed(truncation), None, nothing)
+    outputs = outputs - surplus
     if backward is not None:
-        outputs = outputs + _one_direction(x[:, ::-1], backward, truncation, jnp.zeros_like(state))[0][:, ::-1]
-    return outputs, after
+        later = jnp.pad(x, ((0, 0), (0, truncation), (0, 0)))[:, truncation:]
+        outputs = outputs - _untruncated(later[:, ::-1], backward.delayed(truncation), None, nothing)[0][:, ::-1]
+    window = seen[:, length:].swapaxes(1, 2)
+    return outputs, jnp.concatenate([after - surplus_after, window], axis=-1)
 
 
 def _of_a_share(
@@ -131,17 +239,17 @@ def _of_a_share(
     """Of a sequence that devices share; the state is that behind this share."""
     length, count, place = x.shape[1], context.num_shares(), context.share()
     if truncation is None or truncation >= length * count:
-        outputs, after = _recur(x, forward, _carried(x, forward, place))
+        outputs, after = _untruncated(x, forward, None, _carried(x, forward, place))
         if backward is not None:
             flipped = x[:, ::-1]
             behind = _carried(flipped, backward, count - 1 - place, flip=True)
-            outputs = outputs + _recur(flipped, backward, behind)[0][:, ::-1]
+            outputs = outputs + _untruncated(flipped, backward, None, behind)[0][:, ::-1]
         return outputs, after
     left = truncation - 1  # a truncated average sees no further than its inputs
     context.check_share(length, reach=left)
     around = context.with_neighbours(x, left, left if backward is not None else 0)
     state = jnp.zeros((x.shape[0], x.shape[2], forward.log_decay.shape[1] + truncation))
-    outputs, after = _both_directions(around, forward, backward, truncation, state)
+    outputs, after = _average(around, forward, backward, truncation, state)
     return outputs[:, left : left + length], after
 
 
@@ -160,55 +268,56 @@ def _state_after(x: Array, coefficients: EmaCoefficients) -> Array:
     batch, length, channels = x.shape
     count = num_blocks(length, BLOCK_SIZE)
     rows = jnp.pad(x, ((0, 0), (count * BLOCK_SIZE - length, 0), (0, 0)))  # zeros before the first token change nothing
-    rows = rows.reshape(batch * count, BLOCK_SIZE, channels).transpose(2, 0, 1)
     powers = jnp.exp(log_decay[:, None] * jnp.arange(BLOCK_SIZE)[::-1, None])  # (D, C, N)
-    handed_on = _product(rows, weight[:, None] * powers).reshape(channels, batch, count, -1)
+    handed_on = _product(_rows(rows, count, BLOCK_SIZE), weight[:, None] * powers).reshape(channels, batch, count, -1)
     decay = jnp.exp(log_decay[:, None] * BLOCK_SIZE * jnp.arange(count)[::-1, None])  # (D, K, N)
     return jnp.einsum("dbkn,dkn->bdn", handed_on, decay, precision=lax.Precision.HIGHEST)
 
 
-def _one_direction(
-    x: Array, coefficients: EmaCoefficients, truncation: int | None, state: Array
+def _untruncated(
+    x: Array, forward: EmaCoefficients, backward: EmaCoefficients | None, state: Array
 ) -> tuple[Array, Array]:
-    if truncation is None:
-        return _recur(x, coefficients, state)
-    length, num = x.shape[1], coefficients.log_decay.shape[1]
-    average, window = state[..., :num], state[..., num:]
-    seen = jnp.concatenate([window.swapaxes(1, 2), x], axis=1)  # (B, L + S, D)
-    remembered, after = _recur(x, coefficients, average)
-    surplus, surplus_after = _recur(seen[:, :length], coefficients.delayed(truncation), jnp.zeros_like(average))
-    window = seen[:, length:].swapaxes(1, 2)
-    return remembered - surplus, jnp.concatenate([after - surplus_after, window], axis=-1)
-
-
-def _recur(x: Array, coefficients: EmaCoefficients, state: Array) -> tuple[Array, Array]:
     """Outputs (B, S, D) and h after the last token, from h before the first one, both (B, D, N)."""
-    weight, log_decay, projection = coefficients
-    batch, length, channels = x.shape
-    if isinstance(length, int) and length == 1:
-        state = jnp.exp(log_decay) * state + weight * x[:, 0, :, None]
-        return (state * projection).sum(axis=-1)[:, None], state
+    length = x.shape[1]
+    if isinstance(length, int) and length == 1 and backward is None:
+        state = jnp.exp(forward.log_decay) * state + forward.input_weight * x[:, 0, :, None]
+        return (state * forward.output_weight).sum(axis=-1)[:, None], state
     size = min(BLOCK_SIZE, length) if isinstance(length, int) else BLOCK_SIZE
+    return _recur(x, ema_blocks(forward, backward, size=size), state, None)
+
+
+def _recur(x: Array, blocks: EmaBlocks, state: Array, backward_state: Array | None) -> tuple[Array, Array]:
+    """As `_untruncated`; with a backward state, S must be a multiple of the size of a block."""
+    batch, length, channels = x.shape
+    size, num = blocks.size, blocks.forward.log_decay.shape[1]
     count = num_blocks(length, size)
-    padded = jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0)))
-    rows = padded.reshape(batch * count, size, channels).transpose(2, 0, 1)  # (D, B·K, C)
-    powers = jnp.exp(log_decay[..., None] * jnp.arange(size + 1))  # (D, N, C + 1)
-    taps = _product((weight * projection)[:, None], powers[..., :-1])[:, 0]  # (D, C)
-    distance = jnp.arange(size) - jnp.arange(size)[:, None]  # from a token to another
-    kernel = jnp.where(distance >= 0, taps[:, jnp.maximum(distance, 0)], 0.0)  # (D, C, C)
-    hands_on = (weight[..., None] * powers[..., :-1])[..., ::-1].swapaxes(1, 2)  # (D, C, N)
-    mixed = _product(rows, jnp.concatenate([kernel, hands_on], axis=-1))
-    handed_on = mixed[..., size:].reshape(channels, batch, count, -1).transpose(2, 1, 0, 3)  # (K, B, D, N)
-    decay = jnp.exp(log_decay * size)
-    _, entering = lax.scan(lambda h, new: (decay * h + new, h), state, handed_on)
+    rows = _rows(jnp.pad(x, ((0, 0), (0, count * size - length), (0, 0))), count, size)
+    mixed = _product(rows, blocks.mixing)
+    handed_on = mixed[..., size:].reshape(channels, batch, count, -1).transpose(2, 1, 0, 3)  # (K, B, D, N or 2N)
+    decay, start = jnp.exp(blocks.forward.log_decay * size), state
+    if blocks.backward is not None:
+        nothing = jnp.zeros_like(state) if backward_state is None else backward_state
+        handed_on = jnp.concatenate([handed_on[..., :num], handed_on[::-1, ..., num:]], axis=-1)
+        decay = jnp.concatenate([decay, jnp.exp(blocks.backward.log_decay * size)], axis=-1)
+        start = jnp.concatenate([state, nothing], axis=-1)
+    _, entering = lax.scan(lambda h, new: (decay * h + new, h), start, handed_on)
+    if blocks.backward is not None:
+        entering = jnp.concatenate([entering[..., :num], entering[::-1, ..., num:]], axis=-1)
     entered = entering.transpose(2, 1, 0, 3).reshape(channels, batch * count, -1)
-    outputs = mixed[..., :size] + _product(entered, projection[..., None] * powers[..., 1:])
+    outputs = mixed[..., :size] + _product(entered, blocks.carry)
     outputs = outputs.reshape(channels, batch, count * size).transpose(1, 2, 0)[:, :length]
     if not isinstance(length, int):
         return outputs, state  # a graph for any length is read from the first token to the last
+    weight, log_decay, _ = blocks.forward
     last = length - (count - 1) * size  # tokens of the last block; the rest of it is padding
+    powers = jnp.exp(log_decay[..., None] * jnp.arange(last + 1))  # (D, N, tokens + 1)
     added = jnp.einsum("bcd,dnc->bdn", x[:, length - last :], weight[..., None] * powers[..., last - 1 :: -1])
-    return outputs, added + powers[..., last] * entering[-1]
+    return outputs, added + powers[..., last] * entering[-1, ..., :num]
+
+
+def _rows(x: Array, count: int, size: int) -> Array:
+    """(B, K · C, D) -> (D, B · K, C)."""
+    return x.reshape(x.shape[0] * count, size, x.shape[-1]).transpose(2, 0, 1)
 
 
 def _product(left: Array, right: Array) -> Array:

@@ -9,14 +9,15 @@ Each channel x of the input is expanded to N averages, and projected back to one
     h_t = w ⊙ x_t + q ⊙ h_{t−1},   y_t = ηᵀ h_t,   w = α ⊙ β,   q = 1 − α ⊙ δ
 
 The sequence is cut into blocks. Inside a block, the kernel of both directions is one C×C matrix per channel; what a
-block hands to the next one is its N averages. Those are summed over the blocks by doubling: after i steps each has what
-2^i blocks before it handed on, so that no step waits for as many others as there are blocks. Where the length is known
-only when a graph runs, a loop goes from block to block.
+block hands to the next one is its N averages. On a CPU, and where the length is known only when a graph runs, a loop
+sums those from block to block. Elsewhere that goes by doubling: after i steps each has what 2^i blocks before it handed
+on, so that no step waits for as many others as there are blocks. It starts from and ends in a state, so that a sequence
+can also be read part by part.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ from keras import ops
 
 from longspan.errors import InputError
 from longspan.ops.keras import Tensor
-from longspan.ops.keras.scan import scan
+from longspan.ops.keras.scan import computes_on_cpu, scan
 from longspan.ops.keras.sliding_window import bias_tile
 
 #: tokens of a block
@@ -82,6 +83,43 @@ def ema_coefficients(
     )
 
 
+class EmaBlocks(NamedTuple):
+    """What the blocks need of the coefficients; made once and used for any part of a sequence.
+
+    Attributes:
+        mixing: (D, C, C + N), with two directions (D, C, C + 2N): maps a block to its own share of its output and to
+            the averages that it hands on.
+        carry: (D, N, C) or (D, 2N, C): maps the averages that enter a block to their share of its output.
+        forward: Coefficients of the direction from the first token on.
+        backward: Coefficients of the direction from the last token on, if there is one.
+    """
+
+    mixing: Tensor
+    carry: Tensor
+    forward: EmaCoefficients
+    backward: EmaCoefficients | None
+
+    @property
+    def size(self) -> int:
+        """C."""
+        return int(self.mixing.shape[1])
+
+
+def ema_blocks(
+    forward: EmaCoefficients, backward: EmaCoefficients | None = None, *, size: int | None = None
+) -> EmaBlocks:
+    """Prepare the matrices of a block.
+
+    Args:
+        forward: Coefficients of the direction from the first token on.
+        backward: Coefficients of the direction from the last token on, if there is one.
+        size: Tokens of a block, C; None for `BLOCK_SIZE`.
+    """
+    size = BLOCK_SIZE if size is None else size
+    directions = [forward] if backward is None else [forward, backward]
+    return EmaBlocks(_block_matrix(directions, size), _lift(directions, size), forward, backward)
+
+
 def damped_ema(
     inputs: Tensor,
     forward: EmaCoefficients,
@@ -117,8 +155,7 @@ def damped_ema(
         raise InputError(
             f"an EMA state must have the shape (batch, channels, averages) = {expected}. Received: {tuple(state.shape)}"
         )
-    x = _wide(inputs)
-    x = x if mask is None else ops.where(mask[..., None], x, 0.0)
+    x = _read(inputs, mask)
     if truncation is None:
         return _average(x, forward, backward, state, return_state)
     if state is None:
@@ -137,31 +174,103 @@ def damped_ema(
     return outputs, ops.concatenate([after - surplus_after, ops.transpose(seen[:, length:], (0, 2, 1))], axis=-1)
 
 
+def damped_ema_of_part(
+    inputs: Tensor,
+    blocks: EmaBlocks,
+    *,
+    mask: Tensor | None,
+    state: Tensor,
+    backward_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Damped average of a part of a sequence whose neighbours are known by their states.
+
+    Args:
+        inputs: (B, S, D), any float dtype; S is a multiple of the size of a block.
+        blocks: From `ema_blocks`.
+        mask: (B, S), True = a token that counts; others are read as 0.
+        state: h before the first token, (B, D, N).
+        backward_state: h of the backward direction behind the last token, (B, D, N); None without such a direction.
+
+    Returns:
+        y (B, S, D), and h after the last token, in float32.
+    """
+    outputs, after = _recur(_read(inputs, mask), blocks, state, backward_state, return_state=True)
+    assert after is not None
+    return outputs, after
+
+
+def backward_state_before(inputs: Tensor, blocks: EmaBlocks, *, mask: Tensor | None, backward_state: Tensor) -> Tensor:
+    """H of the backward direction at the first token: what the part of a sequence before `inputs` receives.
+
+    Args:
+        inputs: (B, S, D), any float dtype; S is a multiple of the size of a block.
+        blocks: From `ema_blocks`, with a backward direction.
+        mask: (B, S), True = a token that counts.
+        backward_state: The same state behind the last token, (B, D, N).
+
+    Returns:
+        (B, D, N) in float32.
+    """
+    assert blocks.backward is not None
+    batch, length, channels = ops.shape(inputs)
+    size, num, log_decay = blocks.size, blocks.forward.log_decay.shape[1], blocks.backward.log_decay
+    count = length // size
+    rows = _rows(_read(inputs, mask), count, size)
+    handed_on = ops.matmul(rows, blocks.mixing[..., size + num :])
+    decay = ops.exp(log_decay[:, None] * ops.cast(ops.arange(count) * size, log_decay.dtype)[:, None])  # (D, K, N)
+    added = ops.sum(ops.reshape(handed_on, (channels, batch, count, num)) * decay[:, None], axis=2)
+    state = ops.exp(log_decay * ops.cast(length, log_decay.dtype)) * backward_state
+    return state + ops.transpose(added, (1, 0, 2))
+
+
+def _read(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """At least float32, with 0 where `mask` is False."""
+    x = _wide(inputs)
+    return x if mask is None else ops.where(mask[..., None], x, 0.0)
+
+
 def _average(
     x: Tensor, forward: EmaCoefficients, backward: EmaCoefficients | None, state: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs (B, S, D) and h after the last token (or None), from h before the first one, both (B, D, N)."""
-    batch, length, channels = ops.shape(x)
+    length = ops.shape(x)[1]
     if isinstance(length, int) and length == 1 and backward is None:
         new = forward.input_weight * x[:, 0, :, None]
         after = new if state is None else ops.exp(forward.log_decay) * state + new
         return ops.sum(after * forward.output_weight, axis=-1)[:, None], after
     size = min(BLOCK_SIZE, max(length, 1)) if isinstance(length, int) else BLOCK_SIZE
+    return _recur(x, ema_blocks(forward, backward, size=size), state, None, return_state=return_state)
+
+
+def _recur(
+    x: Tensor,
+    blocks: EmaBlocks,
+    state: Tensor | None,
+    backward_state: Tensor | None,
+    *,
+    return_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """As `_average`; with a backward state, S must be a multiple of the size of a block."""
+    batch, length, channels = ops.shape(x)
+    forward, backward, size = blocks.forward, blocks.backward, blocks.size
+    num, ways = forward.log_decay.shape[1], 1 if backward is None else 2
     count = -(-length // size)
     padded = ops.pad(x, ((0, 0), (0, count * size - length), (0, 0)))
-    rows = ops.reshape(ops.transpose(padded, (2, 0, 1)), (channels, batch * count, size))
-    directions = [forward] if backward is None else [forward, backward]
-    num = forward.log_decay.shape[1]
-    mixed = ops.matmul(rows, _block_matrix(directions, size))
-    mixed = ops.reshape(mixed, (channels, batch, count, size + len(directions) * num))
-    handed_on = mixed[..., size : size + num]
-    start = None if state is None else ops.transpose(state, (1, 0, 2))
-    entering = [_enter(handed_on, forward.log_decay * size, start)]
+    mixed = ops.matmul(_rows(padded, count, size), blocks.mixing)
+    mixed = ops.reshape(mixed, (channels, batch, count, size + ways * num))
+    handed_on, decay = mixed[..., size:], forward.log_decay * size
+    start = ops.zeros((batch, channels, num), x.dtype) if state is None else ops.cast(state, x.dtype)
     if backward is not None:
-        mirrored = _enter(ops.flip(mixed[..., size + num :], axis=2), backward.log_decay * size, None)
-        entering.append(ops.flip(mirrored, axis=2))
-    entered = ops.reshape(ops.concatenate(entering, axis=-1), (channels, batch * count, len(directions) * num))
-    outputs = ops.matmul(entered, _lift(directions, size))
+        handed_on = ops.concatenate([handed_on[..., :num], ops.flip(handed_on[..., num:], axis=2)], axis=-1)
+        decay = ops.concatenate([decay, backward.log_decay * size], axis=-1)
+        behind = ops.zeros_like(start) if backward_state is None else ops.cast(backward_state, x.dtype)
+        start = ops.concatenate([start, behind], axis=-1)
+    entering = _enter(handed_on, decay, ops.transpose(start, (1, 0, 2)))
+    ahead = entering[..., :num]
+    if backward is not None:
+        entering = ops.concatenate([ahead, ops.flip(entering[..., num:], axis=2)], axis=-1)
+    entered = ops.reshape(entering, (channels, batch * count, ways * num))
+    outputs = ops.matmul(entered, blocks.carry)
     outputs = ops.reshape(mixed[..., :size], (channels, batch * count, size)) + outputs
     outputs = ops.transpose(ops.reshape(outputs, (channels, batch, count * size)), (1, 2, 0))[:, :length]
     if not return_state:
@@ -171,8 +280,14 @@ def _average(
     fading = ops.where(behind >= 0, forward.powers(ops.maximum(behind, 0)), 0.0) * forward.input_weight[..., None]
     block = ops.transpose(padded[:, (count - 1) * size :], (2, 0, 1))  # (D, B, C)
     after = ops.matmul(block, ops.transpose(fading, (0, 2, 1)))
-    after = after + ops.exp(forward.log_decay * ops.cast(last, x.dtype))[:, None] * entering[0][:, :, -1]
+    after = after + ops.exp(forward.log_decay * ops.cast(last, x.dtype))[:, None] * ahead[:, :, -1]
     return outputs, ops.transpose(after, (1, 0, 2))
+
+
+def _rows(x: Tensor, count: Any, size: int) -> Tensor:
+    """(B, K · C, D) -> (D, B · K, C)."""
+    batch, _, channels = ops.shape(x)
+    return ops.reshape(ops.transpose(x, (2, 0, 1)), (channels, batch * count, size))
 
 
 def _block_matrix(directions: list[EmaCoefficients], size: int) -> Tensor:
@@ -199,26 +314,23 @@ def _lift(directions: list[EmaCoefficients], size: int) -> Tensor:
     return ops.concatenate(parts, axis=1)
 
 
-def _enter(handed_on: Tensor, log_decay: Tensor, start: Tensor | None) -> Tensor:
-    """The averages that enter each block, (D, B, K, N), from what the blocks hand on and what enters the first one.
+def _enter(handed_on: Tensor, log_decay: Tensor, start: Tensor) -> Tensor:
+    """The averages that enter each block, (D, B, K, M), from what the blocks hand on and what enters the first one.
 
     Args:
-        handed_on: (D, B, K, N).
-        log_decay: Logarithm of what a block keeps of what entered it, (D, N).
-        start: (D, B, N), or None for 0.
+        handed_on: (D, B, K, M), in the order of the direction.
+        log_decay: Logarithm of what a block keeps of what entered it, (D, M).
+        start: (D, B, M).
     """
-    count = ops.shape(handed_on)[2]
-    first = ops.zeros_like(handed_on[:, :, :1]) if start is None else ops.cast(start, handed_on.dtype)[:, :, None]
-    decay = log_decay[:, None, None]
-    if not isinstance(count, int):
-        kept = ops.exp(decay[:, 0])
-        blocks = ops.transpose(handed_on, (2, 0, 1, 3))
-        _, entering = scan(lambda h, new: (kept * h + new[0], h), first[:, :, 0], (blocks,))
+    count, decay = ops.shape(handed_on)[2], log_decay[:, None]
+    if not isinstance(count, int) or computes_on_cpu():  # there, passes over memory cost more than steps
+        kept = ops.exp(decay)
+        _, entering = scan(lambda h, new: (kept * h + new[0], h), start, (ops.transpose(handed_on, (2, 0, 1, 3)),))
         return ops.transpose(entering, (1, 2, 0, 3))
-    entering = ops.concatenate([first, handed_on[:, :, :-1]], axis=2)
+    entering = ops.concatenate([start[:, :, None], handed_on[:, :, :-1]], axis=2)
     for step in range((count - 1).bit_length()):
         earlier = ops.pad(entering, ((0, 0), (0, 0), (2**step, 0), (0, 0)))[:, :, :count]
-        entering = entering + ops.exp(decay * 2**step) * earlier
+        entering = entering + ops.exp(decay[:, None] * 2**step) * earlier
     return entering
 
 
