@@ -48,9 +48,15 @@ def run_many_lengths(directory: Path) -> tuple[list[float], int]:
 
 def in_spans(model: Any, ids: np.ndarray) -> np.ndarray:
     """Scores by one compiled program whose layers read a chunk at a time, and by calls of layers with all tokens."""
-    chunk = model.config.chunk_size
-    with mock.patch.object(shapes, "TOKEN_BLOCK_BYTES", 1), mock.patch.object(keras_layers, "BLOCK_SIZE", chunk):
+    chunk, block = model.config.chunk_size, keras_layers.MegaBlock
+    spans = mock.patch.object(block, "_in_spans", autospec=True, side_effect=block._in_spans)
+    with (
+        spans as seen,
+        mock.patch.object(shapes, "TOKEN_BLOCK_BYTES", 1),
+        mock.patch.object(keras_layers, "BLOCK_SIZE", chunk),
+    ):
         scores = compile_program(model, lambda ids: model(ids).logits)(keras.ops.convert_to_tensor(ids, "int32"))
+    assert seen.called == (keras.backend.backend() != "torch")
     with longspan.plain():
         whole = model(ids).logits
     return np.stack([keras.ops.convert_to_numpy(each) for each in (scores, whole)])
