@@ -49,7 +49,7 @@ def split(model: Any, rank: int, key: Array) -> tuple[Tree, Tree]:
     """
     family = model.config.model_type
     if family not in TARGET_MODULES:
-        raise InputError(f"LoRA is for {', '.join(TARGET_MODULES)}. Received: {family}")
+        raise InputError(f"With LoRA, model_type must be one of {', '.join(TARGET_MODULES)}. Received: {family}")
     flat = flatten(model.params)
     heads = {path: flat.pop(path) for path in _new_heads(model) if path in flat}
     adapters = {}

@@ -28,7 +28,7 @@ def enable_adapters(model: Any, rank: int) -> None:
     model = model.transformer if isinstance(model, SentenceModel) else model
     family = model.config.model_type
     if family not in TARGET_MODULES:
-        raise InputError(f"LoRA is for {', '.join(TARGET_MODULES)}. Received: {family}")
+        raise InputError(f"With LoRA, model_type must be one of {', '.join(TARGET_MODULES)}. Received: {family}")
     places = leaves(model)
     heads = _new_heads(model)
     for key, leaf in places.items():
