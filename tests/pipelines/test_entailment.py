@@ -53,7 +53,8 @@ def test_a_text_of_several_windows_has_the_mean_of_their_scores(judge_dir):
         for rows in judge(pairs, top_k=None, function_to_apply="none")
     ]
     expected = np.exp(logits) / np.exp(logits).sum()
-    np.testing.assert_allclose([dict(zip(whole["labels"], whole["scores"], strict=True))[n] for n in LABELS], expected)
+    got = dict(zip(whole["labels"], whole["scores"], strict=True))
+    np.testing.assert_allclose([got[name] for name in LABELS], expected, rtol=1e-6)  # computed in float32, 6e-8 a step
     assert whole["scores"] != beginning["scores"]
     for mine, other in zip(classify(iter([text, TEXTS[0]])), (whole, classify(TEXTS[0])), strict=True):
         assert (mine["sequence"], mine["labels"]) == (other["sequence"], other["labels"])
