@@ -8,7 +8,7 @@ import torch
 from tests.oracle import differential as oracle
 from tests.tolerances import assert_close
 
-from longspan.fast import large_pages, matmul
+from longspan.fast import few_rows, large_pages, matmul
 from longspan.fast.few_rows import (
     WIDENED_KEYS,
     FewRowsLinear,
@@ -41,7 +41,8 @@ def test_joined_layers(packed, biased, rows):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("biased", [True, False])
-def test_one_row_of_large_weights(biased, threads):
+def test_one_row_of_large_weights(biased, threads, monkeypatch):
+    monkeypatch.setattr(few_rows, "is_faster", lambda: False)  # as without AVX-512
     weights = [random(1000, 1020, seed=1), random(60, 1020, seed=2)]
     biases = [random(w.shape[0], seed=4) for w in weights] if biased else None
     x = random(1, 1020, seed=5)
@@ -59,6 +60,13 @@ def test_one_row_of_large_weights(biased, threads):
         torch.set_num_threads(before)
     assert result.shape == (1, 1060)
     assert_close(result, expected.float(), "float32", "product")
+
+
+def test_one_row_is_multiplied_by_onednn_where_it_has_wide_vectors(monkeypatch):
+    monkeypatch.setattr(few_rows, "is_faster", lambda: True)
+    layers = FewRowsLinear([random(1000, 1100, seed=1)], packed=True, rows=1)
+    assert layers.turned is None
+    assert layers.packed is not None
 
 
 def test_large_pages_are_memory_as_any_other():

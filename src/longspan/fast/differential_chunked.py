@@ -5,6 +5,8 @@ M keys that the last row of a block can see.
 
 The block of scores (B, A, R, M) stays within `BLOCK_BYTES`, small enough for the caches of a core, and is the largest
 tensor of both passes. Measured on two cores at S = 2048 it runs at the speed of the matrix products alone in float32.
+Each block has its own number of keys. oneDNN makes a kernel for every size of a product and keeps up to 1,024 of them,
+which at 32,768 tokens costs gigabytes and half of the time: the products are those of PyTorch's `bmm`.
 
 In bfloat16 the softmax costs as much as a product. Without dropout the forward pass therefore leaves the maximum of a
 row where it is, takes powers of 2, which are cheaper than those of e, and normalises last, if they stay in the range
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from longspan.fast.dropout import dropout_factors
 from longspan.fast.few_rows import one_query_attention
-from longspan.fast.matmul import batched_matmul, lacks_instructions
+from longspan.fast.matmul import lacks_instructions
 
 #: size of the block of scores, and its fewest rows
 BLOCK_BYTES = 8 * 2**20
@@ -314,7 +316,7 @@ def _scores(rows: Tensor, keys: Tensor, block: _Block, num_maps: int, memory: _M
         memory: Where to write them.
     """
     out = memory.shaped(rows.shape[0], rows.shape[1], block.num_keys)
-    scores = batched_matmul(rows, keys.transpose(1, 2), out=out)
+    scores = torch.bmm(rows, keys.transpose(1, 2), out=out)
     return scores.view(-1, num_maps, block.rows.stop - block.rows.start, block.num_keys)
 
 
@@ -502,17 +504,16 @@ def _pass(
     steps: Iterable[_Step] = _steps(query, key, value, output, all_sums, blocks, scale if shifts else scale * LOG2_E)
     if position is None and key_mask is None and segment_ids is None:
         steps = list(steps)  # else each block has a bias of its own, too large to hold for all
-    product = batched_matmul if shifts else torch.bmm
     for step in steps:
         step.keys.load()
-        product(step.rows, step.columns, out=step.scores)
+        torch.bmm(step.rows, step.columns, out=step.scores)
         step.hidden.add_(step.block.bias)
         if shifts:
             _subtract_softmax(step, lam, dropout, generator)
         elif not _subtract_powers(step, lam):
             return None  # the next rows would hardly do better
         step.values.load()
-        product(step.left, step.values.states, out=step.product)
+        torch.bmm(step.left, step.values.states, out=step.product)
         if shifts:
             step.target.copy_(step.by_row)
         else:
@@ -593,7 +594,7 @@ def _backward(
         dropped = maps if factors is None else maps * factors
         grad_rows = _grad_rows(grad, num_kv, block)
         # by the maps: both value halves reach the same difference
-        grad_maps = batched_matmul(grad_rows, seen_values.transpose(1, 2)).view(maps.shape)
+        grad_maps = torch.bmm(grad_rows, seen_values.transpose(1, 2)).view(maps.shape)
         grad_first, grad_second = grad_maps.chunk(2, dim=1)
         grad_first.add_(grad_second)
         grad_lam -= (grad_first * dropped[:, num_maps // 2 :]).sum(dtype=torch.float32)
@@ -603,9 +604,9 @@ def _backward(
         grad_scores = torch._softmax_backward_data(grad_maps, maps, -1, maps.dtype).view(batch * num_kv, -1, seen)
         _subtract(dropped.chunk(2, dim=1), factor)
         difference = _doubled(dropped).view(batch * num_kv, -1, seen)
-        grad_value[:, :seen] += batched_matmul(difference.transpose(1, 2), grad_rows)
-        grad_key[:, :seen] += batched_matmul(grad_scores.transpose(1, 2), rows)
-        grad_block = batched_matmul(grad_scores, seen_keys).mul_(scale)
+        grad_value[:, :seen] += torch.bmm(difference.transpose(1, 2), grad_rows)
+        grad_key[:, :seen] += torch.bmm(grad_scores.transpose(1, 2), rows)
+        grad_block = torch.bmm(grad_scores, seen_keys).mul_(scale)
         grad_query[:, :, block.rows] = grad_block.view(batch, num_maps, -1, head_dim)
     grad_key, grad_value = (grad.to(key.dtype).view(key.shape) for grad in (grad_key, grad_value))
     return grad_query, grad_key, grad_value, grad_lam.to(lam.dtype)

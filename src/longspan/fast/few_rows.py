@@ -2,7 +2,8 @@
 
 Such a product takes as long as reading its weights, so what counts is how they lie in memory. oneDNN reads weights
 that it has laid out itself up to four times as fast as PyTorch reads them row by row. Float32 columns that lie one
-behind the other in large pages are read for one row with a quarter less processor time than that.
+behind the other in large pages are read for one row with a quarter less processor time than that, unless oneDNN has
+AVX-512.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longspan.fast import large_pages
-from longspan.fast.matmul import has_onednn, linear, num_parts
+from longspan.fast.matmul import has_onednn, is_faster, linear, num_parts
 
 #: keys up to which attention of one half-precision query is faster in float32: CPUs compile their kernels for each
 #: number of keys, and widening is cheap
@@ -72,9 +73,9 @@ class FewRowsLinear:
 
 
 def _reads_columns(weights: Sequence[Tensor], rows: int) -> bool:
-    """True if one row of float32 is best multiplied with these weights by their columns."""
+    """True if one row of float32 is best multiplied with these weights by their columns: oneDNN has no AVX-512."""
     size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return rows == 1 and weights[0].dtype == torch.float32 and size >= TURNED_BYTES
+    return rows == 1 and weights[0].dtype == torch.float32 and size >= TURNED_BYTES and not is_faster()
 
 
 def _turn(weights: Sequence[Tensor]) -> Tensor:
