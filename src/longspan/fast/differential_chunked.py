@@ -6,7 +6,7 @@ M keys that the last row of a block can see.
 The block of scores (B, A, R, M) stays within `BLOCK_BYTES`, small enough for the caches of a core, and is the largest
 tensor of both passes. Measured on two cores at S = 2048 it runs at the speed of the matrix products alone in float32.
 Each block has its own number of keys. oneDNN makes a kernel for every size of a product and keeps up to 1,024 of them,
-which at 32,768 tokens costs gigabytes and half of the time: the products are those of PyTorch's `bmm`.
+which costs much memory and time for long inputs: the products are those of PyTorch's `bmm`.
 
 In bfloat16 the softmax costs as much as a product. Without dropout the forward pass therefore leaves the maximum of a
 row where it is, takes powers of 2, which are cheaper than those of e, and normalises last, if they stay in the range

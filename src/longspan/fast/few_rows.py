@@ -2,8 +2,7 @@
 
 Such a product takes as long as reading its weights, so what counts is how they lie in memory. oneDNN reads weights
 that it has laid out itself up to four times as fast as PyTorch reads them row by row. Float32 columns that lie one
-behind the other in large pages are read for one row with a quarter less processor time than that, unless oneDNN has
-AVX-512.
+behind the other in large pages are read faster still for one row, unless oneDNN has AVX-512.
 """
 
 from __future__ import annotations

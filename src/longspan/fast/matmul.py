@@ -165,30 +165,29 @@ def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None, adds: bool = Fals
     return out.addmm_(a, b) if adds else torch.mm(a, b, out=out)
 
 
-def batched_matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """A b for every pair of a batch, with a gradient unless `out` is given.
+def batched_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """A b for every pair of a batch, with a gradient.
 
     Args:
         a: (R, M, K); fastest with its rows in one piece.
         b: (R, K, N), in either layout.
-        out: Where to write the result, (R, M, N): fresh memory costs as much as a small product.
 
     Returns:
         (R, M, N).
     """
     if not _is_best(a, b):  # first: a traced graph must not depend on sizes
-        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
+        return torch.bmm(a, b)
     rows, summands, columns = a.shape[1], a.shape[2], b.shape[2]
     if min(rows, summands, columns) < _MIN_WIDTH or rows * summands * columns < _MIN_BATCHED:
-        return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
-    if out is None and torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return torch.bmm(a, b)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         result: Tensor = _BatchedMatmul.apply(a, b)
         return result
-    return _batched_onednn(a, b, out)
+    return _batched_onednn(a, b)
 
 
-def _batched_onednn(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    output = a.new_empty(a.shape[0], a.shape[1], b.shape[2]) if out is None else out
+def _batched_onednn(a: Tensor, b: Tensor) -> Tensor:
+    output = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
     for row, (left, right) in enumerate(zip(a, b.transpose(1, 2), strict=True)):
         output[row] = _onednn(left, right)
     return output
