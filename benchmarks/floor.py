@@ -7,7 +7,6 @@ stands for weights that one row after the other meets, which cost the time to re
 from __future__ import annotations
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,8 +21,13 @@ READ: Shape = (0, 0, 0, 0)
 #: bytes of the memory that is read to find its bandwidth: more than any cache holds
 _READ_BYTES = 1 << 29
 #: runs of each kernel before those that count (oneDNN makes its kernel in the first, and lays out in the second), and
-#: runs that count
+#: readings that count
 _WARM, _TIMED = 2, 5
+#: seconds that a reading takes at least: a small product is repeated
+_READING_SECONDS = 2e-3
+#: seconds for which NumPy's threads (OpenBLAS) spin after a product, each on a core that PyTorch's then have to wait
+#: for: a product of 0.5 ms takes 8, and 100 ms later 0.5 again
+_SPIN_SECONDS = 0.2
 
 
 class Operations(dict[Shape, float]):
@@ -49,11 +53,23 @@ def attention(heads: int, queries: int, keys: int, size: int, *, pairs: float) -
     )
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds of one run."""
+def timed(run: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds of one run, of so many in a row."""
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def alone(name: str, run: Callable[[], Any], readings: int) -> float:
+    """Seconds of one run of a kernel that has the machine to itself: the least of so many readings."""
+    for _ in range(_WARM):
+        once = timed(run)
+    repeats = max(1, round(_READING_SECONDS / once))
+    seconds = min(timed(run, repeats) for _ in range(readings))
+    if name == "numpy":
+        time.sleep(_SPIN_SECONDS)
+    return seconds
 
 
 def product_kernels(x: Any, weight: Any) -> Kernels:
@@ -118,12 +134,9 @@ def fastest_kernel(shape: Shape, dtype: str) -> tuple[str, Callable[[], Any]]:
         kind = getattr(torch, dtype)
         x, y = torch.randn(products, rows, inner, dtype=kind), torch.randn(products, columns, inner, dtype=kind)
         kernels = product_kernels(x[0], y[0]) if products == 1 else batched_kernels(x, y)
-    seconds: dict[str, list[float]] = {name: [] for name in kernels}
     with torch.no_grad():
-        for _ in range(_WARM + _TIMED):
-            for name, run in kernels.items():
-                seconds[name].append(timed(run))
-    best = min(kernels, key=lambda name: statistics.median(seconds[name][_WARM:]))
+        seconds = {name: alone(name, run, _TIMED) for name, run in kernels.items()}
+    best = min(kernels, key=seconds.__getitem__)
     return best, kernels[best]
 
 
@@ -131,11 +144,11 @@ def rate(shape: Shape, dtype: str, rounds: int) -> float:
     """Operations (for `READ`: bytes) per second of the fastest kernel of a shape."""
     import torch
 
-    _, run = fastest_kernel(shape, dtype)
+    name, run = fastest_kernel(shape, dtype)
     products, rows, inner, columns = shape
     operations = _READ_BYTES if shape == READ else 2.0 * products * rows * inner * columns
     with torch.no_grad():
-        return operations / statistics.median([timed(run) for _ in range(rounds + 1)][1:])
+        return operations / alone(name, run, rounds)
 
 
 def matmul_rate(dtype: str, rounds: int = 7) -> float:
