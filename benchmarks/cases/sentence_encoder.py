@@ -226,6 +226,33 @@ def ctranslate2_int8() -> Work:
     return beside(of_states(ctranslate2_states(minilm(), "int8")), "int8", 0.1)
 
 
+# -- queries --------------------------------------------------------------------------------------------------------
+
+
+@case("search/queries/float32", "MiniLM, 40 queries in a row, each against 50,000 vectors; BLAS against NumPy's loops")
+def queries() -> Work:
+    """A query's vector by PyTorch, its scores by NumPy: OpenBLAS' threads spin on the cores of the next query."""
+    import numpy as np
+
+    from longspan import SentenceEncoder
+    from longspan.products import product
+
+    encoder = SentenceEncoder()
+    texts = [" ".join(text.split()[:12]) for text in documents()[::5]]
+    vectors = np.random.default_rng(0).standard_normal((50_000, 384)).astype(np.float32)
+
+    def run(scores: Callable[[Any], Any]) -> Any:
+        return np.concatenate([scores(encoder.encode([text])) for text in texts])
+
+    return Work(
+        peer=lambda: run(lambda query: query @ vectors.T),
+        ours=lambda: run(lambda query: product(query, vectors)),
+        difference=lambda a, b: float(np.abs(a - b).max() / np.abs(a).max()),
+        tolerance=1e-5,
+        after=lambda p, o: {"blas_milliseconds_per_query": 25 * p, "loops_milliseconds_per_query": 25 * o},
+    )
+
+
 # -- rounding ---------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from longspan.products import product
+
 Floats = npt.NDArray[np.float32]
 
 MAX = "max"
@@ -95,7 +97,7 @@ class Dense:
 
     def __call__(self, vectors: Floats) -> Floats:
         """(N, in) -> (N, out)."""
-        projected = vectors @ self.weight.T
+        projected = product(vectors, self.weight)
         return ACTIVATIONS[self.activation](projected if self.bias is None else projected + self.bias)
 
 

@@ -15,6 +15,7 @@ from longspan.embeddings.modules import SentenceModules, write_sentence_modules
 from longspan.embeddings.pooling import Floats
 from longspan.embeddings.pooling import normalize as to_unit_length
 from longspan.errors import InputError
+from longspan.products import product
 
 if TYPE_CHECKING:
     from longspan.pipelines.backends.base import Encoder
@@ -73,9 +74,9 @@ class SentenceTransformerNames:
         """
         left, right = _rows(vectors), _rows(others)
         if self.similarity_fn_name == "cosine":
-            found = to_unit_length(left) @ to_unit_length(right).T
+            found = product(to_unit_length(left), to_unit_length(right))
         elif self.similarity_fn_name == "dot":
-            found = left @ right.T
+            found = product(left, right)
         else:
             order = 2 if self.similarity_fn_name == "euclidean" else 1
             found = -np.stack([np.linalg.norm(right - one, ord=order, axis=1) for one in left])

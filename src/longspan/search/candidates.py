@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from longspan.products import product
 from longspan.search.passages import Mask, PassageStore
 
 Rows = npt.NDArray[np.int64]
@@ -79,7 +80,7 @@ class Exact:
         Vectors that the index holds at length 1 stay as they are.
         """
         for first, block in self._store.embedding_blocks(self._wanted):
-            scores = np.matmul(queries, block.T)
+            scores = product(queries, block)
             if not is_unit(self._store):
                 scores /= np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)
             if self._wanted is not None:
