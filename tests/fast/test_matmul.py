@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from longspan.fast import matmul as ops
 from longspan.fast.gated_linear import as_function, gated_linear
 from longspan.fast.matmul import linear, linear_function, matmul
+from longspan.nn.torch.activations import ACTIVATIONS
 from longspan.nn.torch.apply import project
 from longspan.ops.torch.differential import differential_attention
 from longspan.ops.torch.sliding_window import sliding_window_attention
@@ -39,7 +40,7 @@ def calls(monkeypatch):
 
 
 def linear_silu(x, weight, bias=None):
-    return linear_function(x, weight, bias, silu=True)(x)
+    return linear_function(x, weight, bias, activation=F.silu)(x)
 
 
 class Kernel(TorchDispatchMode):
@@ -70,6 +71,54 @@ def test_a_part_of_a_larger_tensor_is_copied_first():
         torch.testing.assert_close(result, expected)
     torch.testing.assert_close(results[3], x @ whole[:48, :64])
     torch.testing.assert_close(results[4], F.silu(expected))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "silu", "relu", "gelu_10"])
+def test_an_activation_is_that_of_the_definition(name):
+    torch.manual_seed(0)
+    x, weight, bias, activation = 3 * torch.randn(2, 50, 64), torch.randn(96, 64), torch.randn(96), ACTIVATIONS[name]
+    product = F.linear(x.double(), weight.double(), bias.double())
+    exact = activation(product)
+    for result in (linear(x, weight, bias, activation), linear_function(x, weight, bias, activation=activation)(x)):
+        assert float((result - exact).abs().max()) < 4e-7 * float(product.abs().max())
+
+
+@torch.no_grad()
+def test_an_activation_takes_no_pass_of_its_own(calls):
+    x, weight, seen = torch.randn(64, 64), torch.randn(96, 64), []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        linear(x, weight, None, ACTIVATIONS["gelu"])
+    assert torch.ops.aten.gelu.default not in seen
+    assert calls == [((64, 64), (96, 64))]
+
+
+def test_an_activation_has_its_gradient():
+    x, weight = torch.randn(64, 48, requires_grad=True), torch.randn(96, 48, requires_grad=True)
+    given = torch.randn(64, 96)
+    found = torch.autograd.grad(linear(x, weight, None, F.gelu), (x, weight), given)
+    wanted = torch.autograd.grad(F.gelu(F.linear(x, weight)), (x, weight), given)
+    for result, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_activation_of_somebody_else_is_called():
+    layer, seen = Linear(48, 64), []
+
+    def activation(x):
+        seen.append(x.shape)
+        return F.gelu(x)
+
+    x = torch.randn(40, 48)
+    torch.testing.assert_close(project(layer, x, activation), F.gelu(layer(x)))
+    assert seen == [(40, 64)]
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "strided"])

@@ -8,6 +8,7 @@ from torch import nn
 from longspan import SentenceEncoder
 from longspan.errors import InputError
 from longspan.nn.torch import int8
+from longspan.nn.torch.apply import project_all
 from longspan.nn.torch.int8 import Int8Linear, quantize_linears
 
 TEXTS = [
@@ -64,6 +65,23 @@ def test_a_row_does_not_depend_on_the_others():
     others = torch.cat([100 * x[:1], x[1:]])
     assert torch.equal(quantized(x)[1:], quantized(others)[1:])
     assert torch.allclose(quantized(x[5:6]), quantized(x)[5:6], atol=1e-6)
+
+
+def test_layers_round_their_input_together(monkeypatch):
+    """Queries, keys and values: once where they are called, each for itself where somebody looks on."""
+    torch.manual_seed(0)
+    layers, x, rounded = [Int8Linear(nn.Linear(64, size)) for size in (64, 64, 96)], torch.randn(3, 5, 64), []
+    monkeypatch.setattr(int8, "_rounded", lambda x, original=int8._rounded: rounded.append(1) or original(x))
+    together = project_all(layers, x)
+    assert len(rounded) == 1
+    assert [result.shape for result in together] == [(3, 5, 64), (3, 5, 64), (3, 5, 96)]
+    for result, layer in zip(together, layers, strict=True):
+        assert torch.equal(result, layer(x))
+    seen = []
+    layers[1].register_forward_hook(lambda *_: seen.append(1))
+    project_all(layers, x)
+    assert seen == [1]
+    assert len(rounded) == 1 + 3 + 3
 
 
 def test_constant_rows_and_no_rows():

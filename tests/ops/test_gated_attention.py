@@ -22,7 +22,6 @@ BIASES = ["rotary", "simple"]
 def small_tiles(monkeypatch):
     """Several tiles along rows and queries at test size, and tiles of a single row."""
     monkeypatch.setattr(tiles, "TILE_QUERIES", 4)
-    monkeypatch.setattr(tiles, "TILE_QUERIES", 4)
     monkeypatch.setattr(tiles, "_MIN_TILE_QUERIES", 3)
     monkeypatch.setattr(tiles, "_TILE_SCORES", {"cpu": 64})
 

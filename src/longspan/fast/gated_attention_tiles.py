@@ -25,11 +25,11 @@ from longspan.fast.matmul import lacks_instructions, matmul
 from longspan.ops.torch.gated_attention import Settings, attention_weights, toeplitz_matrix
 
 #: most queries of a tile
-TILE_QUERIES = 256
+TILE_QUERIES = 512
 #: fewest queries of a tile, however many keys there are
 _MIN_TILE_QUERIES = 64
 #: about how many scores a tile holds
-_TILE_SCORES = {"cpu": 2**20}
+_TILE_SCORES = {"cpu": 2**21}
 _TILE_SCORES_ELSEWHERE = 2**26
 
 

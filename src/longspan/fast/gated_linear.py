@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from longspan.fast.matmul import linear_function
 from longspan.nn.torch.plain import is_plain
@@ -48,9 +47,7 @@ def gated_linear(
     raised, plain = as_function(up, like), _plain_linear(gate)
     if plain is None:
         return lambda states: activation(gate(states)) * raised(states)
-    is_silu = activation is F.silu
-    gated = linear_function(like, plain.weight, plain.bias, silu=is_silu)
-    activated = gated if is_silu else lambda states: activation(gated(states))
+    activated = linear_function(like, plain.weight, plain.bias, activation=activation)
     if torch.is_grad_enabled() or is_traced(like):
         return lambda states: activated(states) * raised(states)
     return lambda states: activated(states).mul_(raised(states))

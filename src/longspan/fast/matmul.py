@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from longspan.fast.prepacked import prepacked
+from longspan.nn.torch.activations import ACTIVATIONS, Activation
 from longspan.ops.fast_paths import say_widened
 
 #: fewest rows of a product for which setting up the kernel pays off
@@ -37,6 +38,15 @@ _PIECE, _LEAST_PIECE = 256, 32
 #: entries of a weight from which on oneDNN reads it faster for a few rows as well
 _LARGE_WEIGHT = 2**18
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+#: an activation as oneDNN computes it on what it is about to write: name and kind
+PostOp = tuple[str, str]
+_NO_POST_OP: PostOp = ("none", "")
+_POST_OPS: tuple[tuple[Activation, PostOp], ...] = (
+    (ACTIVATIONS["gelu"], ("gelu", "none")),
+    (ACTIVATIONS["gelu_new"], ("gelu", "tanh")),
+    (ACTIVATIONS["silu"], ("swish", "")),
+    (ACTIVATIONS["relu"], ("relu", "")),
+)
 
 
 @functools.cache
@@ -104,24 +114,25 @@ def _is_best(*tensors: Tensor | None) -> bool:
     return _serves(*tensors) and is_faster()
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A bᵀ + bias for (..., K), (N, K) and (N,)."""
-    return _pointwise(a, _in_one_piece(b), bias)
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, post_op: PostOp = _NO_POST_OP) -> Tensor:
+    """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
+    return _pointwise(a, _in_one_piece(b), bias, post_op)
 
 
-def _pointwise(a: Tensor, b: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+def _pointwise(a: Tensor, b: Tensor, bias: Tensor | None, post_op: PostOp) -> Tensor:
     """activation(A bᵀ + bias), in two pieces if the number of rows is not one of few: see `_pieces`."""
+    name, kind = post_op
     width = a.shape[-1]
     rows = a.numel() // width
     head, tail = _pieces(rows)
     result: Tensor
     if head == rows:
-        result = _linear_pointwise(a, b, bias, activation, [], "")
+        result = _linear_pointwise(a, b, bias, name, [], kind)
         return result
     flat = a.reshape(rows, width)
     result = flat.new_empty(rows, b.shape[0])
-    result[:head] = _linear_pointwise(flat[:head], b, bias, activation, [], "")
-    result[-tail:] = _linear_pointwise(flat[-tail:], b, bias, activation, [], "")
+    result[:head] = _linear_pointwise(flat[:head], b, bias, name, [], kind)
+    result[-tail:] = _linear_pointwise(flat[-tail:], b, bias, name, [], kind)
     return result.view(*a.shape[:-1], b.shape[0])
 
 
@@ -214,20 +225,45 @@ class _BatchedMatmul(torch.autograd.Function):
         )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X Wᵀ + b, with a gradient.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+    """activation(X Wᵀ + b), with a gradient.
 
     Args:
         x: (..., K).
         weight: W, (N, K).
         bias: b, (N,), or None.
+        activation: Function of single numbers; None for none. GELU, silu and ReLU are computed as the product is
+            written, where no gradient is asked for: half precision is then rounded once, after them.
 
     Returns:
         (..., N).
     """
+    post_op = _post_op(activation)
+    laid_out = None if post_op is None else _inference_weight(x, weight, bias)
+    if post_op is not None and laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
+        return _pointwise(x, laid_out, bias, post_op)
+    if activation is None:
+        return _linear(x, weight, bias)
+    if post_op is not None and _is_widened(x, weight, bias):
+        return activation(_widened(x, weight, bias)).to(x.dtype)
+    return activation(_linear(x, weight, bias))
+
+
+def _post_op(activation: Activation | None) -> PostOp | None:
+    """The activation as oneDNN computes it; None if it does not."""
+    if activation is None:
+        return _NO_POST_OP
+    for function, post_op in _POST_OPS:
+        if function is activation:
+            return post_op
+    return None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b, with a gradient."""
     laid_out = _inference_weight(x, weight, bias)
-    if laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
-        return _pointwise(x, laid_out, bias)
+    if laid_out is not None:
+        return _pointwise(x, laid_out, bias, _NO_POST_OP)
     if _is_widened(x, weight, bias):
         return _widened(x, weight, bias).to(x.dtype)
     width = x.shape[-1]
@@ -268,30 +304,25 @@ def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_function(
-    like: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False
+    like: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """X Wᵀ + b as a function of x, for many x in a row: which kernel serves is looked up once.
+    """activation(X Wᵀ + b) as a function of x, for many x in a row: which kernel serves is looked up once.
 
     Args:
         like: What each x is like: it gives their dtype and device, and they come under the same modes of PyTorch.
         weight: W, (N, K).
         bias: b, (N,), or None.
-        silu: True for silu(x Wᵀ + b) with silu(z) = z · sigmoid(z), in one pass over the result where that is
-            possible. Half precision is then rounded once, after silu, and not before it as well; elsewhere twice.
+        activation: As of `linear`.
 
     Returns:
         A function, (..., K) -> (..., N), with a gradient.
     """
     # an x may need a gradient where the one that it is like does not
-    laid_out = None if torch.is_grad_enabled() else _inference_weight(like, weight, bias)
-    if laid_out is not None:
-        activation = "swish" if silu else "none"
-        return lambda x: _pointwise(x, laid_out, bias, activation)
-    if not silu:
-        return lambda x: linear(x, weight, bias)
-    if _is_widened(like, weight, bias):
-        return lambda x: F.silu(_widened(x, weight, bias)).to(x.dtype)
-    return lambda x: F.silu(linear(x, weight, bias))
+    post_op = None if torch.is_grad_enabled() else _post_op(activation)
+    laid_out = None if post_op is None else _inference_weight(like, weight, bias)
+    if post_op is not None and laid_out is not None:
+        return lambda x: _pointwise(x, laid_out, bias, post_op)
+    return lambda x: linear(x, weight, bias, activation)
 
 
 def _tracks(*tensors: Tensor | None) -> bool:

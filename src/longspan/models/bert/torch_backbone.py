@@ -17,7 +17,7 @@ from longspan.errors import InputError
 from longspan.models.bert.config import BertConfig
 from longspan.models.bert.names import NAMES
 from longspan.models.bert.torch_attention import ATTENTION, AttentionPlan, make_plan
-from longspan.nn.torch.apply import lookup, project
+from longspan.nn.torch.apply import lookup, project, project_all
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, DynamicCache, EncoderDecoderCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import check_ids, check_length, check_masked, input_shape, values_visible
@@ -102,11 +102,13 @@ class BertSelfAttention(nn.Module):
         """
         if plan.packing is not None:
             return self._packed(hidden_states, plan, head_mask), None
-        query = self._split(project(self.query, hidden_states))
         if encoder_hidden_states is None:
-            key, value = self._own_keys(hidden_states, cache, cache_position)
+            query, key, value = map(self._split, project_all((self.query, self.key, self.value), hidden_states))
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_index, cache_position)
             mask = None if plan.mask is None else extend_mask(plan.mask, key.shape[2])
         else:
+            query = self._split(project(self.query, hidden_states))
             key, value = self._encoder_keys(encoder_hidden_states, cache)
             mask = plan.encoder_mask
         dropout = self.dropout.p if self.training else 0.0
@@ -125,18 +127,12 @@ class BertSelfAttention(nn.Module):
         """(B, S, A·D) -> (B, A, S, D)."""
         return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
-    def _own_keys(
-        self, hidden_states: Tensor, cache: Cache | None, cache_position: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        key, value = (self._split(project(layer, hidden_states)) for layer in (self.key, self.value))
-        return (key, value) if cache is None else cache.update(key, value, self.layer_index, cache_position)
-
     def _encoder_keys(self, encoder_hidden_states: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of the encoder's states; computed once and then taken from the cache."""
         if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_index):
             key, value = cache.cross_attention_cache[self.layer_index]
             return key, value
-        key, value = (self._split(project(layer, encoder_hidden_states)) for layer in (self.key, self.value))
+        key, value = map(self._split, project_all((self.key, self.value), encoder_hidden_states))
         if isinstance(cache, EncoderDecoderCache):
             return cache.update_cross(key, value, self.layer_index)
         return key, value
@@ -145,8 +141,8 @@ class BertSelfAttention(nn.Module):
         """(N, H) -> (N, H), within each sequence."""
         assert plan.packing is not None
         query, key, value = (
-            project(layer, hidden_states).unflatten(-1, (self.num_attention_heads, self.attention_head_size))
-            for layer in (self.query, self.key, self.value)
+            states.unflatten(-1, (self.num_attention_heads, self.attention_head_size))
+            for states in project_all((self.query, self.key, self.value), hidden_states)
         )
         context = packed_attention(
             query,

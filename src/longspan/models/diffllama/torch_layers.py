@@ -330,7 +330,7 @@ class DiffLlamaMLP(nn.Module):
         return tokenwise(self._feed_forward, hidden_states, owner=self, width=self.inner_size)
 
     def _feed_forward(self, hidden_states: Tensor) -> Tensor:
-        gate = self.activation(project(self.gate_proj, hidden_states))
+        gate = project(self.gate_proj, hidden_states, self.activation)
         return project(self.down_proj, gate * project(self.up_proj, hidden_states))
 
 

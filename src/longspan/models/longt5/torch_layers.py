@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from longspan.models.longt5.config import LongT5Config
 from longspan.nn.torch.activations import get_activation
-from longspan.nn.torch.apply import project, tokenwise
+from longspan.nn.torch.apply import may_overwrite, project, tokenwise
 from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.plain import is_plain
 from longspan.ops import patterns
@@ -63,7 +63,7 @@ class LongT5DenseActDense(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        states = self.activation(project(self.wi, hidden_states))
+        states = project(self.wi, hidden_states, self.activation)
         return project_wide(self.wo, self.dropout(states), hidden_states.dtype)
 
 
@@ -80,10 +80,11 @@ class LongT5DenseGatedActDense(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        gate, states = self.activation(project(self.wi_0, hidden_states)), project(self.wi_1, hidden_states)
+        gate, states = project(self.wi_0, hidden_states, self.activation), project(self.wi_1, hidden_states)
         if gate.dtype == torch.float16:
             gate = gate.float()
-        return project_wide(self.wo, self.dropout(gate * states), hidden_states.dtype)
+        product = gate.mul_(states) if may_overwrite(self) else gate * states
+        return project_wide(self.wo, self.dropout(product), hidden_states.dtype)
 
 
 class LongT5LayerFF(nn.Module):

@@ -440,7 +440,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         """
         overwrite = may_overwrite(self)
         x = self.normalize_inputs(hidden_states)
-        value = self.activation(project(self.v_proj, x))
+        value = project(self.v_proj, x, self.activation)
         averaged, ema_state = self.ema_gate(
             x,
             mask=plan.mask,
@@ -593,7 +593,7 @@ class MegaGatedCrossAttention(nn.Module):
             return_weights=plan.needs_weights,
         )
         gated = multiply(attended, silu(attention_gate, overwrite=overwrite), overwrite=overwrite)
-        candidate = self.activation(project(self.h_proj, gated))
+        candidate = project(self.h_proj, gated, self.activation)
         output = _update(hidden_states, self.dropout(candidate), update_gate)
         return output if self.normalize_before else self.norm(output), weights, (key, value)
 
@@ -603,7 +603,7 @@ class MegaGatedCrossAttention(nn.Module):
             return cache.cross_key, cache.cross_value
         states = plan.encoder_hidden_states
         assert states is not None
-        return project(self.k_proj, states), self.activation(project(self.v_proj, states))
+        return project(self.k_proj, states), project(self.v_proj, states, self.activation)
 
 
 class MegaNormalizedFeedForwardNetwork(nn.Module):
@@ -622,7 +622,7 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         x = self.norm(hidden_states) if self.normalize_before else hidden_states
-        x = project(self.fc2, self.hidden_dropout(self.activation(project(self.fc1, x))))
+        x = project(self.fc2, self.hidden_dropout(project(self.fc1, x, self.activation)))
         output = hidden_states + self.dropout(x)
         return output if self.normalize_before else self.norm(output)
 

@@ -6,11 +6,13 @@ parameters say all of what a call does, and does `longspan.fast` have a kernel f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from longspan.nn.torch.activations import Activation
 from longspan.nn.torch.plain import is_plain
 from longspan.ops.fast_paths import fast_path, is_available
 from longspan.ops.torch.modes import constant_when_traced, is_traced
@@ -27,12 +29,22 @@ def may_overwrite(module: nn.Module) -> bool:
     return not torch.is_grad_enabled() and not torch.compiler.is_compiling() and may_replace(module)
 
 
-def project(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), (..., in) -> (..., out), for a linear layer or what somebody put in its place."""
+def project(layer: nn.Module, x: Tensor, activation: Activation | None = None) -> Tensor:
+    """activation(layer(x)), (..., in) -> (..., out), for a linear layer or what somebody put in its place."""
     kernel = None if is_traced(x) else fast_path("matmul.linear")
     if kernel is None or type(layer) is not nn.Linear or not is_plain(layer):
-        return layer(x)
-    return kernel(x, layer.weight, layer.bias)
+        states = layer(x)
+        return states if activation is None else activation(states)
+    return kernel(x, layer.weight, layer.bias, activation)
+
+
+def project_all(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """[layer(x) for each layer]; layers that can share what they make of x first do (`apply_together`)."""
+    kind: Any = type(layers[0])
+    if hasattr(kind, "apply_together") and all(type(layer) is kind and is_plain(layer) for layer in layers):
+        together: list[Tensor] = kind.apply_together(layers, x)
+        return together
+    return [project(layer, x) for layer in layers]
 
 
 def lookup(table: nn.Module, ids: Tensor | None, *, like: Tensor) -> Tensor:

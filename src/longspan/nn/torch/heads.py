@@ -88,7 +88,7 @@ class PredictionHeadTransform(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, S, H) -> (B, S, H)."""
-        return self.LayerNorm(self.activation(project(self.dense, hidden_states)))
+        return self.LayerNorm(project(self.dense, hidden_states, self.activation))
 
 
 def fold_choices(*inputs: Tensor | None) -> tuple[int, tuple[Tensor | None, ...]]:

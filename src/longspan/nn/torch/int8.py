@@ -8,7 +8,8 @@ there are few great values, need the levels more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,27 @@ from longspan.errors import InputError
 
 #: greatest values of an input and of a weight
 _INPUT_MAX, _WEIGHT_MAX = 255, 64
+#: half of the levels of an input
+_HALF_RANGE = 128
 #: fewest inputs and outputs of a layer that is worth it
 _MIN_WIDTH = 32
 #: numbers of rows are multiples of it: oneDNN keeps memory for each number that it is called with
 _ROW_GRAIN = 64
 _SMALLEST = 1e-12
+
+
+class _Rounded(NamedTuple):
+    """Rows in 8 bits: x ≈ step · levels + least.
+
+    Attributes:
+        levels: (M', in), where M' ≥ M is a multiple of `_ROW_GRAIN`.
+        step: (M, 1).
+        least: (M, 1).
+    """
+
+    levels: Tensor
+    step: Tensor
+    least: Tensor
 
 
 class Int8Linear(nn.Module):
@@ -31,35 +48,55 @@ class Int8Linear(nn.Module):
         layer: The layer to replace.
     """
 
+    weight_sums: Tensor
+    bias: Tensor
+
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         weight = layer.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp_min_(_SMALLEST) / _WEIGHT_MAX
         levels = (weight / scale[:, None]).round_().to(torch.int8)
-        bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().float()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.register_buffer("weight", torch.ops.onednn.qlinear_prepack(levels, None))
         self.register_buffer("weight_scale", scale)
         self.register_buffer("zero_point", torch.zeros(len(scale), dtype=torch.int32))
-        # what the offset of a token adds to each output, and the bias: (2, out)
-        self.register_buffer("offsets", torch.stack([levels.sum(dim=1, dtype=torch.int32) * scale, bias]))
+        # what the least value of a token adds to each output, (out,)
+        self.register_buffer("weight_sums", levels.sum(dim=1, dtype=torch.int32) * scale)
+        self.register_buffer("bias", torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        rows = x.reshape(-1, self.in_features)
-        least = rows.amin(dim=1, keepdim=True)
-        step = (rows.amax(dim=1, keepdim=True) - least).clamp_min_(_SMALLEST).div_(_INPUT_MAX)
-        levels = rows.new_zeros((-(-len(rows) // _ROW_GRAIN) * _ROW_GRAIN, self.in_features), dtype=torch.uint8)
-        levels[: len(rows)] = (rows - least).div_(step).round_()
+        return self._multiply(_rounded(x), x)
+
+    @staticmethod
+    def apply_together(layers: Sequence[Int8Linear], x: Tensor) -> list[Tensor]:
+        """[layer(x) for each layer], whose input is rounded once."""
+        rounded = _rounded(x)
+        return [layer._multiply(rounded, x) for layer in layers]
+
+    def _multiply(self, rounded: _Rounded, x: Tensor) -> Tensor:
+        levels, step, least = rounded
         products = torch.ops.onednn.qlinear_pointwise(
             levels, 1.0, 0, self.weight, self.weight_scale, self.zero_point, None, 1.0, 0, torch.float32, "none", [], ""
-        )[: len(rows)].mul_(step)
-        result = products.addmm_(torch.cat([least, torch.ones_like(least)], dim=1), self.offsets)
-        return result.view(*x.shape[:-1], self.out_features)
+        )[: len(step)]
+        torch.addcmul(self.bias, products, step, out=products).addcmul_(least, self.weight_sums)
+        return products.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Its sizes."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _rounded(x: Tensor) -> _Rounded:
+    rows = x.reshape(-1, x.shape[-1])
+    least = rows.amin(dim=1, keepdim=True)
+    step = (rows.amax(dim=1, keepdim=True) - least).clamp_min_(_SMALLEST).div_(_INPUT_MAX)
+    # PyTorch brings floats to int8 with the processor's vectors, and to uint8 one by one: down by 128, whose bit is
+    # turned over afterwards
+    shifted = (rows - least).mul_(step.reciprocal()).sub_(_HALF_RANGE).round_()
+    levels = rows.new_zeros((-(-len(rows) // _ROW_GRAIN) * _ROW_GRAIN, rows.shape[1]), dtype=torch.int8)
+    levels[: len(rows)] = shifted
+    return _Rounded(levels.view(torch.uint8).bitwise_xor_(_HALF_RANGE), step, least)
 
 
 def linears_to_replace(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:

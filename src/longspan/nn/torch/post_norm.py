@@ -27,7 +27,7 @@ class Intermediate(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(tokens, H) -> (tokens, F)."""
-        return self.activation(project(self.dense, hidden_states))
+        return project(self.dense, hidden_states, self.activation)
 
 
 class AddAndNorm(nn.Module):

@@ -41,6 +41,17 @@ def is_intercepted() -> bool:
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
+def is_bound_to_thread() -> bool:
+    """True under a mode that another thread would not know of: autocast, a profiler, one that sees each call."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 @constant_when_traced
 def has_fast_path(name: str) -> bool:
     """True if `fast_path` has an answer; a traced graph keeps it."""
