@@ -27,7 +27,7 @@ from longspan.errors import InputError
 from longspan.pipelines.backends import load_encoder
 from longspan.pipelines.long.splitter import Ids, OnLong, Piece, TextSplitter
 from longspan.pipelines.run.attributes import FixedAttributes
-from longspan.pipelines.run.batching import Batch, pad, plan_batches
+from longspan.pipelines.run.batching import Batch, Plan, pad, plan_for, run_plan
 from longspan.pipelines.run.identity import identity_of
 from longspan.pipelines.run.progress import Progress, Stopwatch, progress_bar
 
@@ -372,22 +372,21 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         """Vectors (N, D) before the final normalisation; zero for a piece without any token."""
         vectors = np.zeros((len(pieces), self.dimension), np.float32)
         lengths = [len(piece.ids) for piece in pieces]
-        for batch in self._batches(lengths, batch_tokens, batch_size):
-            chosen = [pieces[index] for index in batch.indices if lengths[index]]
-            if chosen:
-                vectors[batch.indices[: len(chosen)]] = self._run_batch(chosen, batch.shape)
+        plan = self._plan(lengths, batch_tokens, batch_size)
+
+        def run(batch: Batch) -> Floats:
+            chosen = [pieces[index] for index in batch.indices if lengths[index]]  # longest first
+            return self._run_batch(chosen, batch.shape) if chosen else vectors[:0]
+
+        for batch, found in run_plan(self._backend, plan, run):
+            vectors[batch.indices[: len(found)]] = found
             amount = sum(amounts[index] for index in batch.indices)
-            progress.advance(amount, sum(piece.num_tokens for piece in chosen))
+            progress.advance(amount, sum(pieces[index].num_tokens for index in batch.indices[: len(found)]))
         return vectors
 
-    def _batches(self, lengths: list[int], batch_tokens: int | None, batch_size: int | None) -> list[Batch]:
-        return plan_batches(
-            lengths,
-            self.batch_tokens if batch_tokens is None else batch_tokens,
-            fixed_shapes=self._backend.fixed_shapes,
-            max_length=self._backend.max_positions,
-            max_rows=batch_size,
-        )
+    def _plan(self, lengths: list[int], batch_tokens: int | None, batch_size: int | None) -> Plan:
+        budget = self.batch_tokens if batch_tokens is None else batch_tokens
+        return plan_for(self._backend, lengths, budget, max_rows=batch_size)
 
     def _token_states(
         self, texts: Iterable[str], splitter: TextSplitter, batch_tokens: int | None, batch_size: int | None
@@ -403,7 +402,7 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
             pieces = [of_text[0] for of_text in of_texts]
             states: list[Floats] = [np.empty((0, self._backend.hidden_size), np.float32)] * len(pieces)
             lengths = [len(piece.ids) for piece in pieces]
-            for batch in self._batches(lengths, batch_tokens, batch_size):
+            for batch in self._plan(lengths, batch_tokens, batch_size).batches:
                 rows, size = batch.shape
                 counts = np.zeros(rows, np.int64)
                 counts[: len(batch.indices)] = [lengths[index] for index in batch.indices]

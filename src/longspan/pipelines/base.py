@@ -37,7 +37,7 @@ from longspan.pipelines.options import (
     source_of,
 )
 from longspan.pipelines.run.attributes import FixedAttributes
-from longspan.pipelines.run.batching import Batch, pad, plan_batches
+from longspan.pipelines.run.batching import Batch, pad, plan_for, run_plan
 from longspan.pipelines.run.identity import add_checkpoint, identity_of
 from longspan.pipelines.run.progress import Progress, progress_bar
 
@@ -388,20 +388,18 @@ class Pipeline(FixedAttributes, ABC):
     def _run_rows(self, work: list[tuple[Job, Row]], options: Options, progress: Progress) -> list[Any]:
         picked: list[Any] = [None] * len(work)
         lengths = [len(row) for _, row in work]
-        batches = plan_batches(
-            lengths,
-            self._batch_tokens(options),
-            fixed_shapes=self.model.fixed_shapes,
-            max_length=self.model.max_positions,
-            max_rows=1 if self._pad_token_id is None else options.batch_size,
-        )
-        for number, batch in enumerate(batches, start=1):
+        max_rows = 1 if self._pad_token_id is None else options.batch_size
+        plan = plan_for(self.model, lengths, options.batch_tokens, max_rows=max_rows)
+
+        def run(batch: Batch) -> dict[str, npt.NDArray[np.float32]]:
             rows = [work[index][1] for index in batch.indices]
-            outputs = self.model.run(self._stack(rows, batch), _stack_wanted(rows, batch.shape[0]))
+            return self.model.run(self._stack(rows, batch), _stack_wanted(rows, batch.shape[0]))
+
+        for number, (batch, outputs) in enumerate(run_plan(self.model, plan, run), start=1):
             for place, index in enumerate(batch.indices):
                 job, row = work[index]
                 picked[index] = self._pick({name: values[place] for name, values in outputs.items()}, row, job, options)
-            progress.advance(0, sum(map(len, rows)))
+            progress.advance(0, sum(lengths[index] for index in batch.indices))
             if number % _TIDY_BATCHES == 0:
                 return_freed_memory()
         return picked

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ Inputs = Mapping[str, npt.NDArray[Any]]
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Backend(ABC):
@@ -69,6 +71,15 @@ class Backend(ABC):
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
         return _CPU_BATCH_TOKENS if self.on_cpu else _ACCELERATOR_BATCH_TOKENS
+
+    @property
+    def num_lanes(self) -> int:
+        """How many batches may run side by side."""
+        return 1
+
+    def side_by_side(self, run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
+        """run(item) for each item, in their order, `lanes` of them at a time; `lanes` is at most `num_lanes`."""
+        return map(run, items)
 
 
 class Encoder(Backend):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +16,8 @@ from longspan.errors import InputError
 from longspan.models.registry import Framework
 from longspan.nn.torch.int8 import quantize_linears
 from longspan.nn.torch.int8_weights import quantize_weights
-from longspan.pipelines.backends import base
-from longspan.pipelines.backends.base import INT8, Floats, Ids, Mask
+from longspan.pipelines.backends import base, torch_lanes
+from longspan.pipelines.backends.base import INT8, Floats, Ids, Item, Mask, Result
 
 #: model types whose layers are only called, never looked into, so that others may be in their place
 _INT8_FAMILIES = ("bert", "roberta", "xlm-roberta")
@@ -51,6 +51,15 @@ class _TorchBackend(base.Backend):
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
         return bool(self.device.type == "cpu")
+
+    @property
+    def num_lanes(self) -> int:
+        """How many batches may run side by side."""
+        return torch_lanes.num_lanes(self.model) if self.on_cpu else 1
+
+    def side_by_side(self, run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
+        """See `torch_lanes.side_by_side`."""
+        return torch_lanes.side_by_side(run, items, lanes)
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from longspan.errors import InputError
+from longspan.pipelines.backends.base import Backend
+
+Result = TypeVar("Result")
 
 _SHORTEST = 16
 #: Rows of a batch of fixed shape that is not full, if they are enough.
 _FEW_ROWS = (1, 8)
+#: budgets of tokens from which on batches run side by side: the last one of them may run alone
+_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,51 @@ def plan_batches(
             num_rows = len(indices)
         batches.append(Batch(indices, (num_rows, length)))
     return batches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batches, and how many of them run side by side."""
+
+    batches: list[Batch]
+    lanes: int = 1
+
+
+def plan_for(
+    backend: Backend, lengths: Sequence[int], batch_tokens: int | None, *, max_rows: int | None = None
+) -> Plan:
+    """The batches of `plan_batches` as they suit a backend.
+
+    Where it runs some side by side they share the budget, if there is work for several rounds and the longest sequence
+    fits into a share.
+
+    Args:
+        backend: What runs them.
+        lengths: Tokens of each sequence.
+        batch_tokens: Most positions at a time; None for the backend's own number.
+        max_rows: Most sequences of a batch; None for no limit but the budget.
+
+    Raises:
+        InputError: `batch_tokens` or `max_rows` is not positive.
+    """
+    budget = backend.batch_tokens if batch_tokens is None else batch_tokens
+    # to find out whether a model may run so takes a while
+    lanes = backend.num_lanes if sum(lengths) >= _ROUNDS * budget else 1
+    lanes = lanes if max(lengths, default=0) <= budget // lanes else 1
+    batches = plan_batches(
+        lengths,
+        budget // lanes,
+        fixed_shapes=backend.fixed_shapes,
+        max_length=backend.max_positions,
+        max_rows=max_rows,
+    )
+    return Plan(batches, lanes)
+
+
+def run_plan(backend: Backend, plan: Plan, run: Callable[[Batch], Result]) -> Iterator[tuple[Batch, Result]]:
+    """Each batch of a plan and what `run` makes of it, in their order."""
+    results = map(run, plan.batches) if plan.lanes == 1 else backend.side_by_side(run, plan.batches, plan.lanes)
+    return zip(plan.batches, results, strict=True)
 
 
 def round_length(length: int, limit: int | None) -> int:
