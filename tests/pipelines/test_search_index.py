@@ -82,7 +82,7 @@ def test_no_query_normalises_what_was_stored_at_length_one(
             del store.info.settings["normalized"]
         with monkeypatch.context() as patch:
             if normalize:
-                patch.setattr("longspan.search.ranking.np.einsum", None)  # no norm of a stored vector is taken
+                patch.setattr("longspan.search.candidates.row_norms", None)  # no norm of a stored vector is taken
             found[folder] = search_index(store, queries, encoder=encoder, top_k=8)
     for raw, unit in zip(found["raw"], found["unit"], strict=True):
         assert [match.hit.row for match in raw] == [match.hit.row for match in unit]

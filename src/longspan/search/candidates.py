@@ -82,10 +82,16 @@ class Exact:
         for first, block in self._store.embedding_blocks(self._wanted):
             scores = product(queries, block)
             if not is_unit(self._store):
-                scores /= np.maximum(np.sqrt(np.einsum("nd,nd->n", block, block)), 1e-12)
+                scores /= np.maximum(row_norms(block), 1e-12)
             if self._wanted is not None:
                 scores[:, ~self._wanted[first : first + len(block)]] = -np.inf
             yield first, scores
+
+
+def row_norms(vectors: Scores) -> Scores:
+    """Lengths of the rows, (N, D) -> (N,), without a copy of them."""
+    norms: Scores = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return norms
 
 
 def is_unit(store: PassageStore) -> bool:
