@@ -33,8 +33,9 @@ _MIN_ROWS = 32
 _MIN_WIDTH = 32
 #: fewest multiplications of one product of a batch: the usual kernel starts all of them at once
 _MIN_BATCHED = 2**21
-#: rows of a piece of a product: all pieces but the last have a multiple of it, below so many rows of the least one
-_PIECE, _LEAST_PIECE = 256, 32
+#: rows of a piece of a product: first pieces below so many rows have a multiple of so many
+_GRAINS = ((256, 32), (1024, 64), (4096, 256))
+_LEAST_PIECE = 32
 #: entries of a weight from which on oneDNN reads it faster for a few rows as well
 _LARGE_WEIGHT = 2**18
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -139,12 +140,12 @@ def _pointwise(a: Tensor, b: Tensor, bias: Tensor | None, post_op: PostOp) -> Te
 def _pieces(rows: int) -> tuple[int, int]:
     """Rows of a first piece, and of one that ends with the last row and may begin before the end of the first.
 
-    A first piece has less than 32 rows, or a multiple of 32 below 256, of 256 below 4,096, and of an eighth to a
-    sixteenth of itself above; a second one a power of two.
+    A first piece has less than 32 rows, or a multiple of 32 below 256, of 64 below 1,024, of 256 below 4,096, and of an
+    eighth to a sixteenth of itself above; a second one a power of two.
     """
     if rows < _LEAST_PIECE:
         return rows, 0
-    grain = _LEAST_PIECE if rows < _PIECE else max(_PIECE, 1 << (rows.bit_length() - 5))
+    grain = next((grain for limit, grain in _GRAINS if rows < limit), 1 << (rows.bit_length() - 5))
     rest = rows % grain
     return rows - rest, max(_LEAST_PIECE, 1 << (rest - 1).bit_length())
 
