@@ -187,7 +187,7 @@ def test_few_numbers_of_rows_reach_the_kernel(calls):
         torch.testing.assert_close(linear(x[:rows], weight, bias), expected[:rows])
     assert len({a for a, _ in calls}) <= 7 + 12 + 8  # multiples of 32 below 256, of 64 below 1,024, and of 256
     sizes = [ops._pieces(rows) for rows in range(1, 100_000)]
-    assert len({size for pair in sizes for size in pair}) < 130
+    assert len({size for pair in sizes for size in pair}) < 140
     assert all(head + tail >= rows >= max(head, tail) for rows, (head, tail) in enumerate(sizes, 1) if head < rows)
     assert linear(x[:74].view(2, 37, 33), weight).shape == (2, 37, 35)
 
