@@ -28,19 +28,21 @@ PACKAGES = (
     "torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "ctranslate2", "jax", "flax",
     "tensorflow", "keras", "numpy",
 )  # fmt: skip
-#: how to ask PyTorch's own kernels, oneDNN, MKL and XLA for fewer instructions than the processor has
+#: how to ask PyTorch's own kernels, oneDNN, MKL, XLA and OpenBLAS for fewer instructions than the processor has
 INSTRUCTIONS = {
     "avx2": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
     },
     "avx512": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
         "XLA_FLAGS": "--xla_cpu_max_isa=AVX512",
+        "OPENBLAS_CORETYPE": "SkylakeX",
     },
 }
 #: what must agree for figures to stand in one file, or to be compared
@@ -115,7 +117,8 @@ def describe(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in found["packages"].items())
     sizes = ", ".join(f"{level} {size}" for level, size in found.get("caches", {}).items())
     libraries = found.get("libraries", {})
-    said = ", ".join(f"{name}: {libraries[name]}" for name in ("aten", "onednn", "mkl") if name in libraries)
+    names = ("aten", "onednn", "mkl", "openblas")
+    said = ", ".join(f"{name}: {libraries[name]}" for name in names if name in libraries)
     half = "bfloat16" if libraries.get("bf16") else "no half-precision"
     lines = [
         f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB" + (f", caches {sizes}" if sizes else "")

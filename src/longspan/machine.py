@@ -25,8 +25,8 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "42949
 #: variables of the environment that change speed
 SETTINGS = (
     "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "THP_MEM_ALLOC_ENABLE",
-    "XLA_FLAGS",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+    "THP_MEM_ALLOC_ENABLE", "XLA_FLAGS",
 )  # fmt: skip
 #: dtype -> what /proc/cpuinfo calls instructions that multiply in it, on x86 and on Arm
 _PRODUCTS = {
@@ -50,7 +50,7 @@ EXTRAS = {
 }
 
 PROBE = """
-import json, torch
+import json, numpy, torch
 support = torch.ops.mkldnn
 x = torch.randn(64, 64)
 torch.mm(x, x)
@@ -72,18 +72,18 @@ DEVICES = {
 
 
 def probe(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What PyTorch, oneDNN and MKL say that they use, in a process with that environment.
+    """What PyTorch, oneDNN, MKL and NumPy's OpenBLAS say that they use, in a process with that environment.
 
     Returns:
         `aten`, PyTorch's capability; `onednn`, oneDNN's instruction set; `mkl`, the line in which MKL names its
-        target; `bf16` and `fp16`, whether oneDNN multiplies in them.
+        target; `openblas`, the processor that its kernels are for; `bf16`, `fp16`: whether oneDNN multiplies in them.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         capture_output=True,
         text=True,
         check=True,
-        env={**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"},
+        env={**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1", "OPENBLAS_VERBOSE": "2"},
     )
     lines = done.stdout.splitlines()
     found: dict[str, Any] = json.loads(lines[-1])
@@ -92,7 +92,8 @@ def probe(environment: Mapping[str, str]) -> dict[str, Any]:
             found["onednn"] = line.rsplit("isa:", 1)[1]
         elif line.startswith("MKL_VERBOSE") and " for " in line:
             found["mkl"] = line.split(" for ", 1)[1].split(", Lnx")[0]
-    return found
+    cores = [line.removeprefix("Core: ") for line in done.stderr.splitlines() if line.startswith("Core: ")]
+    return {**found, **({"openblas": cores[0]} if cores else {})}
 
 
 def label(libraries: Mapping[str, Any]) -> str:
