@@ -25,8 +25,8 @@ _READ_BYTES = 1 << 29
 _WARM, _TIMED = 2, 5
 #: seconds that a reading takes at least: a small product is repeated
 _READING_SECONDS = 2e-3
-#: seconds for which NumPy's threads (OpenBLAS) spin after a product, each on a core that PyTorch's then have to wait
-#: for: a product of 0.5 ms takes 8, and 100 ms later 0.5 again
+#: seconds after which NumPy's threads (OpenBLAS) have gone to sleep: they spin after a product, each on a core
+#: that PyTorch's threads then wait for
 _SPIN_SECONDS = 0.2
 
 

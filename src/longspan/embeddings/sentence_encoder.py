@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -402,19 +402,23 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
             pieces = [of_text[0] for of_text in of_texts]
             states: list[Floats] = [np.empty((0, self._backend.hidden_size), np.float32)] * len(pieces)
             lengths = [len(piece.ids) for piece in pieces]
-            for batch in self._plan(lengths, batch_tokens, batch_size).batches:
-                rows, size = batch.shape
-                counts = np.zeros(rows, np.int64)
-                counts[: len(batch.indices)] = [lengths[index] for index in batch.indices]
-                found = self._backend.encode_batch(
-                    pad([pieces[index].ids for index in batch.indices], batch.shape, self.tokenizer.pad_token_id or 0),
-                    np.arange(size) < counts[:, None],
-                    np.broadcast_to(np.eye(size, dtype=np.float32), (rows, size, size)).copy(),
-                    None,
-                )
+            plan = self._plan(lengths, batch_tokens, batch_size)
+            for batch, found in run_plan(self._backend, plan, partial(self._batch_states, pieces)):
                 for place, index in enumerate(batch.indices):
                     states[index] = found[place, : lengths[index]].copy()
             yield from states
+
+    def _batch_states(self, pieces: Sequence[Piece], batch: Batch) -> Floats:
+        """States (B, S, H) of the pieces of a batch."""
+        ids, (rows, size) = [pieces[index].ids for index in batch.indices], batch.shape
+        counts = np.zeros(rows, np.int64)
+        counts[: len(ids)] = [len(row) for row in ids]
+        return self._backend.encode_batch(
+            pad(ids, batch.shape, self.tokenizer.pad_token_id or 0),
+            np.arange(size) < counts[:, None],
+            np.broadcast_to(np.eye(size, dtype=np.float32), (rows, size, size)).copy(),
+            None,
+        )
 
     def _run_batch(self, pieces: Sequence[Piece], shape: tuple[int, int]) -> Floats:
         ids, leading = [piece.ids for piece in pieces], [piece.num_leading for piece in pieces]

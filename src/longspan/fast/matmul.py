@@ -115,9 +115,9 @@ def _is_best(*tensors: Tensor | None) -> bool:
     return _serves(*tensors) and is_faster()
 
 
-def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None, post_op: PostOp = _NO_POST_OP) -> Tensor:
-    """activation(A bᵀ + bias) for (..., K), (N, K) and (N,)."""
-    return _pointwise(a, _in_one_piece(b), bias, post_op)
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A bᵀ + bias for (..., K), (N, K) and (N,)."""
+    return _pointwise(a, _in_one_piece(b), bias, _NO_POST_OP)
 
 
 def _pointwise(a: Tensor, b: Tensor, bias: Tensor | None, post_op: PostOp) -> Tensor:
@@ -240,14 +240,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Ac
         (..., N).
     """
     post_op = _post_op(activation)
-    laid_out = None if post_op is None else _inference_weight(x, weight, bias)
-    if post_op is not None and laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
+    if post_op is None:  # a function that oneDNN does not know
+        assert activation is not None
+        return activation(linear(x, weight, bias))
+    laid_out = _inference_weight(x, weight, bias)
+    if laid_out is not None:  # in bfloat16 the usual way ends there too, by a longer path
         return _pointwise(x, laid_out, bias, post_op)
-    if activation is None:
-        return _linear(x, weight, bias)
-    if post_op is not None and _is_widened(x, weight, bias):
-        return activation(_widened(x, weight, bias)).to(x.dtype)
-    return activation(_linear(x, weight, bias))
+    widens = _is_widened(x, weight, bias)
+    result = (_widened if widens else _usual)(x, weight, bias)
+    result = result if activation is None else activation(result)
+    return result.to(x.dtype) if widens else result
 
 
 def _post_op(activation: Activation | None) -> PostOp | None:
@@ -260,13 +262,8 @@ def _post_op(activation: Activation | None) -> PostOp | None:
     return None
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X Wᵀ + b, with a gradient."""
-    laid_out = _inference_weight(x, weight, bias)
-    if laid_out is not None:
-        return _pointwise(x, laid_out, bias, _NO_POST_OP)
-    if _is_widened(x, weight, bias):
-        return _widened(x, weight, bias).to(x.dtype)
+def _usual(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b, with a gradient, where neither `_inference_weight` nor `_widened` serves."""
     width = x.shape[-1]
     tracks = _tracks(x, weight, bias)
     if not torch.compiler.is_compiling() and x.numel() == width and not tracks and _splits_row(x, weight, bias):

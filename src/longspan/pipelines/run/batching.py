@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from longspan.errors import InputError
-from longspan.pipelines.backends.base import Backend
-
-Result = TypeVar("Result")
+from longspan.pipelines.backends.base import Backend, Result
 
 _SHORTEST = 16
 #: Rows of a batch of fixed shape that is not full, if they are enough.
