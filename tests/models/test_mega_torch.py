@@ -19,7 +19,8 @@ from longspan import (
     MegaModel,
 )
 from longspan.fast import mega_spans
-from longspan.models.mega.torch_layers import MegaDropout, MegaRMSNorm, MegaSequenceNorm
+from longspan.models.mega.torch_layers import MegaDropout
+from longspan.models.mega.torch_norms import MegaRMSNorm, MegaSequenceNorm
 
 TINY = {
     "vocab_size": 59,

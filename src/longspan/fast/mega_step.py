@@ -25,14 +25,12 @@ from longspan.models.mega.torch_layers import (
     MegaMovingAverageGatedAttention,
     MegaMultiDimensionDampedEma,
     MegaNormalizedFeedForwardNetwork,
-    MegaRMSNorm,
     MegaRotaryRelativePositionalBias,
-    MegaScaleNorm,
-    MegaSequenceNorm,
     MegaSimpleRelativePositionalBias,
 )
 from longspan.models.mega.torch_masks import in_open_chunk
 from longspan.models.mega.torch_model import MegaForCausalLM as MegaForCausalLM
+from longspan.models.mega.torch_norms import MegaRMSNorm, MegaScaleNorm, MegaSequenceNorm
 from longspan.ops.torch.gated_attention import Settings, attention_weights, rotary_table
 
 _PARTS = (

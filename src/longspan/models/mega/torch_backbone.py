@@ -23,13 +23,12 @@ from longspan.models.mega.torch_layers import (
     MegaMovingAverageGatedAttention,
     MegaMultiDimensionDampedEma,
     MegaPlan,
-    MegaRMSNorm,
     MegaRotaryRelativePositionalBias,
-    MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
     make_cache,
 )
 from longspan.models.mega.torch_masks import as_mask, first_real_tokens, in_open_chunk, split_mask
+from longspan.models.mega.torch_norms import MegaRMSNorm, MegaScaleNorm
 from longspan.nn.torch.apply import lookup
 from longspan.nn.torch.base import CheckpointedLayers, PreTrainedModel
 from longspan.nn.torch.cache import Cache, LegacyCache
