@@ -17,7 +17,7 @@ Both sides run with a C library that keeps freed memory: otherwise much of the p
 fresh pages. `--fresh-memory` leaves the C library as it is.
 
     python -m benchmarks.harness [--only PATTERN …] [--minutes N] [--seconds N] [--rounds N] [--isa avx2]
-                                 [--fresh-memory] [--file NAME] [--list] [--no-memory]
+                                 [--fresh-memory] [--file NAME] [--list] [--no-memory | --only-memory]
 
 Cases run in the order of the patterns. With `--minutes` none is begun that would, going by its last run, end later.
 """
@@ -277,15 +277,24 @@ def run_in_process(setting: Setting, chosen: Case, *arguments: str) -> dict[str,
     return json.loads(said)
 
 
-def measure(setting: Setting, chosen: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of a case: time, then memory."""
+def measure(
+    setting: Setting, chosen: Case, options: argparse.Namespace, stored: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """All figures of a case: time, or the stored row where only its memory is asked for, then memory."""
     start = time.monotonic()
+    if options.only_memory:
+        assert stored is not None
+        return {**stored, **peaks(setting, chosen)}
     rounds = ["--rounds", str(options.rounds)] if options.rounds else []
     result = run_in_process(setting, chosen, "--seconds", str(options.seconds), *rounds)
     if "missing" not in result and chosen.memory and not options.no_memory:
-        for side in ("peer", "ours"):
-            result |= run_in_process(setting, chosen, "--side", side)
+        result |= peaks(setting, chosen)
     return result | {"case_seconds": time.monotonic() - start}
+
+
+def peaks(setting: Setting, chosen: Case) -> dict[str, Any]:
+    """Peak memory of one run of each side."""
+    return run_in_process(setting, chosen, "--side", "peer") | run_in_process(setting, chosen, "--side", "ours")
 
 
 def bar(wanted: Bar, instructions: str) -> float | None:
@@ -340,7 +349,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     parser.add_argument("--isa", choices=tuple(INSTRUCTIONS), help="use these instructions only, on both sides")
     parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--list", action="store_true", help="list the cases")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    memory.add_argument("--only-memory", action="store_true", help="measure the memory of rows that the file has")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=("peer", "ours"), help=argparse.SUPPRESS)
     return parser, parser.parse_args(arguments)
@@ -363,10 +374,12 @@ def main() -> int:
         before = stored_results(file, found)["cases"]
     except MachineError as error:
         parser.error(str(error))
+    if options.only_memory:
+        names = [name for name in names if name in before and CASES[name].memory]
     expected = {name: before.get(name, {}).get("case_seconds", CASE_SECONDS) for name in names}
     print(describe(found))
     print(f"{len(names)} cases, about {sum(expected.values()) / 60:.0f} minutes", flush=True)
-    return run_all(setting, found, file, expected, options)
+    return run_all(setting, found, file, expected, before, options)
 
 
 def run_one(chosen: Case, options: argparse.Namespace) -> int:
@@ -383,7 +396,12 @@ def run_one(chosen: Case, options: argparse.Namespace) -> int:
 
 
 def run_all(
-    setting: Setting, found: dict[str, Any], file: str, expected: dict[str, float], options: argparse.Namespace
+    setting: Setting,
+    found: dict[str, Any],
+    file: str,
+    expected: dict[str, float],
+    before: Mapping[str, Any],
+    options: argparse.Namespace,
 ) -> int:
     """Run the cases, store each at once, and say what was missed; returns 1 if one failed."""
     start, missed, failed = time.monotonic(), [], []
@@ -394,7 +412,7 @@ def run_all(
             continue
         print(f"[{number}/{len(expected)}] {name}: {CASES[name].about}; about {seconds:.0f} s", flush=True)
         try:
-            result = measure(setting, CASES[name], options)
+            result = measure(setting, CASES[name], options, before.get(name))
         except RuntimeError as error:
             print(error, flush=True)
             failed.append(name)

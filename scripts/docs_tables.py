@@ -48,7 +48,20 @@ README = ("bert/ragged/float32", "bert/full/float32", "longformer/4096/float32",
 HALF = ("bert/ragged/float32", "bert/ragged/bfloat16", "longformer/4096/float32", "longformer/4096/bfloat16")
 TABLES = {"short": README, "half": HALF, "long": tuple(CASES)}
 PAGES = ("README.md", "README.zh.md", "docs/guides/06-choosing.md", "docs/guides/06-choosing.zh.md",
-         "docs/guides/08-half-precision.md", "docs/guides/08-half-precision.zh.md")  # fmt: skip
+         "docs/guides/08-half-precision.md", "docs/guides/08-half-precision.zh.md",
+         "docs/guides/09-serving.md", "docs/guides/09-serving.zh.md")  # fmt: skip
+#: what `benchmarks.busy` measured: settings and works, in English and Chinese
+WAITING = {
+    "spin/alone": ("spinning, alone", "自旋，单独"),
+    "sleep/alone": ("sleeping, alone", "睡眠，单独"),
+    "spin/busy": ("spinning, beside it", "自旋，同时"),
+    "sleep/busy": ("sleeping, beside it", "睡眠，同时"),
+}
+WAITING_WORKS = {
+    "query": ("one short query to a vector, MiniLM", "一个短查询转为向量，MiniLM"),
+    "texts": ("200 texts to vectors, MiniLM", "200 篇文本转为向量，MiniLM"),
+    "longformer": ("Longformer-base, 2 layers, 4,096 tokens", "Longformer-base，2 层，4,096 个词元"),
+}
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -62,9 +75,21 @@ def cell(found: dict[str, Any] | None, with_seconds: bool) -> str:
     return text + f" ({found['peer_seconds']:.2f} s → {found['ours_seconds']:.2f} s)" * with_seconds
 
 
+def waiting_table(is_chinese: bool) -> str:
+    """Seconds of `benchmarks.busy`: threads that spin and threads that sleep, alone and beside another program."""
+    found = json.loads((ROOT / "benchmarks/results/busy.json").read_text(encoding="utf-8"))["seconds"]
+    lines = ["| " + " | ".join(["", *(head[is_chinese] for head in WAITING.values())]) + " |", "|---" * 5 + "|"]
+    for work, about in WAITING_WORKS.items():
+        cells = [f"{found[setting][work]:.{3 if work == 'query' else 2}f} s" for setting in WAITING]
+        lines.append("| " + " | ".join([about[is_chinese], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table(name: str, language: str) -> str:
     """A table in Markdown; what no file has a figure of is left out."""
     is_chinese = language == "zh"
+    if name == "waiting":
+        return waiting_table(is_chinese)
     results = [
         json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))["cases"] for file in FILES
     ]

@@ -128,6 +128,15 @@ def test_a_run_tells_how_far_it_is_stores_each_row_and_stops_in_time(monkeypatch
     monkeypatch.setattr("sys.argv", ["harness", "--file", "try", "--only", "b/*", "--minutes", "2"])
     assert harness.main() == 0
     assert "b/three: left out, 130 s do not fit" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["harness", "--file", "try", "--only-memory"])  # a/two has no row to add it to
+    row["ratio"] = 9.0
+    monkeypatch.setattr(harness, "run_in_process", lambda *args: run(*args) | {f"{args[-1]}_peak_bytes": 2**21})
+    assert harness.main() == 0
+    assert "2 cases, about" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "try.json").read_text())["cases"]
+    assert [(one["ratio"], one["ours_peak_bytes"], one["case_seconds"]) for one in rows.values()] == [
+        (2.0, 2**21, stored["cases"]["a/one"]["case_seconds"]), (2.0, 2**21, 130.0)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,9 +25,12 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "42949
 #: variables of the environment that change speed
 SETTINGS = (
     "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-    "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
-    "THP_MEM_ALLOC_ENABLE", "XLA_FLAGS",
+    "GOMP_SPINCOUNT", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+    "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "OPENBLAS_THREAD_TIMEOUT", "THP_MEM_ALLOC_ENABLE", "XLA_FLAGS",
 )  # fmt: skip
+#: turns that a waiting thread of PyTorch spins before it sleeps, about 10 µs (libgomp's own number: several ms), and
+#: the exponent of two of those of NumPy's (OpenBLAS' own: 26)
+_SPINS, _SPINS_EXPONENT = "1000", "4"
 #: dtype -> what /proc/cpuinfo calls instructions that multiply in it, on x86 and on Arm
 _PRODUCTS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
@@ -124,6 +127,17 @@ def return_freed_memory() -> None:
     trim = None if _TRIM_SETTING in os.environ else _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def share_cores() -> None:
+    """Let threads that wait for each other sleep soon, unless the environment says how they are to wait.
+
+    A thread that spins holds its core, also against the one that it waits for where another program takes a core: a
+    pass then takes many times as long. Call it before PyTorch and NumPy are loaded, which read their settings once.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPINS_EXPONENT)
 
 
 @cache

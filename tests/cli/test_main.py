@@ -47,6 +47,27 @@ def spawn(*arguments: object, heed_interrupts: bool = False, **kwargs: object) -
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active", "OPENBLAS_THREAD_TIMEOUT": "4"}),
+        (
+            {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "9"},
+            {"GOMP_SPINCOUNT": "7", "OPENBLAS_THREAD_TIMEOUT": "9"},
+        ),
+    ],
+    ids=["nothing", "policy", "numbers"],
+)
+def test_waiting_threads_sleep_unless_the_environment_says_how_they_wait(own, expected):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_THREAD_TIMEOUT")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    words = [sys.executable, "-m", "longspan", "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env={**inherited, **own})
+    settings = json.loads(done.stdout)["settings"]
+    assert {name: settings[name] for name in names if name in settings} == expected
+
+
 def test_help_is_quick_and_imports_no_framework():
     code = "import sys, longspan.cli.main as m\nm.run(m.app, ['--help'])\nprint(sorted(sys.modules), file=sys.stderr)"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,12 +136,36 @@ def _read_values(reader: CheckpointReader, pairs: Sequence[tuple[str, Tensor]]) 
     threads = min(_READERS, torch.get_num_threads())
     direct = [pair for pair in pairs if reader.is_concurrent and reader.is_direct(*pair)]
     if threads > 1 and sum(reader.nbytes(key) for key, _ in direct) >= _WORTH_THREADS:
-        with ThreadPoolExecutor(threads, thread_name_prefix="longspan-read") as pool:
-            # errors come in the order of the tensors; what has not begun is then cancelled
-            list(pool.map(reader.fill_torch, *zip(*direct, strict=True)))
+        _read_side_by_side(reader, direct, threads)
         pairs = [pair for pair in pairs if not reader.is_direct(*pair)]
     for key, tensor in pairs:
         reader.fill_torch(key, tensor)
+
+
+def _read_side_by_side(reader: CheckpointReader, pairs: Sequence[tuple[str, Tensor]], threads: int) -> None:
+    """Each thread, this one among them, takes the next tensor of one queue: none waits for another's."""
+    queue, errors = deque(enumerate(pairs)), dict[int, BaseException]()
+
+    def read() -> None:
+        while queue:
+            try:
+                index, pair = queue.popleft()
+            except IndexError:
+                return
+            try:
+                reader.fill_torch(*pair)
+            except BaseException as error:
+                errors[index] = error
+                queue.clear()
+
+    with ThreadPoolExecutor(threads - 1, thread_name_prefix="longspan-read") as pool:
+        others = [pool.submit(read) for _ in range(threads - 1)]
+        read()
+        for other in others:
+            other.result()
+    if errors:
+        # tensors before a damaged one have been taken by then, so that the first damaged one is always found
+        raise errors[min(errors)]
 
 
 def _owners(model: nn.Module, keys: set[str]) -> list[nn.Module]:

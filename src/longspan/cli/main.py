@@ -25,6 +25,7 @@ from longspan.cli import (
     train,
 )
 from longspan.cli.running import run
+from longspan.machine import share_cores
 
 _HELP = """Long-document transformers on the command line.
 
@@ -90,4 +91,5 @@ def options(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    share_cores()
     sys.exit(run(app, sys.argv[1:]))

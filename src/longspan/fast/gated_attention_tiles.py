@@ -27,9 +27,9 @@ from longspan.ops.torch.gated_attention import Settings, attention_weights, toep
 #: most queries of a tile
 TILE_QUERIES = 512
 #: fewest queries of a tile, however many keys there are
-_MIN_TILE_QUERIES = 64
+_MIN_TILE_QUERIES = 128
 #: about how many scores a tile holds
-_TILE_SCORES = {"cpu": 2**21}
+_TILE_SCORES = {"cpu": 2**20}
 _TILE_SCORES_ELSEWHERE = 2**26
 
 
