@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # the oracle must not look for other frameworks, nor anything for the network
 os.environ.setdefault("USE_TF", "0")
@@ -10,6 +11,8 @@ os.environ.setdefault("USE_FLAX", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what was measured on this machine must not decide how tests batch
+os.environ["HF_ASSETS_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "assets")
 # compiling takes most of the time of the tests in Flax, and this a third of it; tests/models/test_flax_programs.py
 # compares with fully optimised programs. Dividing small programs among threads costs a seventh
 os.environ.setdefault(
@@ -22,7 +25,6 @@ import gc
 import importlib.util
 import random
 import sys
-from pathlib import Path
 
 import hypothesis
 import numpy as np

@@ -97,6 +97,8 @@ class EmbedReport:
 
 #: Batches that a shard, the unit of work that a crash can lose, is made of.
 _BATCHES_PER_SHARD = 8
+#: bytes of a file that a token takes, about
+_BYTES_OF_TOKEN = 4
 
 
 class EmbedRun:
@@ -123,6 +125,9 @@ class EmbedRun:
     def execute(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Do the work."""
         sources = self._find(paths)
+        if self._options.batch_tokens is None:
+            self._encoder.suit_machine(sum(source.size for source in sources.values()) // _BYTES_OF_TOKEN)
+            self._batch_tokens = self._encoder.batch_tokens
         writer = IndexWriter(
             self.report.output,
             settings=self._settings(),

@@ -45,6 +45,9 @@ class RayEncoder(SentenceEncoder):
         """See `SentenceEncoder.identity`; of the actors."""
         return self._identity
 
+    def suit_machine(self, work: int) -> None:
+        """Nothing: the machines that work are others than this one."""
+
     def encode_blocks(
         self,
         blocks: Iterable[tuple[Sequence[Piece], Sequence[int]]],

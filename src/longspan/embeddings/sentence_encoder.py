@@ -144,6 +144,7 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         self.prompts = dict(self._modules.prompts)
         self.default_prompt_name = self._modules.default_prompt_name
         self.similarity_fn_name = self._modules.similarity
+        self._follows_machine = batch_tokens is None
         self.batch_tokens = self._backend.batch_tokens if batch_tokens is None else batch_tokens
 
     @cached_property
@@ -385,8 +386,20 @@ class SentenceEncoder(FixedAttributes, SentenceTransformerNames):
         return vectors
 
     def _plan(self, lengths: list[int], batch_tokens: int | None, batch_size: int | None) -> Plan:
+        if batch_tokens is None:
+            self.suit_machine(sum(lengths))
         budget = self.batch_tokens if batch_tokens is None else batch_tokens
         return plan_for(self._backend, lengths, budget, max_rows=batch_size)
+
+    def suit_machine(self, work: int) -> None:
+        """Find out which batches suit this machine, if so much work is worth it and `batch_tokens` was left open.
+
+        Args:
+            work: Tokens that are about to be read.
+        """
+        is_open = self._follows_machine and self.batch_tokens == self._backend.batch_tokens
+        if is_open and self._backend.measure_batches(work):
+            self.batch_tokens = self._backend.batch_tokens
 
     def _token_states(
         self, texts: Iterable[str], splitter: TextSplitter, batch_tokens: int | None, batch_size: int | None

@@ -14,10 +14,10 @@ from longspan.checkpoints.hub import Source
 from longspan.configuration import SOURCE_ARGUMENTS, PretrainedConfig
 from longspan.inputs import longest_input as longest_input
 from longspan.models.registry import Framework, get_model_class
+from longspan.pipelines.backends.measured_batches import DEFAULT
 from longspan.tasks import TASKS
 
-#: Positions of a batch: on a CPU small enough for its caches, on an accelerator large enough to fill it.
-_CPU_BATCH_TOKENS = 2048
+#: Positions of a batch that fill an accelerator.
 _ACCELERATOR_BATCH_TOKENS = 65536
 
 #: a dtype of encoders alone: linear layers in 8 bits
@@ -70,12 +70,25 @@ class Backend(ABC):
     @property
     def batch_tokens(self) -> int:
         """Positions of a batch that suit the device."""
-        return _CPU_BATCH_TOKENS if self.on_cpu else _ACCELERATOR_BATCH_TOKENS
+        return DEFAULT.tokens if self.on_cpu else _ACCELERATOR_BATCH_TOKENS
 
     @property
     def num_lanes(self) -> int:
         """How many batches may run side by side."""
         return 1
+
+    def measure_batches(self, work: int) -> bool:
+        """Find out which batches suit this machine, if that pays.
+
+        A framework that compiles a program for each shape keeps the default: compiling takes longer than is saved.
+
+        Args:
+            work: Tokens that are about to be read.
+
+        Returns:
+            Whether it is now known.
+        """
+        return False
 
     def side_by_side(self, run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
         """run(item) for each item, in their order, `lanes` of them at a time; `lanes` is at most `num_lanes`."""

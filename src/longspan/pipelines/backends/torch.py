@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,11 +17,16 @@ from longspan.checkpoints.files import open_checkpoint
 from longspan.checkpoints.hub import Source
 from longspan.configuration import CONFIG_NAME, SOURCE_ARGUMENTS
 from longspan.errors import InputError
+from longspan.machine import processor
 from longspan.models.registry import Framework
 from longspan.nn.torch.int8 import quantize_linears
 from longspan.nn.torch.int8_weights import quantize_weights
-from longspan.pipelines.backends import base, torch_lanes
+from longspan.pipelines.backends import base, measured_batches, torch_lanes
 from longspan.pipelines.backends.base import INT8, Floats, Ids, Item, Mask, Result
+from longspan.pipelines.backends.measured_batches import Batching
+
+logger = logging.getLogger("longspan")
+_measuring = threading.Lock()
 
 #: model types whose layers are only called, never looked into, so that others may be in their place
 _INT8_FAMILIES = ("bert", "roberta", "xlm-roberta")
@@ -34,6 +43,10 @@ def pool(states: Tensor, weights: Tensor, max_mask: Tensor | None) -> Tensor:
 
 class _TorchBackend(base.Backend):
     framework: ClassVar[Framework] = "torch"
+    _batching: Batching = measured_batches.DEFAULT
+    #: it is known which batches suit this machine, and what was read in bulk before that
+    _is_measured: bool = False
+    _bulk: int = 0
 
     def _place(
         self, model: Source | Any, model_class: Any, device: str | None, dtype: str | None, settings: Any
@@ -53,9 +66,61 @@ class _TorchBackend(base.Backend):
         return bool(self.device.type == "cpu")
 
     @property
+    def batch_tokens(self) -> int:
+        """Positions of a batch that suit the device."""
+        return self._batching.tokens if self.on_cpu else super().batch_tokens
+
+    @property
     def num_lanes(self) -> int:
         """How many batches may run side by side."""
-        return torch_lanes.num_lanes(self.model) if self.on_cpu else 1
+        return min(self._batching.lanes, torch_lanes.most_lanes(self.model)) if self.on_cpu else 1
+
+    def _kind(self) -> dict[str, Any]:
+        """What the best batches depend on."""
+        base_model = getattr(self.model, "base_model", self.model)
+        return {
+            "model": type(base_model).__name__,
+            "parameters": sum(parameter.numel() for parameter in base_model.parameters()),
+            "dtype": self.environment["dtype"],
+            "torch": torch.__version__,
+            "processor": processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def measure_batches(self, work: int) -> bool:
+        """See `base.Backend.measure_batches`; on a CPU alone."""
+        if not self.on_cpu or work < measured_batches.IS_BULK or self._is_measured:
+            return self._is_measured
+        with _measuring:
+            self._bulk += work
+            kind, threads = self._kind(), torch.get_num_threads()
+            found = measured_batches.stored(kind)
+            if found is None and self._bulk >= measured_batches.WORTH_MEASURING and self._may_share(threads):
+                found = measured_batches.choose(threads, self._seconds_of_token)
+                measured_batches.store(kind, found)
+                logger.info("measured on this machine: %d tokens in %d batches at a time are fastest", *found)
+            self._batching, self._is_measured = found or self._batching, found is not None
+        return self._is_measured
+
+    def _may_share(self, threads: int) -> bool:
+        return threads == 1 or torch_lanes.most_lanes(self.model) > 1
+
+    def _seconds_of_token(self, batching: Batching) -> float:
+        length = min(measured_batches.LENGTH, self.max_positions or measured_batches.LENGTH)
+        rows = max(batching.tokens // batching.lanes // length, 1)
+        ids = torch.full((rows, length), self.config.vocab_size // 2)
+        model = getattr(self.model, "base_model", self.model)
+
+        @torch.inference_mode()
+        def run(_: int) -> None:
+            model(input_ids=ids)
+
+        batches = range(measured_batches.BATCHES * batching.lanes)
+        start = time.perf_counter()
+        results = map(run, batches) if batching.lanes == 1 else self.side_by_side(run, batches, batching.lanes)
+        deque(results, maxlen=0)
+        return (time.perf_counter() - start) / (len(batches) * ids.numel())
 
     def side_by_side(self, run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
         """See `torch_lanes.side_by_side`."""

@@ -22,16 +22,14 @@ from longspan.ops.torch.modes import is_bound_to_thread
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: batches at a time
-_LANES = 2
 #: batches that are begun or done for each lane before the first result is taken
 _AHEAD = 2
 
 
-def num_lanes(model: nn.Module) -> int:
+def most_lanes(model: nn.Module) -> int:
     """How many batches of a model may run side by side: 1 if somebody looks into it, or for this thread alone."""
-    is_free = torch.get_num_threads() >= _LANES and may_replace(model) and not is_bound_to_thread()
-    return _LANES if is_free else 1
+    is_free = may_replace(model) and not is_bound_to_thread()
+    return torch.get_num_threads() if is_free else 1
 
 
 def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:

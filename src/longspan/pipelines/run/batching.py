@@ -99,13 +99,16 @@ def plan_for(
     Args:
         backend: What runs them.
         lengths: Tokens of each sequence.
-        batch_tokens: Most positions at a time; None for the backend's own number.
+        batch_tokens: Most positions at a time; None for what suits the machine, which is found out where that pays.
         max_rows: Most sequences of a batch; None for no limit but the budget.
 
     Raises:
         InputError: `batch_tokens` or `max_rows` is not positive.
     """
-    budget = backend.batch_tokens if batch_tokens is None else batch_tokens
+    if batch_tokens is None:
+        backend.measure_batches(sum(lengths))
+        batch_tokens = backend.batch_tokens
+    budget = batch_tokens
     # to find out whether a model may run so takes a while
     lanes = backend.num_lanes if sum(lengths) >= _ROUNDS * budget else 1
     lanes = lanes if max(lengths, default=0) <= budget // lanes else 1
