@@ -8,6 +8,7 @@ import torch
 
 import longspan
 from longspan import SentenceEncoder
+from longspan.checkpoints.hub import Source
 from longspan.embeddings.embed_files import embed_files
 from longspan.pipelines.backends import measured_batches, torch_lanes
 from longspan.pipelines.backends.measured_batches import DEFAULT, Batching, choose
@@ -115,6 +116,13 @@ def test_whoever_looks_into_the_model_is_not_measured(calls):
     assert not calls
 
 
+def test_a_model_that_needs_more_than_ids_is_not_measured(calls):
+    encoder = SentenceEncoder()
+    encoder._backend.config.is_encoder_decoder = True
+    encoder.encode(TEXTS * 3)
+    assert not calls
+
+
 def test_files_are_bulk_by_their_size(calls, tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "texts.txt").write_text("\n\n".join(TEXTS * 3))
@@ -130,7 +138,7 @@ def test_a_token_of_every_encoder_takes_time(family, tmp_path):
     settings |= {"attention_window": 8} if family == "Longformer" else {}
     settings |= {"num_attention_heads": 2, "max_position_embeddings": 66} if family != "Mega" else {}
     longspan.AutoModel.from_config(getattr(longspan, f"{family}Config")(**settings)).save_pretrained(tmp_path)
-    source = longspan.pipelines.backends.base.Source(tmp_path)
+    source = Source(tmp_path)
     backend = EncoderBackend(source, device=None, dtype=None, attn_implementation=None, max_length=None)
     assert 0 < backend._seconds_of_token(Batching(128, 1)) < 1
     assert backend._kind()["model"] == f"{family}Model"

@@ -147,7 +147,7 @@ def _read_side_by_side(reader: CheckpointReader, pairs: Sequence[tuple[str, Tens
     queue, errors = deque(enumerate(pairs)), dict[int, BaseException]()
 
     def read() -> None:
-        while queue:
+        while True:
             try:
                 index, pair = queue.popleft()
             except IndexError:

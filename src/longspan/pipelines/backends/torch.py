@@ -96,15 +96,16 @@ class _TorchBackend(base.Backend):
             self._bulk += work
             kind, threads = self._kind(), torch.get_num_threads()
             found = measured_batches.stored(kind)
-            if found is None and self._bulk >= measured_batches.WORTH_MEASURING and self._may_share(threads):
+            if found is None and self._bulk >= measured_batches.WORTH_MEASURING and self._can_be_tried(threads):
                 found = measured_batches.choose(threads, self._seconds_of_token)
                 measured_batches.store(kind, found)
                 logger.info("measured on this machine: %d tokens in %d batches at a time are fastest", *found)
             self._batching, self._is_measured = found or self._batching, found is not None
         return self._is_measured
 
-    def _may_share(self, threads: int) -> bool:
-        return threads == 1 or torch_lanes.most_lanes(self.model) > 1
+    def _can_be_tried(self, threads: int) -> bool:
+        """True if nobody looks into the model, and ids are all that it needs."""
+        return not self.config.is_encoder_decoder and (threads == 1 or torch_lanes.most_lanes(self.model) > 1)
 
     def _seconds_of_token(self, batching: Batching) -> float:
         length = min(measured_batches.LENGTH, self.max_positions or measured_batches.LENGTH)
