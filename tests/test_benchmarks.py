@@ -221,3 +221,8 @@ def test_frameworks_are_told_what_they_miss(monkeypatch, tmp_path):
     assert [line.split(" | ")[-1] for line in lines] == ["ratio, time |", "time |"]
     with pytest.raises(MachineError, match="cores"):
         frameworks.save(found | {"cores": -1}, {})
+
+
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("cpu-*.json")), ids=lambda path: path.stem)
+def test_tables_are_those_of_their_figures(path):
+    assert path.with_suffix(".md").read_text() == harness.render(json.loads(path.read_text()))
