@@ -28,8 +28,8 @@ SETTINGS = (
     "GOMP_SPINCOUNT", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
     "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "OPENBLAS_THREAD_TIMEOUT", "THP_MEM_ALLOC_ENABLE", "XLA_FLAGS",
 )  # fmt: skip
-#: turns that a waiting thread of PyTorch spins before it sleeps, about 10 µs (libgomp's own number: several ms), and
-#: the exponent of two of those of NumPy's (OpenBLAS' own: 26)
+#: turns that a waiting thread of PyTorch spins before it sleeps, and the exponent of two of those of NumPy's
+#: (OpenBLAS' own: 26)
 _SPINS, _SPINS_EXPONENT = "1000", "4"
 #: dtype -> what /proc/cpuinfo calls instructions that multiply in it, on x86 and on Arm
 _PRODUCTS = {

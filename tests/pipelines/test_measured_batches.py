@@ -130,6 +130,11 @@ def test_files_are_bulk_by_their_size(calls, tmp_path):
     embed_files([tmp_path / "docs"], tmp_path / "index.parquet", encoder=encoder)
     assert calls
     assert encoder.batch_tokens == 512
+    calls.clear()
+    for found in tmp_path.glob("*.json"):
+        found.unlink()
+    embed_files([tmp_path / "docs"], tmp_path / "index.parquet", encoder=SentenceEncoder())
+    assert not calls  # all is in the index
 
 
 @pytest.mark.parametrize("family", ["Bert", "Longformer", "Mega", "Roberta"])

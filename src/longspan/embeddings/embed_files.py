@@ -125,9 +125,6 @@ class EmbedRun:
     def execute(self, paths: Sequence[str | os.PathLike[str]]) -> None:
         """Do the work."""
         sources = self._find(paths)
-        if self._options.batch_tokens is None:
-            self._encoder.suit_machine(sum(source.size for source in sources.values()) // _BYTES_OF_TOKEN)
-            self._batch_tokens = self._encoder.batch_tokens
         writer = IndexWriter(
             self.report.output,
             settings=self._settings(),
@@ -139,7 +136,11 @@ class EmbedRun:
         with writer:
             others = self._others(writer, sources)
             work = self._plan(writer, sources)
-            self._progress.start(len(work), sum(file.source.size for file in work))
+            size = sum(file.source.size for file in work)
+            if self._options.batch_tokens is None:
+                self._encoder.suit_machine(size // _BYTES_OF_TOKEN)
+                self._batch_tokens = self._encoder.batch_tokens
+            self._progress.start(len(work), size)
             self._embed(writer, self._shards(work, writer.shard_tokens))
             with self.watch.time("write"):
                 self._finish(writer, sources, others)

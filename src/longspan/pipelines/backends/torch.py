@@ -93,6 +93,8 @@ class _TorchBackend(base.Backend):
         if not self.on_cpu or work < measured_batches.IS_BULK or self._is_measured:
             return self._is_measured
         with _measuring:
+            if self._is_measured:  # by another thread, meanwhile
+                return True
             self._bulk += work
             kind, threads = self._kind(), torch.get_num_threads()
             found = measured_batches.stored(kind)
