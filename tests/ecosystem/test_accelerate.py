@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from accelerate import (
     load_checkpoint_and_dispatch,
 )
 from tests.ecosystem.models import IDS, LANGUAGE_MODELS, batch, make
+from tests.processes import run_group
 from tests.tolerances import assert_close
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("ignore")]  # accelerate warns about CPUs
@@ -117,7 +117,7 @@ def test_states_of_a_run(name, tmp_path):
 
 def test_two_processes_with_ddp_and_fsdp2():
     worker = Path(__file__).with_name("parallel_worker.py")
-    done = subprocess.run([sys.executable, str(worker)], capture_output=True, text=True, timeout=300, check=False)
+    done = run_group([sys.executable, str(worker)], timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("equal") == 10
     assert done.stdout.count("generates the same") == 4

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
 from tests.docs.engines import engine_code, remark
 from tests.ecosystem import ray_tasks
 from tests.pipelines.task_models import make_summarizer, make_task_model
+from tests.processes import run_group
 from tests.tiny_encoder import make_sentence_model
 
 pytestmark = pytest.mark.ecosystem
@@ -166,14 +166,11 @@ def output(minilm_dir, tmp_path_factory):
     script.write_text(f"{WORKER}{ray_tasks.CODE}{DEATHS}{ONE_ACTOR}{engine_code('Ray Data')}")
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     quiet["RAY_DATA_CLUSTER_AUTOSCALER"] = "V1"  # the second one has a process of its own
-    done = subprocess.run(
+    done = run_group(
         [sys.executable, str(script), *map(str, models), str(work)],
         env={**os.environ, **quiet},
         cwd=work,
-        capture_output=True,
-        text=True,
         timeout=550,
-        check=False,
     )
     return done.stdout + "\n" + done.stderr[-3000:]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.docs.engines import engine_code, remark
 from tests.pipelines.task_models import make_task_model
+from tests.processes import run_group
 
 pytestmark = pytest.mark.ecosystem
 SPARK = Path(sys.prefix) / "spark"
@@ -69,14 +69,11 @@ def test_pandas_functions(minilm_dir: Path, tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(f"{WORKER}{engine_code('Spark')}spark.stop()\n")
     path = os.pathsep.join([str(SPARK), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+    done = run_group(
         [sys.executable, str(script), str(model), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
         timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == remark("Spark")

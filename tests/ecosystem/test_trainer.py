@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import run_group
 
 pytestmark = pytest.mark.ecosystem
 HERE = Path(__file__).parent
@@ -35,6 +35,6 @@ def test_runs(path, checks):
     known = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*before, *known])}
     worker = [sys.executable, str(HERE / "trainer_worker.py"), *checks]
-    done = subprocess.run(worker, capture_output=True, text=True, env=environment, timeout=400, check=False)
+    done = run_group(worker, env=environment, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert [line.removesuffix(" ok") for line in done.stdout.splitlines() if line.endswith(" ok")] == checks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 from tests.hardening.conftest import IS_LONG
 from tests.pipelines.task_models import make_task_model
+from tests.processes import run_group
 from tests.tiny_encoder import make_sentence_model
 
 CALLS = 2000 if IS_LONG else 96
@@ -26,7 +26,7 @@ def folder(tmp_path_factory, minilm_dir):
 @pytest.mark.parametrize("framework", ["torch", "flax", "keras"])
 def test_equal_to_serial_without_deadlock_or_growth(folder, figures, framework):
     command = [sys.executable, "-m", "tests.hardening.concurrency_worker", framework, str(folder), str(CALLS)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_group(command, timeout=3600 if IS_LONG else 600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     for key in ("cases", "held"):

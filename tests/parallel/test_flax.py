@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.grid import grid
 from tests.parallel.cases import CASES
+from tests.processes import run_group
 from tests.tolerances import TOLERANCE
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def run(*names):
     root = HERE.parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     command = [sys.executable, str(HERE / "flax_worker.py"), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = run_group(command, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.grid import grid
 from tests.parallel.cases import CASES
+from tests.processes import run_group
 from tests.tolerances import TOLERANCE
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def run(*words):
     root = HERE.parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     command = [sys.executable, str(HERE / "worker.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    done = run_group(command, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_threads_to_come_have_all_of_pytorch():
     thread.join()
     assert found == [2]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are told of as Linux does")
+def test_whoever_forks_afterwards_meets_no_thread_on_its_way_out():
+    left = torch.ones(64, 64)
+    for _ in range(50):
+        native_ids = set(side_by_side(lambda _: (left @ left, threading.get_native_id())[1], range(4), 2))
+        assert not native_ids & {int(each.name) for each in Path("/proc/self/task").iterdir()}
 
 
 def test_an_error_ends_the_run():

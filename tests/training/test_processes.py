@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import run_group
 from tests.training.conftest import documents, write_lines
 
 from longspan import (
@@ -74,7 +74,7 @@ def outcomes(encoder, tmp_path_factory):
     }  # fmt: skip
     line = [sys.executable, "-m", "tests.training.processes_worker", str(folder), json.dumps(commands)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False, env=environment)
+    done = run_group(line, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,6 +26,8 @@ Result = TypeVar("Result")
 
 #: batches that are begun or done for each lane before the first result is taken
 _AHEAD = 2
+#: seconds in which the system ends a thread, at most
+_ENDING = 1.0
 
 
 def most_lanes(model: nn.Module) -> int:
@@ -51,8 +55,10 @@ def side_by_side(run: Callable[[Item], Result], items: Sequence[Item], lanes: in
 
 def _in_lanes(run: Callable[[Item], Result], items: Sequence[Item], lanes: int) -> Iterator[Result]:
     num_threads, started = torch.get_num_threads(), threading.Barrier(lanes + 1)
+    native_ids: list[int] = []
 
     def enter() -> None:
+        native_ids.append(threading.get_native_id())
         torch.get_num_threads()  # a thread's first question sets it to the number of all threads
         torch.set_num_threads(max(num_threads // lanes, 1))
         started.wait()
@@ -78,3 +84,16 @@ def _in_lanes(run: Callable[[Item], Result], items: Sequence[Item], lanes: int) 
             submit(1)
     finally:
         pool.shutdown(cancel_futures=True)
+        _await_ends(native_ids)
+
+
+def _await_ends(native_ids: Iterable[int]) -> None:
+    """Wait until the system has ended threads that Python has.
+
+    On its way out a thread gives back what MKL kept for it, under a lock: a process that is forked meanwhile keeps
+    the lock, and its first product waits for ever.
+    """
+    latest = time.monotonic() + _ENDING
+    for each in native_ids:
+        while Path(f"/proc/self/task/{each}").exists() and time.monotonic() < latest:
+            time.sleep(0)
