@@ -20,7 +20,7 @@ demo: $(VENV)/demo.stamp
 	@$(BIN)/python scripts/demo.py $(DOCS)
 
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1 $(ARGS)
 
 # the widest grids too
 test-all:
@@ -47,7 +47,7 @@ ecosystem: $(VENV)/test.stamp $(VENV)/spark.stamp
 
 # all cases of the batteries, and their figures in docs/reliability.md
 hardening: $(VENV)/test.stamp
-	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/hardening tests/pipelines/test_kill.py tests/pipelines/test_task_kill.py $(ARGS)
+	LONGSPAN_HARDENING=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o faulthandler_timeout=0 tests/hardening tests/pipelines/test_kill.py tests/pipelines/test_task_kill.py $(ARGS)
 	$(BIN)/python scripts/reliability.py
 
 # ISA=avx2: with these instructions only, on both sides; ARGS="--minutes 20 --only 'embed/*' 'newest/*'" says what and how long

@@ -25,7 +25,7 @@ def run(*names):
     root = HERE.parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
     command = [sys.executable, str(HERE / "flax_worker.py"), *names]
-    done = run_group(command, env=environment, timeout=900)
+    done = run_group(command, env=environment, timeout=700)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 

@@ -23,7 +23,7 @@ def peaks(request):
     asked = [item.callspec.params["name"] for item in request.session.items if "peaks" in item.fixturenames]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [sys.executable, str(ROOT / "tests/training/capacity_worker.py"), *asked]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=700)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(line) for line in done.stdout.splitlines())
 
