@@ -392,6 +392,28 @@ def test_both_passes_hold_one_block_of_scores_at_most(masked):
     assert memory.entries < length * length
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_the_memory_of_the_queries_may_take_the_result(masked, dtype):
+    # as a model makes them: heads of one token lie side by side
+    query, key, value = (torch.randn(2, 70, heads, HEAD_DIM).to(dtype).transpose(1, 2) for heads in (8, 2, 2))
+    arguments = {"key_mask": torch.rand(2, 70) > 0.2} if masked else {}
+    before, lam = query.clone(), torch.tensor(0.4)
+    with torch.no_grad():
+        expected = differential_attention(query, key, value, lam, **arguments).output
+        assert torch.equal(query, before)
+        output = differential_attention(query, key, value, lam, **arguments, overwrite_query=True).output
+    assert torch.equal(output, expected)
+    if dtype == torch.float32:
+        assert output.data_ptr() == query.data_ptr()
+        assert output.shape == (2, 70, 4, 2 * HEAD_DIM)
+    query = before.clone().requires_grad_()
+    with_gradient = differential_attention(query, key, value, lam, **arguments, overwrite_query=True).output
+    assert torch.equal(with_gradient, expected)
+    assert torch.equal(query, before)
+
+
 def test_keys_and_values_are_never_repeated():
     num_maps, length = 16, 512
     query = torch.randn(1, num_maps, 2, 64)

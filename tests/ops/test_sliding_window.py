@@ -332,6 +332,41 @@ def test_auto_takes_chunks_on_a_cpu():
     assert ran == ["chunked"]
 
 
+@pytest.mark.parametrize("mask", [None, "random", "dead"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_memory_of_the_queries_may_take_the_result(shape, mask):
+    case = Case(*shape, bias=True, mask=mask)
+    arguments = case.arguments(case.tensors(torch.float32))
+    with torch.no_grad():
+        expected = sliding_window_attention(**arguments)
+        # as a model makes them: heads of one token lie side by side
+        query = arguments["query"].transpose(1, 2).clone().transpose(1, 2)
+        output = sliding_window_attention(**arguments | {"query": query}, overwrite_query=True)
+    assert (output.data_ptr(), output.stride()) == (query.data_ptr(), query.stride())
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_queries_stay_where_they_are_needed(dtype):
+    """With gradients, as long as nothing is said, and where the products run in another dtype."""
+    case = Case(50, 3, 3, 2)
+    arguments = {name: value.detach() if isinstance(value, torch.Tensor) else value
+                 for name, value in case.arguments(case.tensors(dtype)).items()}  # fmt: skip
+    before = arguments["query"].clone()
+    with torch.no_grad():
+        expected = sliding_window_attention(**arguments)
+        assert torch.equal(arguments["query"], before)
+    query = before.clone().requires_grad_()
+    output = sliding_window_attention(**arguments | {"query": query}, overwrite_query=True)
+    assert torch.equal(output, expected)
+    assert torch.equal(query, before)
+    with torch.no_grad():
+        query, wide = before.clone(), torch.cat((arguments["value"], arguments["value"]), dim=-1)
+        extra = arguments["extra"]._replace(value=torch.cat((arguments["extra"].value,) * 2, dim=-1))
+        sliding_window_attention(**arguments | {"query": query, "value": wide, "extra": extra}, overwrite_query=True)
+    assert torch.equal(query, before), "values of another size do not fit"
+
+
 def test_no_extra_keys_is_the_same_as_an_empty_set():
     case = Case(50, 3, 3, 0, mask="random")
     arguments = case.arguments(case.tensors(torch.float32))

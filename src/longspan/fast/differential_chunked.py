@@ -53,6 +53,8 @@ def chunked_attention(
     seed: Tensor | None,
     scale: float,
     dropout: float,
+    *,
+    overwrite_query: bool = False,
 ) -> Tensor:
     """Differential attention in blocks of query rows; arguments as in `differential_attention`, and a seed of dropout.
 
@@ -61,14 +63,15 @@ def chunked_attention(
     """
     rest = (lam, position, key_mask, segment_ids, seed, scale, dropout)
     if lacks_instructions(query) and query.shape[2] > 1:
-        return chunked_attention(query.float(), key.float(), value.float(), *rest).to(query.dtype)
+        wide = chunked_attention(query.float(), key.float(), value.float(), *rest, overwrite_query=True)
+        return wide.to(query.dtype)
     if _needs_gradient(query, key, value, lam):
         output: Tensor = torch.ops.longspan.differential_attention(query, key, value, *rest)
         return output
     is_last = query.shape[2] == 1 and position is None and segment_ids is None and dropout == 0.0
     if is_last and query.device.type == "cpu":
         return one_query_attention(query, key, value, lam, key_mask=key_mask, scale=scale)
-    return _forward(query, key, value, *rest)
+    return _forward(query, key, value, *rest, overwrite_query=overwrite_query)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -469,10 +472,15 @@ def _forward(
     seed: Tensor | None,
     scale: float,
     dropout: float,
+    *,
+    overwrite_query: bool = False,
 ) -> Tensor:
     arguments = (query, key, value, float(lam), position, *_needed(key_mask, segment_ids), seed, scale, dropout)
     output = _pass(*arguments, shifts=False) if query.dtype == torch.bfloat16 and seed is None else None
-    return _pass(*arguments, shifts=True) if output is None else output  # type: ignore[return-value]  # a shift gives all
+    if output is None:
+        output = _pass(*arguments, shifts=True, overwrite_query=overwrite_query)
+    assert output is not None, "a shift gives all"
+    return output
 
 
 def _pass(
@@ -488,6 +496,7 @@ def _pass(
     dropout: float,
     *,
     shifts: bool,
+    overwrite_query: bool = False,
 ) -> Tensor | None:
     """The forward pass with a softmax (`shifts`), or with powers that are normalised last; None if a row needs a shift.
 
@@ -498,7 +507,9 @@ def _pass(
     if key.shape[1] % 2 and not shifts:
         key, value = (states.repeat_interleave(2, dim=1) for states in (key, value))
     batch, num_maps, num_queries, head_dim = query.shape
-    output = query.new_empty(batch, num_queries, num_maps // 2, 2 * head_dim)
+    shape, by_row = (batch, num_queries, num_maps // 2, 2 * head_dim), query.transpose(1, 2)
+    # a copy of the queries, scaled, is what all blocks read
+    output = by_row.view(shape) if overwrite_query and by_row.is_contiguous() else query.new_empty(shape)
     all_sums = query.new_empty(num_queries * batch * num_maps)
     blocks = _blocks(query, key, position, key_mask, segment_ids)
     steps: Iterable[_Step] = _steps(query, key, value, output, all_sums, blocks, scale if shifts else scale * LOG2_E)

@@ -44,12 +44,14 @@ def chunked_attention(
     bias: Tensor | None,
     extra: ExtraKeys | None,
     dropout: float,
+    overwrite_query: bool = False,
 ) -> Tensor:
     """Output (B, H, S, E); see `sliding_window_attention`."""
     dtype = query.dtype
     # no overflow in float16; and half-precision products without instructions for them are several times as slow
     if lacks_instructions(query) or (dtype == torch.float16 and query.device.type == "cpu"):
         query, key, value = query.float(), key.float(), value.float()
+        overwrite_query = not torch.is_grad_enabled()  # a copy of ours
         if extra is not None:
             extra = extra._replace(key=extra.key.float(), value=extra.value.float())
     batch, heads, length, _ = query.shape
@@ -68,6 +70,8 @@ def chunked_attention(
         seed=int(torch.randint(2**62, ())) if dropout > 0.0 else 0,
     )
     tensors = (query, key, value, bias, extra_key, extra_value, extra_bias, mask, extra_mask, position)
+    if overwrite_query and value.shape == query.shape and not torch.is_grad_enabled():
+        return _attend(tensors, plan, query).to(dtype)
     output: Tensor = _Chunked.apply(*tensors, plan)
     return output.to(dtype)
 
@@ -218,6 +222,18 @@ def view(buffer: Tensor, shape: Sequence[int]) -> Tensor:
     return buffer[: torch.Size(shape).numel()].view(*shape)
 
 
+def _attend(tensors: Sequence[Any], plan: _Plan, output: Tensor) -> Tensor:
+    """Write the result to `output`, (B, H, S, E); that may be the queries, of which a chunk reads its own alone."""
+    with torch.autocast(output.device.type, enabled=False):
+        walk = _Walk(tensors, plan)
+        for chunk in walk:
+            factor = walk.dropout_factor(chunk)
+            weights = chunk.weights if factor is None else chunk.weights.mul_(factor)
+            result = torch.bmm(weights, chunk.values).unflatten(0, (-1, output.shape[1]))
+            output[chunk.items, :, chunk.rows] = walk.zero_rows_without_keys(result, chunk)
+    return output
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -226,15 +242,7 @@ class _Chunked(torch.autograd.Function):
         ctx.plan = plan
         query, value = tensors[0], tensors[2]
         batch, heads, length, _ = query.shape
-        output = query.new_empty(batch, length, heads, value.shape[-1])
-        with torch.autocast(query.device.type, enabled=False):
-            walk = _Walk(tensors, plan)
-            for chunk in walk:
-                factor = walk.dropout_factor(chunk)
-                weights = chunk.weights if factor is None else chunk.weights.mul_(factor)
-                result = torch.bmm(weights, chunk.values).unflatten(0, (-1, heads))
-                output[chunk.items, chunk.rows] = walk.zero_rows_without_keys(result, chunk).transpose(1, 2)
-        return output.transpose(1, 2)
+        return _attend(tensors, plan, query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2))
 
     @staticmethod
     @once_differentiable

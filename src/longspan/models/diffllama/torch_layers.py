@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from longspan.errors import InputError
 from longspan.models.diffllama.config import DiffLlamaConfig
 from longspan.nn.torch.activations import get_activation
-from longspan.nn.torch.apply import project, tokenwise
+from longspan.nn.torch.apply import may_overwrite, project, tokenwise
 from longspan.nn.torch.cache import Cache, DynamicCache, LegacyCache, as_cache
 from longspan.nn.torch.checks import values_visible
 from longspan.nn.torch.masks import extend_mask
@@ -276,6 +276,7 @@ class DiffLlamaAttention(nn.Module):
             segment_ids=plan.segment_ids,
             dropout=self.dropout if self.training else 0.0,
             output_weights=plan.output_weights,
+            overwrite_query=may_overwrite(self),
         )
         heads = attended.output.flatten(2)  # (B, S, A·D)
         return tokenwise(self._project_out, heads, owner=self.o_proj, width=heads.shape[-1]), attended

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from longspan.errors import InputError
 from longspan.models.longformer.config import LongformerConfig
-from longspan.nn.torch.apply import lookup, may_replace, project
+from longspan.nn.torch.apply import lookup, may_overwrite, may_replace, project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.dropout import Dropout
 from longspan.nn.torch.outputs import Tensors
@@ -314,7 +314,8 @@ class LongformerSelfAttention(nn.Module):
             "implementation": plan.implementation,
         }
         if not plan.needs_weights:
-            context = sliding_window_attention(query, key, value, shard=plan.shard, **arguments)
+            arguments |= {"shard": plan.shard, "overwrite_query": may_overwrite(self)}
+            context = sliding_window_attention(query, key, value, **arguments)
             return context if head_mask is None else context * head_mask, None
         _, weights = sliding_window_attention_weights(query, key, value, **arguments)
         weights = weights_by_offset(weights, left=self.radius, right=self.radius, length=query.shape[2])

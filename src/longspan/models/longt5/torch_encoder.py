@@ -22,7 +22,7 @@ from longspan.models.longt5.torch_layers import (
     end_residual,
     relative_embedding,
 )
-from longspan.nn.torch.apply import project
+from longspan.nn.torch.apply import may_overwrite, project
 from longspan.nn.torch.base import CheckpointedLayers
 from longspan.nn.torch.checks import check_ids, input_shape
 from longspan.nn.torch.dropout import Dropout
@@ -135,6 +135,13 @@ class LongT5LocalAttention(LongT5Projections):
             (B, S, H), and the weights (B, N, A, R + 1, 3 (R + 1) + G) if the plan needs them: the tokens of the block
             before, of the block and of the block behind, then the summaries.
         """
+        context, weights = self._attend(hidden_states, plan, head_mask)
+        return self.merge(context), weights
+
+    def _attend(
+        self, hidden_states: Tensor, plan: EncoderPlan, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The contexts (B, A, S, D), and the weights if the plan needs them; queries, keys and values end with it."""
         arguments: dict[str, Any] = {
             "left": self.radius,
             "right": self.radius,
@@ -147,12 +154,13 @@ class LongT5LocalAttention(LongT5Projections):
         }
         query, key, value = (self.split(project(layer, hidden_states)) for layer in (self.q, self.k, self.v))
         if not plan.needs_weights:
-            context = sliding_window_attention(query, key, value, shard=plan.shard, **arguments)
-            return self.merge(context if head_mask is None else context * head_mask), None
+            arguments |= {"shard": plan.shard, "overwrite_query": may_overwrite(self)}
+            context = sliding_window_attention(query, key, value, **arguments)
+            return context if head_mask is None else context * head_mask, None
         _, weights = sliding_window_attention_weights(query, key, value, rows=self.radius + 1, **arguments)
         weights = self._in_three_blocks(weights, hidden_states.shape[1] // self.global_block_size)
         weights = weights if head_mask is None else weights * head_mask
-        return self.merge(self._weigh(weights, value, arguments["extra"])), weights
+        return self._weigh(weights, value, arguments["extra"]), weights
 
     def add_biases(self, plan: EncoderPlan) -> EncoderPlan:
         """Add the biases, which the first layer holds for all."""
@@ -307,6 +315,7 @@ class LongT5Encoder(ReadsContext, CheckpointedLayers):
         keeps_states = resolve(output_hidden_states, config.output_hidden_states)
         dtype = inputs_embeds.dtype
         hidden_states = begin_residual(self.dropout(inputs_embeds))
+        del inputs_embeds  # the layers run without it
         states, attentions = [], []
         for index, block in enumerate(self.block):
             if keeps_states:

@@ -116,6 +116,7 @@ def differential_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     output_weights: bool = False,
+    overwrite_query: bool = False,
 ) -> DifferentialAttention:
     """Causal differential attention.
 
@@ -132,6 +133,8 @@ def differential_attention(
         scale: Factor of the scores; default 1/√D.
         dropout: Probability with which an entry of a map is dropped; one draw serves both halves of the value.
         output_weights: Return the maps as well; only `"eager"` holds them.
+        overwrite_query: The memory of the queries may take the result: no gradient is asked for, and nobody reads them
+            afterwards. `"chunked"` makes use of it.
 
     Returns:
         The output and, if asked for, the maps.
@@ -144,7 +147,8 @@ def differential_attention(
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if chosen == "chunked":
         arguments = (query, key, value, lam, position, key_mask, segment_ids)
-        return DifferentialAttention(_chunked(*arguments, scale=scale, dropout=dropout))
+        output = _chunked(*arguments, scale=scale, dropout=dropout, overwrite_query=overwrite_query)
+        return DifferentialAttention(output)
     plain = position is None and key_mask is None and segment_ids is None
     if chosen == "sdpa" and plain and query.shape[2] in (1, key.shape[2]):  # no mask: the leanest kernels
         causal = query.shape[2] > 1
@@ -157,13 +161,13 @@ def differential_attention(
     return eager_attention(query, key, value, lam, mask=mask, scale=scale, dropout=dropout)
 
 
-def _chunked(*arguments: Tensor | None, scale: float, dropout: float) -> Tensor:
+def _chunked(*arguments: Tensor | None, scale: float, dropout: float, overwrite_query: bool) -> Tensor:
     seed = torch.randint(2**62, ()) if dropout > 0.0 else None
     if torch.compiler.is_compiling():
         return torch.ops.longspan.differential_attention(*arguments, seed, scale, dropout)
     kernel = fast_path(_CHUNKED)
     assert kernel is not None
-    return kernel(*arguments, seed, scale, dropout)
+    return kernel(*arguments, seed, scale, dropout, overwrite_query=overwrite_query)
 
 
 def visible_keys(

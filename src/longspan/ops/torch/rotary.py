@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from longspan.ops.rotary_tables import RotaryTable
+from longspan.ops.torch.modes import is_traced
 
 
 def select_frequencies(
@@ -75,4 +76,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (B, S, H, D): x · cos + swap(x) · sin, where swap exchanges the halves.
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    scaled, swapped = x * cos, x.roll(x.shape[-1] // 2, dims=-1)
+    if torch.is_grad_enabled() or is_traced(x):
+        return torch.addcmul(scaled, swapped, sin)
+    return scaled.addcmul_(swapped, sin)

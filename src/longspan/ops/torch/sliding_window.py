@@ -96,6 +96,7 @@ def sliding_window_attention(
     dropout: float = 0.0,
     implementation: str = "auto",
     shard: ContextShard | None = None,
+    overwrite_query: bool = False,
 ) -> Tensor:
     """Attention of each query to the keys near it and to a few extra keys.
 
@@ -117,6 +118,8 @@ def sliding_window_attention(
             `"flex"` (PyTorch's FlexAttention; the fastest on CUDA).
         shard: The tokens are the share of a sequence that this process holds. The windows reach into the shares next
             to it; `extra` is the same in all processes.
+        overwrite_query: The memory of the queries may take the result: no gradient is asked for, and nobody reads them
+            afterwards. `"chunked"` makes use of it.
 
     Returns:
         (B, H, S, E).
@@ -146,8 +149,9 @@ def sliding_window_attention(
     chunked = fast_path(_CHUNKED)
     assert chunked is not None
     return chunked(
-        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout
-    )
+        query, key, value, left=left, right=right, scale=scale, mask=mask, bias=bias, extra=extra, dropout=dropout,
+        overwrite_query=overwrite_query,
+    )  # fmt: skip
 
 
 def _with_neighbours(
