@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
-from benchmarks import compare, floor, frameworks, harness, table
+from benchmarks import compare, floor, frameworks, harness, memory, table
 from benchmarks.cases import bert, diffllama, longformer, longt5
 from benchmarks.machine import INSTRUCTIONS, MachineError, Setting, describe, machine
 
@@ -226,3 +227,47 @@ def test_frameworks_are_told_what_they_miss(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("cpu-*.json")), ids=lambda path: path.stem)
 def test_tables_are_those_of_their_figures(path):
     assert path.with_suffix(".md").read_text() == harness.render(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted(memory.RESULTS.glob("memory.json")), ids=lambda path: path.stem)
+def test_the_table_of_memory_is_that_of_its_figures(path):
+    assert path.with_suffix(".md").read_text() == memory.render(json.loads(path.read_text()))
+
+
+def test_memory_of_two_revisions_is_measured_in_turn(monkeypatch, tmp_path):
+    asked = []
+
+    @contextmanager
+    def checked_out(revision):
+        yield tmp_path / revision
+
+    def answer(tree, *name):
+        asked.append((tree.name, *name))
+        if not name:
+            return ["a/one", "b/two"] if tree == memory.ROOT else ["a/one", "c/three"]
+        return [len(asked) << 20, 5 << 20]
+
+    monkeypatch.setattr(memory, "checked_out", checked_out)
+    monkeypatch.setattr(memory, "asked", answer)
+    rows = memory.compare("old", ["a/*", "b/*", "c/*"], rounds=3)
+    assert asked[2:] == [("old", "a/one"), (memory.ROOT.name, "a/one")] * 3
+    assert rows == {"a/one": {"before": {"resident": 5 << 20, "tensors": 5 << 20},
+                              "now": {"resident": 6 << 20, "tensors": 5 << 20}}}  # fmt: skip
+    stored = {"machine": machine(Setting()), "revision": "old", "rounds": 3, "cases": rows}
+    assert "| a/one | 5 | 6 | 5 | 5 |" in memory.render(stored).splitlines()
+
+
+def test_tensors_are_counted_while_they_are_alive():
+    def run():
+        first = torch.ones(1 << 20)
+        second = first + 1
+        del first
+        return second + second
+
+    assert 8 << 20 <= memory.tensor_memory(run) < (8 << 20) + 256  # numbers are tensors too
+
+
+def test_cases_of_a_tree_are_asked_for_in_a_process_of_its_own():
+    assert "longformer/4096/float32" in memory.asked(memory.ROOT)
+    with pytest.raises(RuntimeError, match="none failed in"):
+        memory.asked(memory.ROOT, "none")
