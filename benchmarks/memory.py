@@ -25,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
 #: the cases in PyTorch whose memory is compared
 PATTERNS = (
     "bert/full/*", "bert/ragged/float32", "bert/ragged/bfloat16", "bert/train/*", "longformer/4096/*",
@@ -90,22 +91,30 @@ def checked_out(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
-def compare(revision: str, patterns: Sequence[str], rounds: int) -> dict[str, Any]:
+def compare(revision: str, patterns: Sequence[str], rounds: int) -> Iterator[tuple[str, Row]]:
     """Rows of the cases that both have: medians of resident memory, and the tensors' memory, in bytes."""
-    rows = {}
     with checked_out(revision) as tree:
         both = set(asked(ROOT)) & set(asked(tree))
-        for name in sorted(name for name in both if any(fnmatch(name, pattern) for pattern in patterns)):
+        names = [name for pattern in patterns for name in sorted(both) if fnmatch(name, pattern)]
+        for name in dict.fromkeys(names):
             found: dict[str, list[list[int]]] = {"before": [], "now": []}
             for _ in range(rounds):
                 for key, place in (("before", tree), ("now", ROOT)):
                     found[key].append(asked(place, name))
-            rows[name] = {
-                key: {"resident": int(statistics.median(one[0] for one in each)), "tensors": each[0][1]}
-                for key, each in found.items()
-            }
-            print(_line(name, rows[name]), flush=True)
-    return rows
+            row: Row = {"rounds": rounds}
+            for key, each in found.items():
+                row[key] = {"resident": int(statistics.median(one[0] for one in each)), "tensors": each[0][1]}
+            yield name, row
+
+
+def save(revision: str, found: dict[str, Any], name: str, row: Row) -> None:
+    """Write a row beside those of the same machine and the same earlier revision."""
+    path = RESULTS / "memory.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    cases = stored["cases"] if (stored.get("machine"), stored.get("revision")) == (found, revision) else {}
+    stored = {"machine": found, "revision": revision, "cases": dict(sorted({**cases, name: row}.items()))}
+    path.write_text(json.dumps(stored, indent=2) + "\n")
+    path.with_suffix(".md").write_text(render(stored))
 
 
 def render(stored: dict[str, Any]) -> str:
@@ -114,20 +123,20 @@ def render(stored: dict[str, Any]) -> str:
         of_machine().describe(stored["machine"]),
         "",
         f"Peak memory in MiB of one run of longspan, before (`{stored['revision']}`) and now, both of this machine: "
-        f"rise of the resident memory in a first run, median of {stored['rounds']} processes in turn, and what CPU "
-        "tensors take. Resident memory holds kernels and libraries that a first run loads, and gaps in the heap, which "
+        "rise of the resident memory in a first run, median of so many processes in turn, and what CPU tensors take. "
+        "Resident memory holds kernels and libraries that a first run loads, and gaps in the heap, which "
         "differ from run to run. Remade by `python -m benchmarks.memory REVISION`.",
         "",
-        "| case | resident before | now | tensors before | now |",
-        "|---|---|---|---|---|",
+        "| case | processes | resident before | now | tensors before | now |",
+        "|---|---|---|---|---|---|",
         *(_line(name, row) for name, row in stored["cases"].items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, row: dict[str, dict[str, int]]) -> str:
+def _line(name: str, row: Row) -> str:
     figures = [row[key][kind] / 2**20 for kind in ("resident", "tensors") for key in ("before", "now")]
-    return f"| {name} | {' | '.join(f'{figure:.0f}' for figure in figures)} |"
+    return f"| {name} | {row['rounds']} | {' | '.join(f'{figure:.0f}' for figure in figures)} |"
 
 
 def main() -> int:
@@ -146,10 +155,9 @@ def main() -> int:
     setting = of_machine().Setting()
     os.environ.update(setting.environment())
     found = of_machine().machine(setting)
-    rows = compare(options.revision, options.only, options.rounds)
-    stored = {"machine": found, "revision": options.revision, "rounds": options.rounds, "cases": rows}
-    (RESULTS / "memory.json").write_text(json.dumps(stored, indent=2) + "\n")
-    (RESULTS / "memory.md").write_text(render(stored))
+    for name, row in compare(options.revision, options.only, options.rounds):
+        save(options.revision, found, name, row)
+        print(_line(name, row), flush=True)
     return 0
 
 

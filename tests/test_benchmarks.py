@@ -249,12 +249,17 @@ def test_memory_of_two_revisions_is_measured_in_turn(monkeypatch, tmp_path):
 
     monkeypatch.setattr(memory, "checked_out", checked_out)
     monkeypatch.setattr(memory, "asked", answer)
-    rows = memory.compare("old", ["a/*", "b/*", "c/*"], rounds=3)
+    rows = dict(memory.compare("old", ["a/*", "b/*", "c/*"], rounds=3))
     assert asked[2:] == [("old", "a/one"), (memory.ROOT.name, "a/one")] * 3
-    assert rows == {"a/one": {"before": {"resident": 5 << 20, "tensors": 5 << 20},
-                              "now": {"resident": 6 << 20, "tensors": 5 << 20}}}  # fmt: skip
-    stored = {"machine": machine(Setting()), "revision": "old", "rounds": 3, "cases": rows}
-    assert "| a/one | 5 | 6 | 5 | 5 |" in memory.render(stored).splitlines()
+    figures = {"before": {"resident": 5 << 20, "tensors": 5 << 20}, "now": {"resident": 6 << 20, "tensors": 5 << 20}}
+    assert rows == {"a/one": {"rounds": 3, **figures}}
+    monkeypatch.setattr(memory, "RESULTS", tmp_path)
+    found = machine(Setting())
+    for revision, name in [("older", "a/two"), ("old", "b/two"), ("old", "a/one")]:
+        memory.save(revision, found, name, rows["a/one"])
+    lines = (tmp_path / "memory.md").read_text().splitlines()
+    assert lines[-2:] == [f"| {name} | 3 | 5 | 6 | 5 | 5 |" for name in ("a/one", "b/two")]
+    assert not any(line.startswith("| a/two") for line in lines)
 
 
 def test_tensors_are_counted_while_they_are_alive():
