@@ -1,7 +1,7 @@
 """Peak memory of this code beside that of an earlier revision, on one machine: `python -m benchmarks.memory REVISION`.
 
 The resident memory of a run depends on the machine, on the allocator and on the holes that building a case leaves in
-the heap: the same code differs by a quarter from one machine to another. So both revisions are measured in turn, in
+the heap: the same code differs from one machine and one run to another. So both revisions are measured in turn, in
 fresh processes, with the cases of their own harness; and beside the resident memory stands what tensors take, which is
 the same in every run. The table goes to `benchmarks/results/memory.{json,md}`.
 """
