@@ -51,7 +51,7 @@ def chunked_attention(
     # no overflow in float16; and half-precision products without instructions for them are several times as slow
     if lacks_instructions(query) or (dtype == torch.float16 and query.device.type == "cpu"):
         query, key, value = query.float(), key.float(), value.float()
-        overwrite_query = not torch.is_grad_enabled()  # a copy of ours
+        overwrite_query = True  # a copy of ours
         if extra is not None:
             extra = extra._replace(key=extra.key.float(), value=extra.value.float())
     batch, heads, length, _ = query.shape
